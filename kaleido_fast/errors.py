@@ -1,0 +1,30 @@
+"""Errors that a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that was passed in cannot be used.
+
+    The text is one line: what was given, what is allowed, what to do. The command line prints it and exits with 2.
+    """
+
+
+class SamplingInterruptedError(KeyboardInterrupt):
+    """Ctrl-C during sampling; ``done`` of ``n_chains`` chains were complete. Still a `KeyboardInterrupt` to its caller."""
+
+    def __init__(self, done: int, n_chains: int) -> None:
+        super().__init__(f"interrupted: {done:,} of {n_chains:,} chains were complete; nothing was written")
+        self.done = done
+        self.n_chains = n_chains
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """The error for a name outside a closed list: lists the known names and suggests the nearest."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return InputError(f"unknown {kind} {name!r}: known are {', '.join(names)}{hint}")

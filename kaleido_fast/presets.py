@@ -1,0 +1,129 @@
+"""The six reference networks and the recipes that train them: plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kaleido_fast.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Layer widths of one reference network: ``dim`` - ``hidden`` x (``layers`` - 1) - ``dim``, all linear layers with bias."""
+
+    name: str
+    dim: int
+    hidden: int
+    layers: int
+    bound: str
+    sample_shape: tuple[int, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.dim, *[self.hidden] * (self.layers - 1), self.dim)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How a network is trained.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: examples per step (drawn with replacement when the data set is smaller).
+        learning_rate: peak of the schedule.
+        noise: standard deviation of the Gaussian noise added to inputs, in units of half the data range; 0 trains a plain
+            autoencoder (the published recipe).
+        pair_mix: inputs are moved up to this share of the way towards another example; 0 is off.
+        init: "kaiming" (normal, linear gain on the last layer, zero bias) or "default" (torch's).
+        schedule: "cosine" (to 1 % of the peak) or "constant".
+        warmup: steps of linear warm-up.
+        held_out: examples kept back for choosing the best weights and for evaluation.
+        attempts: seeds tried until every training example is a stable fixed point; 1 accepts what comes.
+    """
+
+    steps: int = 4000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    noise: float = 0.4
+    pair_mix: float = 0.0
+    init: str = "kaiming"
+    schedule: str = "cosine"
+    warmup: int = 100
+    held_out: int = 0
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A documented way to a good model: network, data set by name, recipe, recommended sampling settings."""
+
+    network: NetworkShape
+    dataset: str
+    recipe: TrainingRecipe
+    sampling: dict[str, float] = field(default_factory=dict)
+    limit: int | None = None
+
+
+NETWORKS: dict[str, NetworkShape] = {
+    shape.name: shape
+    for shape in (
+        NetworkShape("points1d", 1, 10, 10, "tanh", (1,)),
+        NetworkShape("points2d", 2, 50, 7, "sigmoid", (2,)),
+        NetworkShape("digits", 64, 256, 6, "tanh", (8, 8)),
+        NetworkShape("deep128", 64, 128, 10, "tanh", (8, 8)),
+        NetworkShape("mnist", 784, 500, 11, "tanh", (28, 28)),
+        NetworkShape("cifar", 3072, 2000, 11, "tanh", (32, 32, 3)),
+    )
+}
+
+PUBLISHED_RECIPE = TrainingRecipe(
+    steps=10_000, batch_size=1000, learning_rate=1e-4, noise=0.0, init="default", schedule="constant", warmup=0
+)
+
+PRESETS: dict[str, Preset] = {
+    "points1d": Preset(
+        NETWORKS["points1d"],
+        "points1d",
+        TrainingRecipe(steps=3000, batch_size=16, learning_rate=3e-3, noise=0.05, attempts=10),
+        {"burn_in": 49, "jitter": 0.0},
+    ),
+    "points2d": Preset(
+        NETWORKS["points2d"],
+        "points2d",
+        TrainingRecipe(steps=1500, batch_size=16, learning_rate=1e-3, noise=0.1, attempts=10),
+        {"burn_in": 49, "jitter": 0.0},
+    ),
+    "digits": Preset(
+        NETWORKS["digits"],
+        "digits",
+        TrainingRecipe(steps=12_000, batch_size=128, learning_rate=1e-3, noise=0.4, held_out=500),
+        {"burn_in": 19, "thin": 1, "jitter": 0.5, "settle": 2},
+    ),
+    "deep128": Preset(
+        NETWORKS["deep128"],
+        "digits",
+        TrainingRecipe(steps=8000, batch_size=128, learning_rate=1e-3, noise=0.4, held_out=500),
+        {"burn_in": 19, "thin": 1, "jitter": 0.5, "settle": 2},
+    ),
+    "mnist": Preset(
+        NETWORKS["mnist"],
+        "mnist",
+        TrainingRecipe(steps=3500, batch_size=128, learning_rate=1e-3, noise=0.5, pair_mix=0.4),
+        {"burn_in": 49, "jitter": 0.0},
+        limit=1000,
+    ),
+    "cifar": Preset(
+        NETWORKS["cifar"],
+        "cifar10",
+        TrainingRecipe(steps=20_000, batch_size=256, learning_rate=5e-4, noise=1.0, pair_mix=0.4),
+        {"burn_in": 49, "jitter": 0.0},
+        limit=1000,
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called ``name``; an unknown one raises `InputError` with the nearest known name."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]
