@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class SamplingInterruptedError(KeyboardInterrupt):
-    """Ctrl-C during sampling; ``done`` of ``n_chains`` chains were complete. Still a `KeyboardInterrupt` to its caller."""
+    """Ctrl-C during sampling; ``done`` of ``n_chains`` chains were complete. A `KeyboardInterrupt` to its caller."""
 
     def __init__(self, done: int, n_chains: int) -> None:
         super().__init__(f"interrupted: {done:,} of {n_chains:,} chains were complete; nothing was written")

@@ -37,7 +37,9 @@ def check_writable(path: Path) -> None:
 def write_error(path: Path, problem: OSError) -> InputError:
     """One line for a failed write of ``path``."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return InputError(f"cannot write {path}: no space left there ({problem.strerror}); free some or write elsewhere")
+        return InputError(
+            f"cannot write {path}: no space left there ({problem.strerror}); free some or write elsewhere"
+        )
     if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"cannot write {path}: {problem.strerror}; write into a folder of yours")
     return InputError(f"cannot write {path}: {problem.strerror or problem}")
@@ -47,7 +49,8 @@ def write_error(path: Path, problem: OSError) -> InputError:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well, flush it to disk and rename it to ``path``.
 
-    On any error the temporary file is removed and an earlier ``path`` is untouched. An `OSError` becomes an `InputError`.
+    On any error the temporary file is removed and an earlier ``path`` is untouched; an `OSError` becomes an
+    `InputError`.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part" + path.suffix)

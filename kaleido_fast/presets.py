@@ -9,7 +9,7 @@ from kaleido_fast.errors import unknown_name
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Layer widths of one reference network: ``dim`` - ``hidden`` x (``layers`` - 1) - ``dim``, all linear layers with bias."""
+    """Sizes of one reference network: ``layers`` linear layers with bias, ``hidden`` values between them."""
 
     name: str
     dim: int
@@ -31,8 +31,8 @@ class TrainingRecipe:
         steps: optimiser steps.
         batch_size: examples per step (drawn with replacement when the data set is smaller).
         learning_rate: peak of the schedule.
-        noise: standard deviation of the Gaussian noise added to inputs, in units of half the data range; 0 trains a plain
-            autoencoder (the published recipe).
+        noise: standard deviation of the Gaussian noise added to inputs, in units of half the data range; 0 trains a
+            plain autoencoder (the published recipe).
         pair_mix: inputs are moved up to this share of the way towards another example; 0 is off.
         init: "kaiming" (normal, linear gain on the last layer, zero bias) or "default" (torch's).
         schedule: "cosine" (to 1 % of the peak) or "constant".

@@ -1,0 +1,64 @@
+"""Sample generative kaleidoscopic networks: one deep MLP iterated over 100,000 chains at once."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kaleido_fast.checkpoint import Checkpoint as Checkpoint
+    from kaleido_fast.checkpoint import ModelCard as ModelCard
+    from kaleido_fast.checkpoint import Scaling as Scaling
+    from kaleido_fast.checkpoint import load_checkpoint as load_checkpoint
+    from kaleido_fast.checkpoint import save_checkpoint as save_checkpoint
+    from kaleido_fast.datasets import Dataset as Dataset
+    from kaleido_fast.datasets import load_dataset as load_dataset
+    from kaleido_fast.errors import InputError as InputError
+    from kaleido_fast.errors import SamplingInterruptedError as SamplingInterruptedError
+    from kaleido_fast.model import KaleidoMLP as KaleidoMLP
+    from kaleido_fast.model import ModelSpec as ModelSpec
+    from kaleido_fast.plan import SamplePlan as SamplePlan
+    from kaleido_fast.plan import SampleRequest as SampleRequest
+    from kaleido_fast.result import Outcome as Outcome
+    from kaleido_fast.result import SampleResult as SampleResult
+    from kaleido_fast.result import SampleStats as SampleStats
+    from kaleido_fast.sampling import fast_sample as fast_sample
+    from kaleido_fast.training import train as train
+
+# Names load on first use, so that `kaleido-fast --help` need not wait for torch.
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Dataset": "datasets",
+    "InputError": "errors",
+    "KaleidoMLP": "model",
+    "ModelCard": "checkpoint",
+    "ModelSpec": "model",
+    "Outcome": "result",
+    "SamplePlan": "plan",
+    "SampleRequest": "plan",
+    "SampleResult": "result",
+    "SampleStats": "result",
+    "SamplingInterruptedError": "errors",
+    "Scaling": "checkpoint",
+    "fast_sample": "sampling",
+    "load_checkpoint": "checkpoint",
+    "load_dataset": "datasets",
+    "save_checkpoint": "checkpoint",
+    "train": "training",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("kaleido-fast")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kaleido_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"kaleido_fast.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,211 @@
+"""One safetensors file per model: weights, specification, how it was made, how to sample it. No pickle anywhere.
+
+Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32; metadata keys ``format`` ("kaleido-fast"), ``version``
+("1"), ``spec`` and ``card`` (JSON) and ``checksum`` (SHA-256 over spec, card and tensor bytes), since safetensors has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.files import atomic_path
+from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.presets import PRESETS
+
+FORMAT, VERSION = "kaleido-fast", "1"
+DEFAULT_MODEL = "digits"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How raw data values became model values: ``model = raw * scale + offset``."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and abs(self.scale) < float("inf") and abs(self.offset) < float("inf")):
+            raise InputError(f"scaling with scale {self.scale} and offset {self.offset}: both finite, scale above 0")
+
+    def apply(self, raw: Tensor) -> Tensor:
+        """Raw values to model values."""
+        return raw * self.scale + self.offset
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Model values back to raw values."""
+        return (values - self.offset) / self.scale
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says about its model besides its weights.
+
+    Args:
+        name: short name.
+        recipe: training recipe, as the trainer took it.
+        dataset: name, sha256, number of examples.
+        scaling: raw data to model values.
+        final_loss: mean squared error of the kept weights by the held-out measure; None if unknown.
+        diagnostics: spectral radius at training examples, share of stable ones, and the like.
+        sampling: recommended burn_in, thin, jitter, settle, tol: `fast_sample` starts from them.
+        created_with: versions of the libraries that wrote the file.
+    """
+
+    name: str = "unnamed"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    scaling: Scaling = field(default_factory=Scaling)
+    final_loss: float | None = None
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    created_with: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The card as canonical JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read back `to_json`; unknown fields raise `InputError`."""
+        fields = json.loads(text)
+        try:
+            fields["scaling"] = Scaling(**fields.get("scaling", {}))
+            return cls(**fields)
+        except (TypeError, AttributeError) as problem:
+            raise InputError(f"model card does not fit this version: {problem}") from problem
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as read from a file: in eval mode, on the CPU, fp32."""
+
+    model: KaleidoMLP
+    card: ModelCard
+    model_hash: str
+    path: Path
+
+
+def bundled_path(name: str) -> Path:
+    """Where the bundled checkpoint of a preset would lie."""
+    return Path(__file__).parent / "data" / f"{name}.safetensors"
+
+
+def save_checkpoint(path: str | Path, model: KaleidoMLP, card: ModelCard) -> str:
+    """Write a checkpoint; it appears under ``path`` only when whole. Returns the model's hash.
+
+    Raises:
+        InputError: weights that are not finite, or a path that cannot be written.
+    """
+    check_finite(model)
+    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in model.state_dict().items()}
+    spec, card_text = model.spec.to_json(), card.to_json()
+    metadata = {"format": FORMAT, "version": VERSION, "spec": spec, "card": card_text}
+    metadata["checksum"] = _checksum(spec, card_text, tensors)
+    with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+    return model_hash(model)
+
+
+def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
+    """Read a checkpoint from a path or the name of a bundled model.
+
+    Raises:
+        InputError: missing, truncated, changed, foreign or of an unknown version; shapes that do not fit the
+            specification; weights that are not finite.
+    """
+    path = _find(source)
+    metadata, tensors = _read(path)
+    _check_origin(path, metadata)
+    if metadata.get("checksum") != _checksum(metadata["spec"], metadata["card"], tensors):
+        raise InputError(f"checkpoint {path} is damaged: its checksum does not match; get or train it anew")
+    try:
+        spec, card = ModelSpec.from_json(metadata["spec"]), ModelCard.from_json(metadata["card"])
+    except ValueError as problem:
+        raise InputError(f"checkpoint {path}: {problem}") from problem
+    model = _build(path, spec, tensors)
+    check_finite(model)
+    return Checkpoint(model.eval(), card, model_hash(model), path)
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
+    if path.is_file():
+        return path
+    bundled = bundled_path(str(source))
+    if str(source) in PRESETS:
+        if bundled.is_file():
+            return bundled
+        raise InputError(f"no trained model {source!r} is bundled: make one with kaleido-fast train --preset {source}")
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(f"checkpoint {path} does not exist: give a .safetensors file, or the name of a bundled model")
+    raise unknown_name("model", str(source), PRESETS)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
+        text = " ".join(str(problem).split())
+        raise InputError(
+            f"checkpoint {path} cannot be read as safetensors: {text}; it may be cut short or foreign"
+        ) from problem
+
+
+def _check_origin(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"checkpoint {path} was not written by kaleido-fast: build a KaleidoMLP and save_checkpoint() it first"
+        )
+    if metadata.get("version") != VERSION:
+        raise InputError(
+            f"checkpoint {path} has version {metadata.get('version')!r}: this release reads {VERSION!r}; "
+            "upgrade kaleido-fast"
+        )
+    for key in ("spec", "card"):
+        if key not in metadata:
+            raise InputError(f"checkpoint {path} lacks its {key}: it is damaged")
+
+
+def _build(path: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> KaleidoMLP:
+    expected = _expected_shapes(spec)
+    for name in sorted(expected.keys() | tensors.keys()):
+        want, have = expected.get(name), tuple(tensors[name].shape) if name in tensors else None
+        if want != have:
+            raise InputError(f"checkpoint {path}: tensor {name} has shape {have}, the specification says {want}")
+        if tensors[name].dtype != torch.float32:
+            raise InputError(f"checkpoint {path}: tensor {name} is {tensors[name].dtype}: float32 is expected")
+    model = KaleidoMLP(spec)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (n_in, n_out) in enumerate(zip(spec.widths, spec.widths[1:], strict=False)):
+        shapes[f"layers.{i}.weight"] = (n_out, n_in)
+        if spec.bias[i]:
+            shapes[f"layers.{i}.bias"] = (n_out,)
+    return shapes
+
+
+def _checksum(spec: str, card: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(spec.encode())
+    digest.update(card.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

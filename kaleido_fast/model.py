@@ -1,0 +1,277 @@
+"""The network: a deep MLP whose output is bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kaleido_fast.errors import InputError, unknown_name
+
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+BOUND_RANGES: dict[str, tuple[float, float]] = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
+MAX_WIDTH = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a network but its weights.
+
+    Args:
+        widths: ``(D, H1, ..., D)``: sizes between the linear layers; first and last are equal.
+        activation: hidden activation: relu, leaky_relu, gelu (erf), gelu_tanh, silu or tanh.
+        bound: output bound: tanh or sigmoid.
+        low, high: range of the data; by default, and at most, the range of the bound.
+        sample_shape: shape of one sample, such as (28, 28) or (32, 32, 3); its product is D.
+        bias: one flag per linear layer (a single bool stands for all).
+        negative_slope: of leaky_relu.
+
+    Raises:
+        InputError: a value outside of what is said here.
+    """
+
+    widths: tuple[int, ...]
+    activation: str = "relu"
+    bound: str = "tanh"
+    low: float = cast("float", None)
+    high: float = cast("float", None)
+    sample_shape: tuple[int, ...] = ()
+    bias: tuple[bool, ...] = cast("tuple[bool, ...]", True)
+    negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_widths(self.widths)
+        if self.activation not in ACTIVATIONS:
+            raise unknown_name("activation", self.activation, ACTIVATIONS)
+        if self.bound not in BOUNDS:
+            raise unknown_name("bound", self.bound, BOUNDS)
+        set_field = partial(object.__setattr__, self)
+        set_field("widths", tuple(self.widths))
+        set_field("sample_shape", tuple(self.sample_shape) or (self.dim,))
+        set_field("bias", (self.bias,) * self.n_layers if isinstance(self.bias, bool) else tuple(self.bias))
+        default_low, default_high = BOUND_RANGES[self.bound]
+        set_field("low", default_low if self.low is None else float(self.low))
+        set_field("high", default_high if self.high is None else float(self.high))
+        self._check_consistent()
+
+    def _check_consistent(self) -> None:
+        if any(not isinstance(n, int) or n < 1 for n in self.sample_shape) or math.prod(self.sample_shape) != self.dim:
+            raise InputError(f"sample shape {self.sample_shape} does not hold {self.dim} values: its product must be D")
+        if len(self.bias) != self.n_layers or any(not isinstance(flag, bool) for flag in self.bias):
+            raise InputError(
+                f"{len(self.bias)} bias flags for {self.n_layers} layers: give one true or false per layer"
+            )
+        bound_low, bound_high = BOUND_RANGES[self.bound]
+        if not bound_low <= self.low < self.high <= bound_high:
+            raise InputError(
+                f"data range [{self.low}, {self.high}] with a {self.bound} bound: "
+                f"it must lie inside [{bound_low}, {bound_high}]"
+            )
+        if not (isinstance(self.negative_slope, float) and math.isfinite(self.negative_slope)):
+            raise InputError(f"negative slope {self.negative_slope!r}: a finite float is needed")
+
+    @property
+    def dim(self) -> int:
+        """D, the number of values in one sample."""
+        return self.widths[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of linear layers."""
+        return len(self.widths) - 1
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights and biases."""
+        pairs = zip(self.widths, self.widths[1:], self.bias, strict=False)
+        return sum(n_in * n_out + n_out * bias for n_in, n_out, bias in pairs)
+
+    @property
+    def flops_per_step(self) -> int:
+        """Floating-point operations of the matrix products of one step of one chain: 2 x sum(in x out)."""
+        return 2 * sum(n_in * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
+
+    def to_json(self) -> str:
+        """The specification as canonical JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read back `to_json`; unknown or missing fields raise `InputError`."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise InputError("model specification is not a JSON object")
+        for name in ("widths", "sample_shape", "bias"):
+            value = fields.get(name, ())
+            if not isinstance(value, list):
+                raise InputError(f"model specification: {name} must be a list")
+            fields[name] = tuple(value)
+        try:
+            return cls(**fields)
+        except TypeError as problem:
+            raise InputError(f"model specification does not fit this version: {problem}") from problem
+
+
+def _check_widths(widths: Sequence[int]) -> None:
+    if len(widths) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_WIDTH for n in widths):
+        raise InputError(f"layer widths {tuple(widths)}: give at least two whole numbers from 1 to {MAX_WIDTH:,}")
+    if widths[0] != widths[-1]:
+        raise InputError(
+            f"layer widths start with {widths[0]} and end with {widths[-1]}: "
+            "a network that is iterated needs both equal"
+        )
+
+
+class KaleidoMLP(nn.Module):
+    """A deep MLP ``f: R^D -> R^D`` with a bounded output.
+
+    Args:
+        spec: its shape, activation and bound.
+        layers: linear layers to take over (they are shared, not copied); new ones in torch's default
+            initialisation otherwise.
+    """
+
+    def __init__(self, spec: ModelSpec, layers: Sequence[nn.Linear] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        if layers is None:
+            triples = zip(spec.widths, spec.widths[1:], spec.bias, strict=False)
+            layers = [nn.Linear(n_in, n_out, bias=bias) for n_in, n_out, bias in triples]
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linear layers, in order."""
+        return cast("list[nn.Linear]", list(self.layers))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The hidden activation."""
+        if self.spec.activation == "leaky_relu":
+            return F.leaky_relu(x, self.spec.negative_slope)
+        return ACTIVATIONS[self.spec.activation](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One step of the recursion, ``(..., D) -> (..., D)``, without noise."""
+        *hidden, last = self.linears
+        for layer in hidden:
+            x = self.activate(layer(x))
+        return BOUNDS[self.spec.bound](last(x))
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        return f"{'-'.join(map(str, spec.widths))}, {spec.activation}, bound={spec.bound}"
+
+    @classmethod
+    def from_sequential(
+        cls,
+        sequential: nn.Sequential,
+        *,
+        sample_shape: tuple[int, ...] = (),
+        data_range: tuple[float, float] | None = None,
+    ) -> KaleidoMLP:
+        """Take over a plain ``nn.Sequential`` of Linear layers, one kind of activation between, and a bound at the end.
+
+        Dropout and Identity are passed over (sampling is inference). Parameters are shared, not copied.
+
+        Raises:
+            InputError: a module or an order that the engines cannot take, named with its position.
+        """
+        modules = [m for m in _flatten(sequential) if not isinstance(m, (nn.Identity, nn.Dropout))]
+        linears, activations = _split_alternating(modules)
+        names = {_activation_name(module, 2 * i + 1) for i, module in enumerate(activations[:-1])}
+        if len(names) > 1:
+            kinds = ", ".join(sorted(name for name, _ in names))
+            raise InputError(f"hidden activations are mixed ({kinds}): the engines take one kind in all hidden layers")
+        activation, slope = names.pop() if names else ("relu", 0.01)
+        bound = _bound_name(activations[-1])
+        widths = (linears[0].in_features, *(layer.out_features for layer in linears))
+        for i, (layer, expected) in enumerate(zip(linears, widths, strict=False)):
+            if layer.in_features != expected:
+                raise InputError(
+                    f"linear layer {i} takes {layer.in_features} values but gets {expected} from the one before"
+                )
+        spec = ModelSpec(
+            widths=widths,
+            activation=activation,
+            bound=bound,
+            sample_shape=sample_shape,
+            bias=tuple(layer.bias is not None for layer in linears),
+            negative_slope=slope,
+        )
+        if data_range is not None:
+            spec = replace(spec, low=data_range[0], high=data_range[1])
+        return cls(spec, linears)
+
+
+def _flatten(sequential: nn.Sequential) -> list[nn.Module]:
+    flat: list[nn.Module] = []
+    for module in sequential:
+        flat.extend(_flatten(module) if isinstance(module, nn.Sequential) else [module])
+    return flat
+
+
+def _split_alternating(modules: list[nn.Module]) -> tuple[list[nn.Linear], list[nn.Module]]:
+    """Linear, activation, Linear, ..., bound: refuse any other order."""
+    for i, module in enumerate(modules):
+        if (i % 2 == 0) != isinstance(module, nn.Linear):
+            wanted = "a Linear layer" if i % 2 == 0 else "an activation"
+            raise InputError(f"module {i} of the Sequential is {type(module).__name__}, where {wanted} is expected")
+    if not modules or len(modules) % 2:
+        raise InputError("the Sequential does not end with a bound: append nn.Tanh() or nn.Sigmoid()")
+    return cast("list[nn.Linear]", modules[::2]), modules[1::2]
+
+
+def _activation_name(module: nn.Module, position: int) -> tuple[str, float]:
+    if isinstance(module, nn.LeakyReLU):
+        return "leaky_relu", float(module.negative_slope)
+    if isinstance(module, nn.GELU):
+        return ("gelu_tanh" if module.approximate == "tanh" else "gelu"), 0.01
+    for kind, name in ((nn.ReLU, "relu"), (nn.SiLU, "silu"), (nn.Tanh, "tanh")):
+        if isinstance(module, kind):
+            return name, 0.01
+    raise unknown_name(
+        f"activation at position {position}:", type(module).__name__, ["ReLU", "LeakyReLU", "GELU", "SiLU", "Tanh"]
+    )
+
+
+def _bound_name(module: nn.Module) -> str:
+    if isinstance(module, nn.Tanh):
+        return "tanh"
+    if isinstance(module, nn.Sigmoid):
+        return "sigmoid"
+    raise InputError(
+        f"the Sequential ends with {type(module).__name__}: the output must be bounded by nn.Tanh() or nn.Sigmoid()"
+    )
+
+
+def model_hash(model: KaleidoMLP) -> str:
+    """SHA-256 over the specification and the weights as fp32 bytes: names a model in records of runs."""
+    digest = hashlib.sha256(model.spec.to_json().encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_finite(model: KaleidoMLP) -> None:
+    """Refuse a model with NaN or infinite weights, naming the first such tensor."""
+    for name, tensor in model.state_dict().items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise InputError(f"model weight {name} holds {bad} NaN or infinite values: every weight must be finite")
