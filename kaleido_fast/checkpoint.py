@@ -1,7 +1,7 @@
 """One safetensors file per model: weights, specification, how it was made, how to sample it. No pickle anywhere.
 
 Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32; metadata keys ``format`` ("kaleido-fast"), ``version``
-("1"), ``spec`` and ``card`` (JSON) and ``checksum`` (SHA-256 over spec, card and tensor bytes), since safetensors has none.
+("1"), ``spec`` and ``card`` (JSON) and ``checksum`` (SHA-256 over spec, card, tensors), since safetensors has none.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""What this machine has: the only place that asks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.plan import DeviceFacts
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; None and "auto" take the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        InputError: unknown kind, or a device that this machine does not have.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as problem:
+        raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0")) from problem
+    if resolved.type not in ("cpu", "cuda"):
+        raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0"))
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use device='cpu'"
+        )
+    return resolved
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """Facts about a device, for the plan."""
+    has_triton, has_numba = _importable("triton"), _importable("numba")
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return DeviceFacts(
+            kind="cuda",
+            name=properties.name,
+            memory=torch.cuda.mem_get_info(device)[0],
+            has_triton=has_triton,
+            has_numba=has_numba,
+            capability=(properties.major, properties.minor),
+            n_sm=properties.multi_processor_count,
+            shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+        )
+    return DeviceFacts(
+        kind="cpu", name=cpu_name(), memory=available_memory(), has_triton=has_triton, has_numba=has_numba
+    )
+
+
+def available_memory() -> int:
+    """Bytes of main memory that a new allocation can have without swapping, inside the limits of a container."""
+    free = _meminfo_available() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, used = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
+    return min(free, limit - used) if limit is not None and used is not None else free
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _meminfo_available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such control group, or "max"
+        return None

@@ -1,0 +1,1 @@
+"""Engines: each advances chains by the same step, in its own way."""

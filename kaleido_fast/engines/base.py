@@ -1,0 +1,50 @@
+"""What every engine offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+Report = Callable[[int], None]
+"""Called with the number of chain-steps done since the last call; may raise to stop the run."""
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Chains after some steps: ``state`` (n, D) and ``residual`` (n,) fp32 of the last step run."""
+
+    state: Tensor
+    residual: Tensor
+
+
+class Engine(Protocol):
+    """An engine holds one packed model and one request, and advances any chains of it over any range of steps."""
+
+    def start(self, chains: Tensor) -> Tensor:
+        """Start noise of the chains, (n, D)."""
+        ...
+
+    def advance(
+        self,
+        chains: Tensor,
+        state: Tensor | None,
+        first_step: int,
+        last_step: int,
+        draws: Tensor | None,
+        report: Report,
+    ) -> Advanced:
+        """Run steps ``first_step`` .. ``last_step - 1``.
+
+        Args:
+            chains: (n,) int64 absolute chain ids, in any order, on the engine's device.
+            state: (n, D) states before ``first_step``; None for the start noise (``first_step`` is 0 then).
+            first_step, last_step: half-open range of steps of the request's schedule, ``first_step < last_step``.
+            draws: (n, n_draws, D), filled at the draws that fall into the range; None keeps none.
+            report: progress.
+
+        Any split of a run into ranges, and any choice and order of chains, gives the same bits.
+        """
+        ...

@@ -1,0 +1,287 @@
+"""What is asked for (`SampleRequest`), when (`Schedule`), how it will be run (`SamplePlan`): pure, no device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.model import ModelSpec
+
+INITS = ("uniform", "normal")
+NOISES = ("normal", "uniform", "upstream")
+PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
+ENGINES = ("auto", "triton", "cpu", "reference")
+RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
+MAX_COUNT = 2**62
+MAX_STEPS = 2**31 - 1  # the step is one 32-bit word of the noise counter
+
+
+@dataclass(frozen=True)
+class Trace:
+    """States to record for pictures: ``chains`` (absolute ids) at ``steps`` (0 is the start noise)."""
+
+    chains: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a run computes; two equal requests give the same bits on one engine, precision and kind of device.
+
+    Args:
+        n_chains: number of chains, at least 1.
+        first_chain: absolute id of the first one, 0 .. 2**62.
+        burn_in: steps before the draws.
+        n_draws: draws kept per chain.
+        thin: steps per draw.
+        seed: 0 .. 2**64 - 1.
+        init: start noise: "uniform" over the data range or "normal" clipped to it.
+        noise: jitter noise: "normal", "uniform" or "upstream".
+        jitter: scale of the jitter noise in units of half the data range; 0 is off.
+        settle: steps without jitter before each draw.
+        tol: a chain whose last residual is below it counts as a fixed point; None for no such judgement.
+        precision: "fp32", "fp64" (reference only), "tf32", "fp16" or "bf16" (rounded operands, fp32 sums).
+        engine: "auto", "triton", "cpu" or "reference".
+        trace: states to record, or None.
+
+    Raises:
+        InputError: a value outside of what is said here.
+    """
+
+    n_chains: int
+    first_chain: int = 0
+    burn_in: int = 299
+    n_draws: int = 1
+    thin: int = 1
+    seed: int = 0
+    init: str = "uniform"
+    noise: str = "normal"
+    jitter: float = 0.0
+    settle: int = 2
+    tol: float | None = 1e-4
+    precision: str = "fp32"
+    engine: str = "auto"
+    trace: Trace | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("n_chains", self.n_chains, 1, MAX_COUNT)
+        _check_count("first_chain", self.first_chain, 0, MAX_COUNT)
+        _check_count("burn_in", self.burn_in, 0, MAX_STEPS)
+        _check_count("n_draws", self.n_draws, 1, MAX_STEPS)
+        _check_count("thin", self.thin, 1, MAX_STEPS)
+        _check_count("settle", self.settle, 0, MAX_STEPS)
+        _check_count("seed", self.seed, 0, 2**64 - 1)
+        _check_name("init", self.init, INITS)
+        _check_name("noise", self.noise, NOISES)
+        _check_name("precision", self.precision, PRECISIONS)
+        _check_name("engine", self.engine, ENGINES)
+        _check_scale("jitter", self.jitter, positive=False)
+        if self.tol is not None:
+            _check_scale("tol", self.tol, positive=True)
+        if self.schedule.n_steps > MAX_STEPS:
+            raise InputError(f"burn_in + n_draws * thin is {self.schedule.n_steps:,} steps: at most {MAX_STEPS:,}")
+        if self.trace is not None:
+            _check_trace(self.trace, self)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which steps are jittered and which end in a draw."""
+        return Schedule(self.burn_in, self.n_draws, self.thin, self.settle, self.jitter, self.noise)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for records beside the draws."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace"}
+        if self.trace is not None:
+            values["trace"] = {"chains": list(self.trace.chains), "steps": list(self.trace.steps)}
+        return values
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run: ``n_steps = burn_in + n_draws * thin``; draw i is the state after ``draw_end(i)`` steps."""
+
+    burn_in: int
+    n_draws: int
+    thin: int
+    settle: int
+    jitter: float
+    noise: str
+
+    @property
+    def n_steps(self) -> int:
+        """Total number of steps."""
+        return self.burn_in + self.n_draws * self.thin
+
+    def draw_end(self, draw: int) -> int:
+        """Number of steps after which the state is draw ``draw``."""
+        return self.burn_in + (draw + 1) * self.thin
+
+    def draw_after(self, steps_done: int) -> int | None:
+        """The draw that is complete after exactly ``steps_done`` steps, if one is."""
+        index, rest = divmod(steps_done - self.burn_in, self.thin)
+        return index - 1 if rest == 0 and 1 <= index <= self.n_draws else None
+
+    def is_jittered(self, step: int) -> bool:
+        """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw."""
+        if self.jitter == 0 or self.noise == "upstream" or step == 0:
+            return False
+        draw = max(0, (step - self.burn_in) // self.thin)
+        return step < self.draw_end(draw) - self.settle
+
+
+def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""
+    options = {name: recommended[name] for name in RECOMMENDABLE if name in recommended}
+    options.update(explicit)
+    return options
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan needs to know of a device; made by `kaleido_fast.devices`, or by hand in tests.
+
+    Args:
+        kind: "cpu" or "cuda".
+        name: as the driver or the system calls it.
+        memory: bytes free for the run.
+        has_triton, has_numba: whether these libraries can be imported.
+        capability: CUDA compute capability such as (9, 0).
+        n_sm: streaming multiprocessors.
+        shared_memory: bytes a program may use, opt-in maximum.
+    """
+
+    kind: str
+    name: str = ""
+    memory: int = 2**34
+    has_triton: bool = False
+    has_numba: bool = False
+    capability: tuple[int, int] = (0, 0)
+    n_sm: int = 0
+    shared_memory: int = 0
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How a request will be run.
+
+    Args:
+        engine: the engine that runs it.
+        reason: why that one.
+        tile_rows: chains in one tile; every tile has exactly this many rows, the last one padded.
+        block_chains: chains handed to the engine at once.
+        draws_bytes: memory of the draws and per-chain results that are kept.
+        working_bytes: memory of the engine besides that, estimated.
+    """
+
+    engine: str
+    reason: str
+    tile_rows: int
+    block_chains: int
+    draws_bytes: int
+    working_bytes: int
+
+    def explain(self) -> str:
+        """The plan in one line."""
+        return (
+            f"engine {self.engine} ({self.reason}); "
+            f"tiles of {self.tile_rows:,} chains, blocks of {self.block_chains:,}; "
+            f"{self.draws_bytes / 2**20:,.0f} MiB kept + about {self.working_bytes / 2**20:,.0f} MiB at work"
+        )
+
+
+def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts) -> tuple[str, str]:
+    """The engine for a request and the reason. ``spec`` is None for a module that only the reference can run.
+
+    Raises:
+        InputError: an engine asked for by name that cannot run this.
+    """
+    asked = request.engine
+    if spec is None:
+        if asked not in ("auto", "reference"):
+            raise InputError(
+                f"engine {asked!r} takes a KaleidoMLP or a plain Sequential: use engine='reference' for this"
+            )
+        return "reference", "the model is not a plain MLP"
+    if request.precision == "fp64" and asked not in ("auto", "reference"):
+        raise InputError(f"engine {asked!r} has no fp64: use engine='reference'")
+    if asked != "auto":
+        return asked, "asked for by name"
+    if request.precision == "fp64":
+        return "reference", "fp64 was asked for"
+    return "reference", "the definition of the right answer, on any device"
+
+
+def tile_rows(width: int, kind: str) -> int:
+    """Rows of one tile of the reference engine, a power of two.
+
+    On a CPU the activations of a tile stay in the second-level cache (1 MiB at ``width`` fp32 values a row); a GPU wants
+    enough rows to fill it. Fixed by the network's shape alone, so that a chain's bits depend on nothing else.
+    """
+    if kind == "cuda":
+        return 16_384
+    rows = 2**20 // (4 * width)
+    return max(64, min(4096, 2 ** int(math.log2(max(rows, 1)))))
+
+
+def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, dim: int) -> SamplePlan:
+    """Choose engine, tiles, blocks and memory for a request on a device.
+
+    Raises:
+        InputError: the engine cannot run it, or the draws do not fit the device's memory.
+    """
+    engine, reason = choose_engine(request, spec, facts)
+    width = max(spec.widths) if spec else dim
+    rows = tile_rows(width, facts.kind)
+    item = 8 if request.precision == "fp64" else 4
+    kept = request.n_chains * (request.n_draws * dim * item + 4 + 8 + 1)
+    block = rows * max(1, 2**16 // rows)
+    weights = (spec.n_parameters if spec else 0) * item
+    working = weights + 4 * rows * width * item + block * (dim * item + 16)
+    _check_memory(kept + working, request, dim, item, facts)
+    return SamplePlan(engine, reason, rows, block, kept, working)
+
+
+def _check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:
+    if need <= facts.memory:
+        return
+    per_chain = request.n_draws * dim * item + 13
+    fits = max(0, int(facts.memory * 0.9)) // per_chain
+    raise InputError(
+        f"{request.n_chains:,} chains x {request.n_draws:,} draws x {dim:,} values need {_gib(need)}, "
+        f"{_gib(facts.memory)} are free: pass at most about {fits:,} chains at a time "
+        "(first_chain continues), or fewer draws"
+    )
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:,.1f} GiB"
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: it must be a whole number from {least:,} to {most:,}")
+
+
+def _check_name(kind: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise unknown_name(kind, value, known)
+
+
+def _check_scale(name: str, value: object, *, positive: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}: it must be a finite number")
+    if value < 0 or (positive and value == 0):
+        raise InputError(f"{name} is {value!r}: it must be {'above 0' if positive else '0 or more'}")
+
+
+def _check_trace(trace: Trace, request: SampleRequest) -> None:
+    if not trace.chains or not trace.steps:
+        raise InputError("trace without chains or steps: name at least one of each")
+    first, last = request.first_chain, request.first_chain + request.n_chains - 1
+    for chain in trace.chains:
+        _check_count("trace chain", chain, first, last)
+    for step in trace.steps:
+        _check_count("trace step", step, 0, request.schedule.n_steps)

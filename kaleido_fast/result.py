@@ -1,0 +1,134 @@
+"""What a run returns."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaleido_fast.plan import SamplePlan, SampleRequest
+
+
+class Outcome(enum.IntEnum):
+    """How a chain ended; `advice` says what to do about it."""
+
+    FIXED_POINT = 0
+    CYCLE = 1
+    MOVING = 2
+    NON_FINITE = 3
+
+    @property
+    def advice(self) -> str:
+        """What the outcome means, and what to do next."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Outcome.FIXED_POINT: "the last residual was below tol: the chain has arrived",
+    Outcome.CYCLE: "the chain runs round a cycle: its draws are states of that cycle",
+    Outcome.MOVING: "the chain was still moving: raise burn_in, train with noise, or expect it where jitter is on",
+    Outcome.NON_FINITE: "the state is NaN or infinite: look for huge weights, or use precision='fp32'",
+}
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """Figures of a run.
+
+    Args:
+        n_chains, n_steps: size of the run.
+        chain_steps: steps summed over chains that were really run.
+        seconds: wall time of the engine.
+        setup_seconds: wall time before it (packing weights, compiling).
+        residual_quantiles: 0, 10, 50, 90, 99, 100 % of the last residuals, NaN left out.
+        outcome_shares: share of chains by outcome name.
+        engine, device, precision: what really ran.
+        versions: of the libraries.
+    """
+
+    n_chains: int
+    n_steps: int
+    chain_steps: int
+    seconds: float
+    setup_seconds: float
+    residual_quantiles: dict[str, float]
+    outcome_shares: dict[str, float]
+    engine: str
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+    @property
+    def chain_steps_per_second(self) -> float:
+        """Throughput."""
+        return self.chain_steps / self.seconds if self.seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Draws and what is known about each chain; tensors lie on the device that computed them.
+
+    Args:
+        draws: (n_chains, n_draws, D) in model values, each an output of the network.
+        residual: (n_chains,) fp32, max over D of |x_{t+1} - input_t| at the last step, in data units.
+        steps: (n_chains,) int32, steps that the chain was run.
+        outcome: (n_chains,) int8 of `Outcome`.
+        trace: (chains, steps, D) states asked for with ``trace``, else None.
+        stats: figures of the run.
+        request: what was asked for, with every default and the seed filled in.
+        plan: how it was run.
+        model_hash: SHA-256 of the model, "" for a module that is not a `KaleidoMLP`.
+    """
+
+    draws: Tensor
+    residual: Tensor
+    steps: Tensor
+    outcome: Tensor
+    trace: Tensor | None
+    stats: SampleStats
+    request: SampleRequest
+    plan: SamplePlan
+    model_hash: str
+
+    @property
+    def final(self) -> Tensor:
+        """(n_chains, D) last states, which are the last draws."""
+        return self.draws[:, -1]
+
+    def record(self) -> dict[str, Any]:
+        """What to write beside the draws so that the run can be repeated: request, model hash, versions, engine."""
+        return {
+            "request": self.request.as_dict(),
+            "model_hash": self.model_hash,
+            "engine": self.stats.engine,
+            "device": self.stats.device,
+            "versions": self.stats.versions,
+        }
+
+
+def judge(final: Tensor, residual: Tensor, tol: float | None) -> Tensor:
+    """Outcome of each chain, (n,) int8, from its last state and residual."""
+    outcome = torch.full(residual.shape, Outcome.MOVING, dtype=torch.int8, device=residual.device)
+    if tol is not None:
+        outcome[residual < tol] = Outcome.FIXED_POINT
+    outcome[~torch.isfinite(final).all(dim=1)] = Outcome.NON_FINITE
+    return outcome
+
+
+def outcome_shares(outcome: Tensor) -> dict[str, float]:
+    """Share of chains by outcome, every outcome named."""
+    counts = torch.bincount(outcome.to(torch.int64), minlength=len(Outcome)).tolist()
+    return {kind.name.lower(): counts[kind] / max(1, len(outcome)) for kind in Outcome}
+
+
+def residual_quantiles(residual: Tensor) -> dict[str, float]:
+    """Quantiles of the finite residuals; NaN where there is none."""
+    finite = residual[torch.isfinite(residual)].sort().values
+    points = (0, 10, 50, 90, 99, 100)
+    if not len(finite):
+        return {f"{p}%": float("nan") for p in points}
+    places = [round(p / 100 * (len(finite) - 1)) for p in points]
+    return {f"{p}%": float(finite[i]) for p, i in zip(points, places, strict=True)}

@@ -1,0 +1,281 @@
+"""`fast_sample`: request -> plan -> engine -> result, the only place that joins them."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kaleido_fast.checkpoint import DEFAULT_MODEL, load_checkpoint
+from kaleido_fast.devices import device_facts, resolve_device
+from kaleido_fast.engines.base import Engine
+from kaleido_fast.engines.reference import ReferenceEngine
+from kaleido_fast.errors import InputError, SamplingInterruptedError
+from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.plan import SamplePlan, SampleRequest, Trace, make_plan, merge_options
+from kaleido_fast.result import SampleResult, SampleStats, judge, outcome_shares, residual_quantiles
+from kaleido_fast.versions import library_versions
+
+
+@dataclass(frozen=True)
+class SampleProgress:
+    """Handed to ``callback``: how far a run is."""
+
+    chains_done: int
+    n_chains: int
+    chain_steps_done: int
+    chain_steps: int
+    seconds: float
+
+
+Callback = Callable[[SampleProgress], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is sampled: a module with all that the engines need to know of it."""
+
+    module: nn.Module
+    spec: ModelSpec | None
+    dim: int
+    data_range: tuple[float, float]
+    recommended: dict[str, Any]
+    model_hash: str
+
+
+def fast_sample(
+    model: nn.Module | str | Path = DEFAULT_MODEL,
+    *,
+    n_chains: int,
+    first_chain: int = 0,
+    burn_in: int | None = None,
+    n_draws: int = 1,
+    thin: int | None = None,
+    seed: int | None = 0,
+    z0: Tensor | None = None,
+    init: str = "uniform",
+    noise: str = "normal",
+    jitter: float | None = None,
+    settle: int | None = None,
+    tol: float | str | None = "recommended",
+    precision: str = "fp32",
+    engine: str = "auto",
+    device: str | torch.device | None = None,
+    trace: Trace | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    dim: int | None = None,
+    data_range: tuple[float, float] | None = None,
+) -> SampleResult:
+    """Iterate a network from noise: ``n_chains`` independent chains, each ``burn_in + n_draws * thin`` steps long.
+
+    One step is ``x <- f(clamp(x + jitter * noise, low, high))``; with ``jitter`` off it is ``x <- f(x)``.
+    Chain k of a run has the same bits whatever other chains run beside it. Where an option is None, the
+    checkpoint's recommendation holds, else the default in brackets.
+
+    Args:
+        model: a `KaleidoMLP`; an ``nn.Sequential`` of Linear layers, one kind of activation and a final Tanh or
+            Sigmoid; any module that maps (n, D) to (n, D) (reference engine only); a checkpoint's path, or the name
+            of a bundled model.
+        n_chains: number of chains.
+        first_chain: absolute id of the first: ids, not positions, select the noise.
+        burn_in: steps before the first draw's own (299).
+        n_draws: draws kept per chain.
+        thin: steps per draw (1).
+        seed: 0 .. 2**64 - 1; None draws one, reported in ``result.request.seed``.
+        z0: (n_chains, D) start states instead of start noise, inside the data range.
+        init: start noise, "uniform" over the data range or "normal" clipped to it.
+        noise: "normal" or "uniform" jitter, or "upstream", the published sampler's formula.
+        jitter: scale of the noise in units of half the data range (0).
+        settle: last steps before each draw that stay free of jitter (2).
+        tol: residual below which a chain counts as arrived (1e-4); None for no such judgement.
+        precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
+        engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
+        device: "cpu", "cuda", "cuda:1"; None takes the GPU if there is one.
+        trace: chains and steps whose states are wanted besides the draws.
+        callback: called with `SampleProgress` as the run goes on.
+        progress: show a progress bar on standard error.
+        dim, data_range: D and (low, high) of a module that is not an MLP; ``z0`` can stand in for ``dim``.
+
+    Raises:
+        InputError: a value outside of what is said here, or a run that does not fit the memory.
+        SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
+    """
+    subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
+    options: dict[str, Any] = {"burn_in": burn_in, "thin": thin, "jitter": jitter, "settle": settle}
+    explicit = {name: value for name, value in options.items() if value is not None}
+    if tol != "recommended":
+        explicit["tol"] = tol
+    request = SampleRequest(
+        n_chains=n_chains,
+        first_chain=first_chain,
+        n_draws=n_draws,
+        seed=secrets.randbits(64) if seed is None else seed,
+        init=init,
+        noise=noise,
+        precision=precision,
+        engine=engine,
+        trace=trace,
+        **merge_options(explicit, subject.recommended),
+    )
+    target = resolve_device(device)
+    plan = make_plan(request, subject.spec, device_facts(target), subject.dim)
+    start = None if z0 is None else _checked_z0(z0, request, subject, target)
+    if not progress:
+        return run_plan(subject, request, plan, target, z0=start, callback=callback)
+    from kaleido_fast.progress import sampling_bar
+
+    with sampling_bar(callback) as bar:
+        return run_plan(subject, request, plan, target, z0=start, callback=bar)
+
+
+def resolve_subject(
+    model: nn.Module | str | Path,
+    *,
+    dim: int | None = None,
+    data_range: tuple[float, float] | None = None,
+    z0: Tensor | None = None,
+) -> Subject:
+    """Find out what ``model`` is; see `fast_sample` for what it may be."""
+    if isinstance(model, (str, Path)):
+        checkpoint = load_checkpoint(model)
+        return _mlp_subject(checkpoint.model, checkpoint.card.sampling)
+    if isinstance(model, KaleidoMLP):
+        return _mlp_subject(model, {})
+    if isinstance(model, nn.Sequential):
+        try:
+            return _mlp_subject(KaleidoMLP.from_sequential(model, data_range=data_range), {})
+        except InputError:
+            if data_range is None:
+                raise  # without a range it cannot run as a general module either: say what the fused path lacks
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a module, a checkpoint's path or a bundled model's name"
+        )
+    if dim is None and isinstance(z0, Tensor) and z0.ndim == 2:
+        dim = z0.shape[1]
+    if dim is None or data_range is None:
+        raise InputError(
+            f"a {type(model).__name__} does not say its size and range: pass dim= and data_range=(low, high)"
+        )
+    return Subject(model, None, dim, data_range, {}, "")
+
+
+def _mlp_subject(model: KaleidoMLP, recommended: dict[str, Any]) -> Subject:
+    check_finite(model)
+    spec = model.spec
+    return Subject(model, spec, spec.dim, (spec.low, spec.high), recommended, model_hash(model))
+
+
+def build_engine(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> Engine:
+    """The engine of the plan, with the model's weights packed for it."""
+    if plan.engine == "reference":
+        return ReferenceEngine(
+            subject.module,
+            request,
+            dim=subject.dim,
+            data_range=subject.data_range,
+            tile_rows=plan.tile_rows,
+            device=device,
+        )
+    raise InputError(f"engine {plan.engine!r} is not part of this build")
+
+
+def run_plan(
+    subject: Subject,
+    request: SampleRequest,
+    plan: SamplePlan,
+    device: torch.device,
+    *,
+    z0: Tensor | None = None,
+    callback: Callback | None = None,
+) -> SampleResult:
+    """Run a plan block by block; see `fast_sample`."""
+    began = time.perf_counter()
+    engine = build_engine(subject, request, plan, device)
+    dtype = torch.float64 if request.precision == "fp64" else torch.float32
+    draws = torch.empty(request.n_chains, request.n_draws, subject.dim, dtype=dtype, device=device)
+    residual = torch.empty(request.n_chains, dtype=torch.float32, device=device)
+    n_steps = request.schedule.n_steps
+    meter = _Meter(request.n_chains, n_steps, callback)
+    try:
+        for start in range(0, request.n_chains, plan.block_chains):
+            rows = slice(start, min(start + plan.block_chains, request.n_chains))
+            chains = torch.arange(rows.start, rows.stop, device=device) + request.first_chain
+            state = None if z0 is None else z0[rows]
+            residual[rows] = engine.advance(chains, state, 0, n_steps, draws[rows], meter.add).residual
+            meter.chains_done = rows.stop
+        traced = None if request.trace is None else _trace(engine, request, request.trace, z0, device)
+    except KeyboardInterrupt as stop:
+        raise SamplingInterruptedError(meter.chains_done, request.n_chains) from stop
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    outcome = judge(draws[:, -1], residual, request.tol)
+    stats = SampleStats(
+        n_chains=request.n_chains,
+        n_steps=n_steps,
+        chain_steps=request.n_chains * n_steps,
+        seconds=meter.seconds(),
+        setup_seconds=meter.began - began,
+        residual_quantiles=residual_quantiles(residual),
+        outcome_shares=outcome_shares(outcome),
+        engine=plan.engine,
+        device=str(device),
+        precision=request.precision,
+        versions=library_versions(),
+    )
+    steps = torch.full((request.n_chains,), n_steps, dtype=torch.int32, device=device)
+    return SampleResult(draws, residual, steps, outcome, traced, stats, request, plan, subject.model_hash)
+
+
+def _trace(engine: Engine, request: SampleRequest, trace: Trace, z0: Tensor | None, device: torch.device) -> Tensor:
+    """States of chosen chains at chosen steps: a run of just these chains, which have the same bits alone."""
+    chains = torch.tensor(trace.chains, dtype=torch.int64, device=device)
+    state = None if z0 is None else z0[chains - request.first_chain]
+    wanted = sorted({0, *trace.steps})
+    states: dict[int, Tensor] = {0: engine.start(chains) if state is None else state}
+    for first, last in itertools.pairwise(wanted):
+        states[last] = engine.advance(chains, states[first], first, last, None, lambda _: None).state
+    return torch.stack([states[step] for step in trace.steps], dim=1)
+
+
+def _checked_z0(z0: Tensor, request: SampleRequest, subject: Subject, device: torch.device) -> Tensor:
+    if not isinstance(z0, Tensor) or not z0.is_floating_point():
+        kind = z0.dtype if isinstance(z0, Tensor) else type(z0).__name__
+        raise InputError(f"z0 is {kind}: give a floating-point torch tensor")
+    if tuple(z0.shape) != (request.n_chains, subject.dim):
+        raise InputError(
+            f"z0 has shape {tuple(z0.shape)}: (n_chains, dim) = ({request.n_chains}, {subject.dim}) is needed"
+        )
+    if not bool(torch.isfinite(z0).all()):
+        raise InputError("z0 holds NaN or infinite values: every start state must be finite")
+    low, high = subject.data_range
+    if bool((z0 < low).any()) or bool((z0 > high).any()):
+        raise InputError(f"z0 reaches from {float(z0.min()):g} to {float(z0.max()):g}: clamp it to [{low:g}, {high:g}]")
+    return z0.detach().to(device, torch.float64 if request.precision == "fp64" else torch.float32)
+
+
+class _Meter:
+    """Counts chain-steps and tells the callback, at most ten times a second."""
+
+    def __init__(self, n_chains: int, n_steps: int, callback: Callback | None) -> None:
+        self.n_chains, self.total, self.callback = n_chains, n_chains * n_steps, callback
+        self.chains_done = self.done = 0
+        self.began = self.told = time.perf_counter()
+
+    def add(self, chain_steps: int) -> None:
+        self.done += chain_steps
+        now = time.perf_counter()
+        if self.callback is not None and (now - self.told > 0.1 or self.done >= self.total):
+            self.told = now
+            self.callback(SampleProgress(self.chains_done, self.n_chains, self.done, self.total, now - self.began))
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
