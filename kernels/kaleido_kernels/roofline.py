@@ -1,0 +1,152 @@
+"""What a step should cost: cycles by unit from tile sizes and instruction counts. A model, not a measurement.
+
+No number here was timed by this package. The rates are published or derived figures of one GPU class; the pieces are
+
+- tensor: padded products over the measured dense fp16 rate (tf32 at half of it, three products for split fp32);
+- l2: bytes between L2 and one SM over its share of the nominal bandwidth (the least certain figure: 5.5 to 8 TB/s);
+- issue, alu, mufu: instructions over four warp schedulers, half-rate integer and conversion units, and 16 special
+  function lanes a clock;
+- hbm: the part of the working set that does not fit L2, once in and once out a step;
+- serial: pipeline fill and drain that nothing hides, added to the longest of the units above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NOTE = "model, not a measurement"
+FILL_CYCLES = 800
+"""Assumed latency from the first load of a tile to its first product."""
+ALU_KINDS = ("FMNMX", "F2FP", "PRMT", "LOP3", "ISETP", "FSETP", "SHF", "SEL", "FSEL", "IADD3", "LEA")
+PRECISION_BYTES = {"fp32": 4, "ieee": 4, "fp16x3": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+"""Bytes of one operand value: split fp32 holds two fp16 values."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of one GPU. Bandwidths in bytes/s, ``tensor_flops`` in dense fp16 FLOP/s as measured on large products."""
+
+    name: str = "H200"
+    n_sm: int = 132
+    clock: float = 1.755e9
+    tensor_flops: float = 790e12
+    l2_bandwidth: float = 7.5e12
+    l2_capacity: float = 60e6
+    hbm_bandwidth: float = 4.8e12
+    mufu_lanes: int = 16
+    alu_lanes: int = 64
+    fma_lanes: int = 128
+    schedulers: int = 4
+
+    @property
+    def fma_per_cycle(self) -> float:
+        """fp16 tensor multiply-adds a clock and SM at the measured rate."""
+        return self.tensor_flops / 2 / self.n_sm / self.clock
+
+    @property
+    def l2_per_cycle(self) -> float:
+        """Bytes a clock and SM from L2."""
+        return self.l2_bandwidth / self.n_sm / self.clock
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """What one tile of chains costs in one step.
+
+    Args:
+        chains: rows of the tile.
+        exact_fma: multiply-adds of the network without padding, for one chain.
+        tensor_fma: multiply-adds issued for the tile, padded, each counted at the fp16 rate (tf32 counts twice).
+        scalar_fma: multiply-adds on the ordinary units (IEEE fp32 products).
+        l2_bytes: bytes between L2 and the SM.
+        resident_bytes: bytes a program keeps in global memory between steps (wide's scratch); 0 for the others.
+        instructions, alu, mufu: warp instructions issued, those of the half-rate units, those of the special units.
+        serial: cycles of fill and drain that are not hidden.
+    """
+
+    chains: int
+    exact_fma: int
+    tensor_fma: float
+    scalar_fma: float = 0.0
+    l2_bytes: float = 0.0
+    resident_bytes: float = 0.0
+    instructions: float = 0.0
+    alu: float = 0.0
+    mufu: float = 0.0
+    serial: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cycles of one tile-step by unit, the longest of them, and the time that follows."""
+
+    cycles: dict[str, float]
+    limit: str
+    milliseconds: float
+    peak_share: float
+    l2_bytes: float
+    tile_rounds: int
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "note": NOTE,
+            "cycles_per_tile_step": {unit: round(value, 1) for unit, value in self.cycles.items()},
+            "limit": self.limit,
+            "milliseconds": round(self.milliseconds, 4),
+            "share_of_tensor_peak": round(self.peak_share, 4),
+            "l2_bytes_per_tile_step": round(self.l2_bytes),
+            "tile_rounds": self.tile_rounds,
+        }
+
+
+def estimate(work: TileWork, n_chains: int, n_steps: int, gpu: Gpu | None = None) -> Estimate:
+    """Predicted time of ``n_chains`` x ``n_steps``: the longest unit plus the serial part, in whole rounds of tiles."""
+    gpu = gpu or Gpu()
+    cycles = unit_cycles(work, gpu)
+    limit = max((unit for unit in cycles if unit != "serial"), key=cycles.__getitem__)
+    rounds = -(-n_chains // (work.chains * gpu.n_sm))
+    seconds = (cycles[limit] + cycles["serial"]) * rounds * n_steps / gpu.clock
+    ideal = 2.0 * work.exact_fma * n_chains * n_steps / gpu.tensor_flops
+    return Estimate(cycles, limit, 1e3 * seconds, ideal / seconds if seconds else 0.0, work.l2_bytes, rounds)
+
+
+def unit_cycles(work: TileWork, gpu: Gpu) -> dict[str, float]:
+    """Cycles that each unit of one SM is busy with one tile-step."""
+    overflow = max(0.0, work.resident_bytes * gpu.n_sm - gpu.l2_capacity) / gpu.n_sm
+    return {
+        "tensor": work.tensor_fma / gpu.fma_per_cycle,
+        "fma": work.scalar_fma / gpu.fma_lanes,
+        "l2": work.l2_bytes / gpu.l2_per_cycle,
+        "hbm": 2 * overflow / (gpu.hbm_bandwidth / gpu.n_sm / gpu.clock),
+        "issue": work.instructions / gpu.schedulers,
+        "alu": work.alu * 32 / gpu.alu_lanes,
+        "mufu": work.mufu * 32 / gpu.mufu_lanes,
+        "serial": work.serial,
+    }
+
+
+def exact_fma(widths: tuple[int, ...]) -> int:
+    """Multiply-adds of one step of one chain, without padding."""
+    return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def tensor_factor(precision: str) -> float:
+    """fp16-rate multiply-adds spent for one product: 3 for split fp32, 2 for tf32 (half rate)."""
+    return {"fp32": 3.0, "fp16x3": 3.0, "tf32": 2.0, "ieee": 0.0}.get(precision, 1.0)
+
+
+def counted_work(counts: Mapping[str, float], n_warps: int, steps_per_iteration: float = 1.0) -> dict[str, float]:
+    """``instructions``, ``alu`` and ``mufu`` of a tile-step from the counts of a loop's machine code.
+
+    Args:
+        counts: instructions by kind in one iteration of the step loop, with their sum under "all".
+        n_warps: warps of the program, each of which issues them.
+        steps_per_iteration: 1 for an unrolled step; 1 / layers for a loop over layers.
+    """
+    scale = n_warps / steps_per_iteration
+    return {
+        "instructions": counts.get("all", 0) * scale,
+        "alu": sum(counts.get(kind, 0) for kind in ALU_KINDS) * scale,
+        "mufu": counts.get("MUFU", 0) * scale,
+    }
