@@ -20,10 +20,10 @@ from torch import Tensor
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
 
 FORMAT, VERSION = "kaleido-fast", "1"
-DEFAULT_MODEL = "digits"
 
 
 @dataclass(frozen=True)

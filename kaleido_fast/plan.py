@@ -9,11 +9,18 @@ from typing import Any
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import ModelSpec
+from kaleido_fast.names import (
+    DEFAULT_BURN_IN,
+    DEFAULT_JITTER,
+    DEFAULT_SETTLE,
+    DEFAULT_THIN,
+    DEFAULT_TOL,
+    ENGINES,
+    INITS,
+    NOISES,
+    PRECISIONS,
+)
 
-INITS = ("uniform", "normal")
-NOISES = ("normal", "uniform", "upstream")
-PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
-ENGINES = ("auto", "triton", "cpu", "reference")
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
 MAX_STEPS = 2**31 - 1  # the step is one 32-bit word of the noise counter
@@ -53,15 +60,15 @@ class SampleRequest:
 
     n_chains: int
     first_chain: int = 0
-    burn_in: int = 299
+    burn_in: int = DEFAULT_BURN_IN
     n_draws: int = 1
-    thin: int = 1
+    thin: int = DEFAULT_THIN
     seed: int = 0
     init: str = "uniform"
     noise: str = "normal"
-    jitter: float = 0.0
-    settle: int = 2
-    tol: float | None = 1e-4
+    jitter: float = DEFAULT_JITTER
+    settle: int = DEFAULT_SETTLE
+    tol: float | None = DEFAULT_TOL
     precision: str = "fp32"
     engine: str = "auto"
     trace: Trace | None = None
@@ -217,7 +224,7 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
 def tile_rows(width: int, kind: str) -> int:
     """Rows of one tile of the reference engine, a power of two.
 
-    On a CPU the activations of a tile stay in the second-level cache (1 MiB at ``width`` fp32 values a row); a GPU wants
+    On a CPU the activations of a tile stay in the second-level cache (1 MiB of ``width`` fp32 values); a GPU wants
     enough rows to fill it. Fixed by the network's shape alone, so that a chain's bits depend on nothing else.
     """
     if kind == "cuda":

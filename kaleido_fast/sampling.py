@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.checkpoint import DEFAULT_MODEL, load_checkpoint
+from kaleido_fast.checkpoint import load_checkpoint
 from kaleido_fast.devices import device_facts, resolve_device
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError, SamplingInterruptedError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.plan import SamplePlan, SampleRequest, Trace, make_plan, merge_options
 from kaleido_fast.result import SampleResult, SampleStats, judge, outcome_shares, residual_quantiles
 from kaleido_fast.versions import library_versions

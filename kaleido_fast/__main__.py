@@ -1,0 +1,5 @@
+"""``python -m kaleido_fast``."""
+
+from kaleido_fast.cli import main
+
+main()

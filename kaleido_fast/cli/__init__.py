@@ -1,0 +1,55 @@
+"""The command line: one file a command, loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+
+import click
+
+from kaleido_fast.errors import InputError, SamplingInterruptedError, unknown_name
+
+COMMANDS = ("sample", "train", "info", "doctor")
+INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
+
+
+class LazyGroup(click.Group):
+    """Finds commands in the modules of this package, so that ``--help`` loads none but the one it needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            raise unknown_name("command", cmd_name, COMMANDS)
+        return importlib.import_module(f"kaleido_fast.cli.{cmd_name}").command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(metadata.version("kaleido-fast"), prog_name="kaleido-fast")
+def cli() -> None:
+    """Sample generative kaleidoscopic networks: one deep MLP iterated over 100,000 chains at once.
+
+    Begin with: kaleido-fast sample --chains 100000
+    """
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as problem:
+        _end(problem.format_message(), 2)
+    except InputError as problem:
+        _end(str(problem), 2)
+    except SamplingInterruptedError as stop:
+        _end(str(stop), INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt):
+        _end("interrupted; nothing was written", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(text: str, status: int) -> None:
+    click.echo(f"kaleido-fast: {' '.join(text.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,56 @@
+"""``kaleido-fast doctor``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import click
+
+from kaleido_fast import names
+
+
+@click.command(name="doctor")
+@click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
+@click.option("--chains", "n_chains", type=int, default=100_000, show_default=True, help="Size of the run to plan.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
+    """Show versions, devices, and which engine would run and why: what a bug report should contain."""
+    facts = examine(model, n_chains, device)
+    if as_json:
+        click.echo(json.dumps(facts, sort_keys=True))
+        return
+    for name, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:12} {text}")
+
+
+def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
+    """Facts about this installation and the plan for one run, as plain values."""
+    import torch
+
+    from kaleido_fast.checkpoint import load_checkpoint
+    from kaleido_fast.devices import cpu_name, device_facts, resolve_device
+    from kaleido_fast.errors import InputError
+    from kaleido_fast.plan import SampleRequest, make_plan
+    from kaleido_fast.versions import library_versions
+
+    target = resolve_device(device)
+    facts = device_facts(target)
+    spec = load_checkpoint(model).model.spec
+    plans: dict[str, str] = {}
+    for engine in names.ENGINES:
+        try:
+            plans[engine] = make_plan(SampleRequest(n_chains=n_chains, engine=engine), spec, facts, spec.dim).explain()
+        except InputError as problem:
+            plans[engine] = f"no: {problem}"
+    return {
+        "versions": library_versions("triton", "numba", "click", "safetensors", "rich", "pillow"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads in use",
+        "device": f"{target}: {facts.name}, {facts.memory / 2**30:.1f} GiB free",
+        "model": f"{model}: {'-'.join(map(str, spec.widths))}",
+        **{f"--engine {engine}": text for engine, text in plans.items()},
+    }

@@ -1,0 +1,84 @@
+"""``kaleido-fast info``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kaleido_fast.errors import InputError
+
+
+@click.command(name="info")
+@click.argument("source", metavar="MODEL|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(source: str, as_json: bool) -> None:
+    """Say what a checkpoint, a bundled model or a file of draws holds."""
+    facts = describe(source)
+    if as_json:
+        click.echo(json.dumps(facts, sort_keys=True))
+        return
+    for name, value in facts.items():
+        text = json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else str(value)
+        click.echo(f"{name:16} {text}")
+
+
+def describe(source: str) -> dict[str, Any]:
+    """Facts about a checkpoint or a file of draws, as plain values."""
+    path = Path(source)
+    if path.suffix in (".npy", ".npz") or (path.suffix == ".safetensors" and _holds_draws(path)):
+        return _describe_draws(path)
+    return _describe_checkpoint(source)
+
+
+def _holds_draws(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return "record" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # read as a checkpoint, whose reader names what is wrong
+
+
+def _describe_draws(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from kaleido_fast.writers import read_draws
+
+    file = read_draws(path)
+    n_chains, n_draws, dim = file.draws.shape
+    if not file.draws.size:
+        raise InputError(f"{path} holds no draws: its shape is {file.draws.shape}")
+    return {
+        "kind": "draws",
+        "chains": n_chains,
+        "draws per chain": n_draws,
+        "dim": dim,
+        "dtype": str(file.draws.dtype),
+        "range": [float(np.min(file.draws)), float(np.max(file.draws))],
+        **{name: value for name, value in file.record.items() if name not in ("format", "version")},
+    }
+
+
+def _describe_checkpoint(source: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from kaleido_fast.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(source)
+    spec = checkpoint.model.spec
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "network": "-".join(map(str, spec.widths)),
+        "activation": spec.activation,
+        "bound": spec.bound,
+        "data range": [spec.low, spec.high],
+        "sample shape": list(spec.sample_shape),
+        "parameters": spec.n_parameters,
+        "model_hash": checkpoint.model_hash,
+        **asdict(checkpoint.card),
+    }

@@ -1,0 +1,150 @@
+"""``kaleido-fast sample``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kaleido_fast import names
+from kaleido_fast.cli.options import Name, NumberOr
+
+if TYPE_CHECKING:
+    from kaleido_fast.result import SampleResult
+
+PICTURE_CHAINS = 1000
+
+
+@click.command(name="sample")
+@click.option("--chains", "n_chains", type=int, default=1000, show_default=True, help="Number of independent chains.")
+@click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("samples.npy"),
+    show_default=True,
+    help=f"Where the draws go; the ending picks the format: {', '.join(names.OUTPUT_ENDINGS)}.",
+)
+@click.option(
+    "--picture/--no-picture", default=None, help="Write a PNG sheet beside --out [default: if samples are pictures]."
+)
+@click.option(
+    "--picture-chains",
+    type=click.IntRange(min=1),
+    default=PICTURE_CHAINS,
+    show_default=True,
+    help="At most this many chains on the sheet.",
+)
+@click.option("--burn-in", type=int, help="Steps before the draws [default: the model's recommendation, else 299].")
+@click.option("--draws", "n_draws", type=int, default=1, show_default=True, help="Draws kept per chain.")
+@click.option("--thin", type=int, help="Steps per draw [default: recommended, else 1].")
+@click.option(
+    "--jitter",
+    type=float,
+    help="Noise added to the state before each step, in units of half the data range [default: recommended, else 0].",
+)
+@click.option("--settle", type=int, help="Last steps before each draw without jitter [default: recommended, else 2].")
+@click.option("--noise", type=Name("noise", names.NOISES), default="normal", show_default=True, help="Kind of jitter.")
+@click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
+@click.option(
+    "--tol",
+    type=NumberOr(float, "none"),
+    default="recommended",
+    help="Last change of a chain, in data units, below which it counts as arrived; or none [default: 1e-4].",
+)
+@click.option(
+    "--seed",
+    type=NumberOr(int, "random"),
+    default=0,
+    show_default=True,
+    help="0 to 2^64-1; the same seed gives the same bits. 'random' draws one and reports it.",
+)
+@click.option("--first-chain", type=int, default=0, show_default=True, help="Absolute id of the first chain.")
+@click.option("--engine", type=Name("engine", names.ENGINES), default="auto", show_default=True)
+@click.option("--precision", type=Name("precision", names.PRECISIONS), default="fp32", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    model: str,
+    out: Path,
+    picture: bool | None,
+    picture_chains: int,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Start chains from noise, iterate the network, write the draws and a picture.
+
+    Chains are independent: chain k has the same values in a run of 1,000 and of 100,000 chains.
+    """
+    from kaleido_fast import writers
+    from kaleido_fast.checkpoint import load_checkpoint
+    from kaleido_fast.pictures import image_grid, is_image_shape, save_picture
+    from kaleido_fast.sampling import fast_sample
+
+    checkpoint = load_checkpoint(model)
+    spec, card = checkpoint.model.spec, checkpoint.card
+    writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)
+    if picture is None:
+        picture = is_image_shape(spec.sample_shape)
+    sheet_path = out.with_suffix(".png")
+    result = fast_sample(checkpoint.path, progress=not (quiet or as_json), **options)
+    sheet = image_grid(result.final[:picture_chains].cpu(), spec, card.scaling) if picture else None
+    written = writers.write_draws(out, result, writers.make_record(result, spec, card.scaling))
+    if sheet is not None:
+        save_picture(sheet, sheet_path)
+        written.append(sheet_path)
+    report(result, written, as_json=as_json, quiet=quiet)
+
+
+def report(result: SampleResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+    """Print the end figures: a table for people, one JSON object for machines, nothing when quiet."""
+    if as_json:
+        click.echo(json.dumps(summary(result, written), sort_keys=True))
+    elif not quiet:
+        _print_table(result, written)
+
+
+def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
+    """The end figures as plain values."""
+    stats = result.stats
+    return {
+        **result.record(),
+        "n_chains": stats.n_chains,
+        "n_steps": stats.n_steps,
+        "seconds": stats.seconds,
+        "setup_seconds": stats.setup_seconds,
+        "chain_steps": stats.chain_steps,
+        "chain_steps_per_second": stats.chain_steps_per_second,
+        "residual_quantiles": stats.residual_quantiles,
+        "outcome_shares": stats.outcome_shares,
+        "precision": stats.precision,
+        "files": [str(path) for path in written],
+    }
+
+
+def _print_table(result: SampleResult, written: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    stats, request = result.stats, result.request
+    table = Table(show_header=False, box=None, pad_edge=False)
+    quantiles = ", ".join(f"{name} {value:.2g}" for name, value in stats.residual_quantiles.items() if name != "0%")
+    shares = ", ".join(
+        f"{share:.1%} {name.replace('_', ' ')}" for name, share in stats.outcome_shares.items() if share > 0
+    )
+    jitter = f", jitter {request.jitter:g} ({request.settle} clean steps before a draw)" if request.jitter else ""
+    for name, value in (
+        ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{jitter}, seed {request.seed}"),
+        ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
+        ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup"),
+        ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
+        ("residual", f"quantiles {quantiles}"),
+        ("outcome", shares),
+        ("files", ", ".join(map(str, written))),
+    ):
+        table.add_row(f"[bold]{name}[/bold]", value)
+    Console(highlight=False).print(table)

@@ -1,0 +1,15 @@
+"""Closed lists of names and the defaults of a run: plain Python, so that ``--help`` need not wait for torch."""
+
+from __future__ import annotations
+
+ENGINES = ("auto", "triton", "cpu", "reference")
+PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
+INITS = ("uniform", "normal")
+NOISES = ("normal", "uniform", "upstream")
+DEFAULT_MODEL = "digits"
+DEFAULT_BURN_IN = 299
+DEFAULT_THIN = 1
+DEFAULT_JITTER = 0.0
+DEFAULT_SETTLE = 2
+DEFAULT_TOL = 1e-4
+OUTPUT_ENDINGS = (".npy", ".npz", ".safetensors")
