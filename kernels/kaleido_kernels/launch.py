@@ -1,0 +1,173 @@
+"""What one launch computes: the request, the schedule of its steps, and the tensors it fills. Shared by all kernels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kaleido_kernels.shapes import NetShape as NetShape
+
+INITS = ("uniform", "normal")
+NOISES = ("normal", "uniform", "upstream")
+MAX_STEPS = 2**31 - 1  # steps are 32-bit: one word of the noise counter
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a run: ``n_steps = burn_in + n_draws * thin``; draw i is the state after ``draw_end(i)`` steps.
+
+    Args:
+        burn_in: steps before the draws, at least 0.
+        n_draws: draws per chain, at least 1.
+        thin: steps per draw, at least 1.
+        settle: steps without jitter before each draw.
+        jitter: scale of the noise in units of half the data range; 0 is off.
+        noise: "normal", "uniform" (on the input, then clamped) or "upstream" (the published formula, on the output).
+    """
+
+    burn_in: int = 0
+    n_draws: int = 1
+    thin: int = 1
+    settle: int = 2
+    jitter: float = 0.0
+    noise: str = "normal"
+
+    def __post_init__(self) -> None:
+        for name, least in (("burn_in", 0), ("n_draws", 1), ("thin", 1), ("settle", 0)):
+            if not least <= getattr(self, name) <= MAX_STEPS:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in {least} .. {MAX_STEPS:,}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ValueError(f"jitter is {self.jitter}: it must be finite and at least 0")
+        if self.n_steps > MAX_STEPS:
+            raise ValueError(f"burn_in + n_draws * thin is {self.n_steps:,}: at most {MAX_STEPS:,} steps")
+
+    @property
+    def n_steps(self) -> int:
+        """Steps in all."""
+        return self.burn_in + self.n_draws * self.thin
+
+    def draw_end(self, draw: int) -> int:
+        """Number of steps after which the state is draw ``draw``."""
+        return self.burn_in + (draw + 1) * self.thin
+
+    def draw_at(self, step: int) -> int:
+        """The draw that ``step`` works towards."""
+        return max(0, (step - self.burn_in) // self.thin)
+
+    @property
+    def jitter_kind(self) -> str:
+        """The kernels' variant: "none" when the jitter is off, else ``noise``."""
+        return self.noise if self.jitter > 0 else "none"
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """One launch: some chains, over steps ``first_step .. first_step + run_steps - 1`` of a schedule.
+
+    Args:
+        n_chains: rows, 0 or more.
+        schedule: which steps are jittered and which end in a draw.
+        seed: 0 .. 2**64 - 1, the noise key.
+        first_chain: absolute id of row 0; row i is chain ``first_chain + i``.
+        chain_ids: (n_chains,) int64 contiguous, absolute ids in any order instead of that; None for ``first_chain``.
+        init: start noise, "uniform" or "normal"; not used with ``start``.
+        first_step: step of the schedule to begin with; above 0 ``start`` must be given.
+        run_steps: steps to run, at least 1; None for all that are left.
+        start: (n_chains, D) fp32 contiguous states before ``first_step``; None for the start noise.
+
+    Raises:
+        ValueError: a value outside of this.
+    """
+
+    n_chains: int
+    schedule: Schedule
+    seed: int = 0
+    first_chain: int = 0
+    chain_ids: Tensor | None = None
+    init: str = "uniform"
+    first_step: int = 0
+    run_steps: int | None = None
+    start: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_chains < 0:
+            raise ValueError(f"n_chains is {self.n_chains}: it must be at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}: it must lie in 0 .. 2**64 - 1")
+        if not 0 <= self.first_chain <= 2**63 - 1 - self.n_chains:
+            raise ValueError(f"first_chain is {self.first_chain}: chain ids must lie in 0 .. 2**63 - 1")
+        if self.init not in INITS:
+            raise ValueError(f"init is {self.init!r}: choose one of {', '.join(INITS)}")
+        n_steps = self.schedule.n_steps
+        if not 0 <= self.first_step < n_steps:
+            raise ValueError(f"first_step is {self.first_step}: the schedule has steps 0 .. {n_steps - 1}")
+        if self.run_steps is None:
+            object.__setattr__(self, "run_steps", n_steps - self.first_step)
+        if not 1 <= self.n_run <= n_steps - self.first_step:
+            raise ValueError(
+                f"run_steps is {self.run_steps}: from step {self.first_step} 1 .. {n_steps - self.first_step} are left"
+            )
+        if self.first_step > 0 and self.start is None:
+            raise ValueError(f"first_step is {self.first_step} but start is None: pass the states before that step")
+
+    @property
+    def n_run(self) -> int:
+        """Steps this launch runs."""
+        return self.run_steps if self.run_steps is not None else 0
+
+    @property
+    def signed_seed(self) -> int:
+        """The seed as the kernels take it: int64, two's complement."""
+        return self.seed - 2**64 if self.seed >= 2**63 else self.seed
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a launch fills, all fp32 and contiguous.
+
+    Args:
+        final: (n_chains, D) states after the last step run.
+        residual: (n_chains,) largest change of a value in the last step run.
+        draws: (n_chains, n_draws, D), of which the draws that end in the launch are written; None keeps none.
+    """
+
+    final: Tensor
+    residual: Tensor
+    draws: Tensor | None = None
+
+
+def allocate_outputs(request: LaunchRequest, shape: NetShape, device: torch.device, keep_draws: bool = True) -> Outputs:
+    """Uninitialised outputs of a launch."""
+    n, dim = request.n_chains, shape.dim
+    draws = torch.empty((n, request.schedule.n_draws, dim), device=device) if keep_draws else None
+    return Outputs(torch.empty((n, dim), device=device), torch.empty(n, device=device), draws)
+
+
+def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device, outputs: Outputs) -> None:
+    """Refuse tensors of another shape, type, layout or device than `LaunchRequest` and `Outputs` say."""
+    n, dim = request.n_chains, shape.dim
+    expected: list[tuple[str, Tensor | None, tuple[int, ...], torch.dtype]] = [
+        ("chain_ids", request.chain_ids, (n,), torch.int64),
+        ("start", request.start, (n, dim), torch.float32),
+        ("final", outputs.final, (n, dim), torch.float32),
+        ("residual", outputs.residual, (n,), torch.float32),
+        ("draws", outputs.draws, (n, request.schedule.n_draws, dim), torch.float32),
+    ]
+    for name, tensor, want, dtype in expected:
+        if tensor is None:
+            continue
+        if (
+            tuple(tensor.shape) != want
+            or tensor.dtype != dtype
+            or not tensor.is_contiguous()
+            or tensor.device != device
+        ):
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: "
+                f"it must be a contiguous {want} {dtype} on {device}"
+            )
