@@ -1,0 +1,69 @@
+"""The state of an unfinished training run: one safetensors file, enough to go on bit for bit.
+
+Tensors: ``model.*``, ``best.*`` (kept weights), ``adam.<parameter>.<moment>`` and ``running`` (sum of recent losses).
+Metadata: ``format``, ``version``, ``request`` (what is being trained, JSON), ``position`` (JSON) and ``checksum``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path
+
+FORMAT, VERSION = "kaleido-fast-training", "1"
+
+
+def save_state(path: Path, request: dict[str, Any], position: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write the state; an earlier one stays whole until this one is."""
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    texts = {"request": json.dumps(request, sort_keys=True), "position": json.dumps(position)}
+    metadata = {"format": FORMAT, "version": VERSION, **texts, "checksum": _checksum(texts, held)}
+    with atomic_path(path) as temporary:
+        save_file(held, temporary, metadata)
+
+
+def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read position and tensors back.
+
+    Raises:
+        InputError: the file is damaged or foreign, or it belongs to another request (the difference is named).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
+        text = " ".join(str(problem).split())
+        raise InputError(f"training state {path} cannot be read: {text}; delete it to start anew") from problem
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise InputError(f"{path} is not a training state of this release: give another path for the state")
+    texts = {key: metadata.get(key, "") for key in ("request", "position")}
+    if metadata.get("checksum") != _checksum(texts, tensors):
+        raise InputError(f"training state {path} is damaged: its checksum does not match; delete it to start anew")
+    _check_request(path, json.loads(texts["request"]), json.loads(json.dumps(request)))
+    return json.loads(texts["position"]), tensors
+
+
+def _check_request(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    for key in sorted(stored.keys() | asked.keys()):
+        if stored.get(key) != asked.get(key):
+            raise InputError(
+                f"training state {path} belongs to another run: {key} was {stored.get(key)}, now {asked.get(key)}; "
+                "ask for the same, or delete the file to start anew"
+            )
+
+
+def _checksum(texts: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
