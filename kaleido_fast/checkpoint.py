@@ -1,7 +1,8 @@
 """One safetensors file per model: weights, specification, how it was made, how to sample it. No pickle anywhere.
 
-Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32; metadata keys ``format`` ("kaleido-fast"), ``version``
-("1"), ``spec`` and ``card`` (JSON) and ``checksum`` (SHA-256 over spec, card, tensors), since safetensors has none.
+Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32, and one metadata entry ``kaleido_fast``: JSON with
+``version`` ("1"), ``spec`` and ``card`` (JSON texts) and ``checksum`` (SHA-256 over spec, card and tensors), since
+safetensors has none. One entry, because safetensors writes several in random order: equal models would differ in bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
 
-FORMAT, VERSION = "kaleido-fast", "1"
+ENTRY, VERSION = "kaleido_fast", "1"
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,9 @@ def save_checkpoint(path: str | Path, model: KaleidoMLP, card: ModelCard) -> str
     check_finite(model)
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in model.state_dict().items()}
     spec, card_text = model.spec.to_json(), card.to_json()
-    metadata = {"format": FORMAT, "version": VERSION, "spec": spec, "card": card_text}
-    metadata["checksum"] = _checksum(spec, card_text, tensors)
+    header = {"version": VERSION, "spec": spec, "card": card_text, "checksum": _checksum(spec, card_text, tensors)}
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
     return model_hash(model)
 
 
@@ -125,11 +125,11 @@ def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
     """
     path = _find(source)
     metadata, tensors = _read(path)
-    _check_origin(path, metadata)
-    if metadata.get("checksum") != _checksum(metadata["spec"], metadata["card"], tensors):
+    header = _parse_header(path, metadata)
+    if header["checksum"] != _checksum(header["spec"], header["card"], tensors):
         raise InputError(f"checkpoint {path} is damaged: its checksum does not match; get or train it anew")
     try:
-        spec, card = ModelSpec.from_json(metadata["spec"]), ModelCard.from_json(metadata["card"])
+        spec, card = ModelSpec.from_json(header["spec"]), ModelCard.from_json(header["card"])
     except ValueError as problem:
         raise InputError(f"checkpoint {path}: {problem}") from problem
     model = _build(path, spec, tensors)
@@ -165,19 +165,24 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from problem
 
 
-def _check_origin(path: Path, metadata: dict[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
+def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, str]:
+    if ENTRY not in metadata:
         raise InputError(
             f"checkpoint {path} was not written by kaleido-fast: build a KaleidoMLP and save_checkpoint() it first"
         )
-    if metadata.get("version") != VERSION:
+    try:
+        header = json.loads(metadata[ENTRY])
+        version = header["version"]
+        texts = {name: header[name] for name in ("spec", "card", "checksum")}
+    except (ValueError, TypeError, KeyError) as problem:
+        raise InputError(f"checkpoint {path} is damaged: its header does not hold together") from problem
+    if version != VERSION:
         raise InputError(
-            f"checkpoint {path} has version {metadata.get('version')!r}: this release reads {VERSION!r}; "
-            "upgrade kaleido-fast"
+            f"checkpoint {path} has version {version!r}: this release reads {VERSION!r}; upgrade kaleido-fast"
         )
-    for key in ("spec", "card"):
-        if key not in metadata:
-            raise InputError(f"checkpoint {path} lacks its {key}: it is damaged")
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise InputError(f"checkpoint {path} is damaged: its header does not hold together")
+    return texts
 
 
 def _build(path: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> KaleidoMLP:

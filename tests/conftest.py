@@ -1,0 +1,61 @@
+"""Fixtures and markers shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kaleido_fast.checkpoint import ModelCard, save_checkpoint
+from kaleido_fast.model import KaleidoMLP, ModelSpec
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped, with the reason, where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+
+
+def random_mlp(*widths: int, seed: int = 0, scale: float = 1.5, **options) -> KaleidoMLP:
+    """A network with seeded random weights, large enough that the recursion moves."""
+    generator = torch.Generator().manual_seed(seed)
+    model = KaleidoMLP(ModelSpec(widths, **options))
+    with torch.no_grad():
+        for layer in model.linears:
+            layer.weight.normal_(0, scale / layer.in_features**0.5, generator=generator)
+            if layer.bias is not None:
+                layer.bias.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def small_model() -> KaleidoMLP:
+    """A 6-11-13-6 network: no width is a multiple of a vector."""
+    return random_mlp(6, 11, 13, 6, sample_shape=(2, 3))
+
+
+@pytest.fixture
+def small_checkpoint(small_model, tmp_path):
+    """The small model in a file with recommended settings."""
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, small_model, ModelCard(name="small", sampling={"burn_in": 4, "jitter": 0.25, "settle": 1}))
+    return path
+
+
+def assert_states_close(got: torch.Tensor, want: torch.Tensor, atol: float, rtol: float = 0.0, what: str = "") -> None:
+    """Equal within atol + rtol * |want|; the failure names the worst element, its position and both values."""
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    if not got.numel():
+        return
+    got64, want64 = got.double().cpu(), want.double().cpu()
+    assert torch.equal(got64.isnan(), want64.isnan()), f"{what}: NaN in different places"
+    error = (got64 - want64).abs().nan_to_num(0)
+    excess = error - (atol + rtol * want64.abs().nan_to_num(0))
+    worst = int(excess.argmax())
+    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
+    assert excess.flatten()[worst] <= 0, (
+        f"{what}: {int((excess > 0).sum())} of {error.numel()} elements differ; worst at {place}: "
+        f"got {got64[place]:.9g}, want {want64[place]:.9g}, error {error[place]:.3g} (atol {atol:g}, rtol {rtol:g})"
+    )
