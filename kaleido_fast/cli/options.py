@@ -27,16 +27,16 @@ class Name(click.ParamType):
 
 
 class NumberOr(click.ParamType):
-    """A number, or one of a few words that stand for None."""
+    """A number, or one of a few words that stand for something else."""
 
-    def __init__(self, kind: type[int] | type[float], word: str) -> None:
-        self.kind, self.word = kind, word
-        self.name = f"{kind.__name__}|{word}"
+    def __init__(self, kind: type[int] | type[float], **words: Any) -> None:
+        self.kind, self.words = kind, words
+        self.name = "|".join(["integer" if kind is int else "float", *words])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == self.word or value is None:
-            return None
+        if value in self.words or value is None:
+            return self.words.get(value)
         try:
             return self.kind(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor {self.word!r}", param, ctx)
+            self.fail(f"{value!r} is neither a number nor one of {', '.join(self.words)}", param, ctx)

@@ -50,13 +50,13 @@ PICTURE_CHAINS = 1000
 @click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
 @click.option(
     "--tol",
-    type=NumberOr(float, "none"),
+    type=NumberOr(float, none=None, recommended="recommended"),
     default="recommended",
     help="Last change of a chain, in data units, below which it counts as arrived; or none [default: 1e-4].",
 )
 @click.option(
     "--seed",
-    type=NumberOr(int, "random"),
+    type=NumberOr(int, random=None),
     default=0,
     show_default=True,
     help="0 to 2^64-1; the same seed gives the same bits. 'random' draws one and reports it.",
