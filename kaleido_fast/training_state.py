@@ -1,7 +1,8 @@
 """The state of an unfinished training run: one safetensors file, enough to go on bit for bit.
 
 Tensors: ``model.*``, ``best.*`` (kept weights), ``adam.<parameter>.<moment>`` and ``running`` (sum of recent losses).
-Metadata: ``format``, ``version``, ``request`` (what is being trained, JSON), ``position`` (JSON) and ``checksum``.
+One metadata entry ``kaleido_fast_training``: JSON with ``version``, ``request`` (what is being trained) and
+``position`` (JSON texts), and ``checksum``.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from torch import Tensor
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
 
-FORMAT, VERSION = "kaleido-fast-training", "1"
+ENTRY, VERSION = "kaleido_fast_training", "1"
 
 
 def save_state(path: Path, request: dict[str, Any], position: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write the state; an earlier one stays whole until this one is."""
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {"request": json.dumps(request, sort_keys=True), "position": json.dumps(position)}
-    metadata = {"format": FORMAT, "version": VERSION, **texts, "checksum": _checksum(texts, held)}
+    header = {"version": VERSION, **texts, "checksum": _checksum(texts, held)}
     with atomic_path(path) as temporary:
-        save_file(held, temporary, metadata)
+        save_file(held, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
 
 
 def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -43,13 +44,22 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
         text = " ".join(str(problem).split())
         raise InputError(f"training state {path} cannot be read: {text}; delete it to start anew") from problem
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        raise InputError(f"{path} is not a training state of this release: give another path for the state")
-    texts = {key: metadata.get(key, "") for key in ("request", "position")}
-    if metadata.get("checksum") != _checksum(texts, tensors):
+    header = _parse_header(path, metadata)
+    texts = {key: str(header.get(key)) for key in ("request", "position")}
+    if header.get("checksum") != _checksum(texts, tensors):
         raise InputError(f"training state {path} is damaged: its checksum does not match; delete it to start anew")
     _check_request(path, json.loads(texts["request"]), json.loads(json.dumps(request)))
     return json.loads(texts["position"]), tensors
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata.get(ENTRY, "{}"))
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise InputError(f"{path} is not a training state of this release: give another path for the state")
+    return header
 
 
 def _check_request(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
