@@ -33,7 +33,7 @@ def philox_words(seed, chains, blocks, step):
     low = chains.to(tl.uint32) + (blocks * 0).to(tl.uint32)
     high = (chains >> 32).to(tl.uint32) + (blocks * 0).to(tl.uint32)
     block = blocks.to(tl.uint32) + low * 0
-    return tl.philox(seed, low, high, block, low * 0 + step.to(tl.uint32))
+    return tl.philox(seed, low, high, block, low * 0 + step)
 
 
 @triton.jit

@@ -1,0 +1,287 @@
+"""The narrow kernel: padded width up to 128, all weights resident, activations in registers, layers unrolled.
+
+One program carries BLOCK chains through all steps of a launch:
+
+    registers       x (BLOCK, DIM_PADDED) fp32 -> h (BLOCK, WIDTH) -> ... -> x
+    shared memory   every weight matrix, loaded once before the first step
+
+Without jitter the step loop touches neither shared nor global memory except through the operands of its products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, check_tensors
+from kaleido_kernels.packing import NarrowLayout, PackedNarrow, narrow_layout
+from kaleido_kernels.steps import (
+    activate,
+    add_jitter,
+    bound_output,
+    dense_layer,
+    row_chains,
+    row_residual,
+    start_tile,
+    to_operand,
+)
+from kaleido_kernels.tiles import Tile
+
+
+@triton.jit
+def load_matrix(ptr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A contiguous (ROWS, COLS) matrix."""
+    return tl.load(ptr + tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :])
+
+
+@triton.jit
+def load_layers(ptr, N_LAYERS: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr):
+    """All matrices as a tuple, in the order that `kaleido_kernels.packing` stores them."""
+    if N_LAYERS == 1:
+        return (load_matrix(ptr, DIM_PADDED, DIM_PADDED),)
+    else:
+        layers = (load_matrix(ptr, DIM_PADDED, WIDTH),)
+        for layer in tl.static_range(N_LAYERS - 2):
+            layer_ptr = ptr + DIM_PADDED * WIDTH + layer * WIDTH * WIDTH
+            layers = layers + (load_matrix(layer_ptr, WIDTH, WIDTH),)  # type: ignore[assignment]  # noqa: RUF005
+        last_ptr = ptr + DIM_PADDED * WIDTH + (N_LAYERS - 2) * WIDTH * WIDTH
+        return layers + (load_matrix(last_ptr, WIDTH, DIM_PADDED),)  # noqa: RUF005
+
+
+@triton.jit
+def load_bias_rows(ptr, N_LAYERS: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr):
+    """The (16, out) bias rows of all layers as a tuple."""
+    layers = ()
+    for layer in tl.static_range(N_LAYERS - 1):
+        layer_ptr = ptr + layer * 16 * WIDTH
+        layers = layers + (load_matrix(layer_ptr, 16, WIDTH),)  # type: ignore[assignment]  # noqa: RUF005
+    return layers + (load_matrix(ptr + (N_LAYERS - 1) * 16 * WIDTH, 16, DIM_PADDED),)  # noqa: RUF005
+
+
+@triton.jit
+def network(
+    x, w_high, w_low, bias_rows, ones,
+    N_LAYERS: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, BOUND: tl.constexpr,
+    PRECISION: tl.constexpr, BIAS: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
+    """bound(MLP(x)) of a tile, (BLOCK, DIM_PADDED) fp32."""
+    h_high, h_low = to_operand(x, PRECISION)
+    for layer in tl.static_range(N_LAYERS - 1):
+        acc = tl.zeros([BLOCK, WIDTH], tl.float32)
+        if BIAS == "mma":
+            acc = tl.dot(ones, bias_rows[layer], acc, input_precision="ieee")
+        acc = dense_layer(h_high, h_low, w_high[layer], w_low[layer], acc, PRECISION)
+        h_high, h_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
+    out = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
+    if BIAS == "mma":
+        out = tl.dot(ones, bias_rows[N_LAYERS - 1], out, input_precision="ieee")
+    out = dense_layer(h_high, h_low, w_high[N_LAYERS - 1], w_low[N_LAYERS - 1], out, PRECISION)
+    return bound_output(out, BOUND, USE_ASM)
+
+
+# Counts and ids are not specialised, or a value of 1 and every multiple of 16 would compile a kernel of its own.
+UNSPECIALISED = (
+    *("n_chains", "first_chain", "seed", "burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"),
+)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def narrow_kernel(
+    draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
+    final_ptr,  # (n_chains, DIM) fp32, row-major
+    residual_ptr,  # (n_chains,) fp32
+    w_high_ptr,  # all matrices (in, out) one after another, operand type
+    w_low_ptr,  # the same of the low halves; w_high_ptr itself unless PRECISION is "fp16x3"
+    bias_ptr,  # (16, out) rows a layer, operand type; unused unless BIAS is "mma"
+    start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
+    chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
+    n_chains: tl.int64,
+    first_chain: tl.int64,
+    seed: tl.int64,
+    jitter,
+    burn_in: tl.int32,
+    n_draws: tl.int32,
+    thin: tl.int32,
+    settle: tl.int32,
+    first_step: tl.int32,
+    run_steps: tl.int32,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    N_LAYERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    BOUND: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BIAS: tl.constexpr,
+    JITTER: tl.constexpr,
+    INIT: tl.constexpr,
+    HAS_START: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    KEEP_DRAWS: tl.constexpr,
+    USE_ASM: tl.constexpr,
+):
+    """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    cols = tl.arange(0, DIM_PADDED)
+    row_mask = rows < n_chains
+    mask = row_mask[:, None] & (cols < DIM)[None, :]
+    chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
+
+    if HAS_START:
+        x = tl.load(start_ptr + rows[:, None] * DIM + cols[None, :], mask=mask, other=1.0)
+    else:
+        x = start_tile(seed, chains, 0, LOW, HIGH, INIT, DIM, BLOCK, DIM_PADDED)
+    # Padded columns begin as 1: two of them carry the folded bias through the layers, the others meet zero weights.
+    x = tl.where((cols < DIM)[None, :], x, 1.0)
+
+    w_high = load_layers(w_high_ptr, N_LAYERS, DIM_PADDED, WIDTH)
+    w_low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if PRECISION == "fp16x3" else w_high
+    bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if BIAS == "mma" else w_high
+    ones = tl.full([BLOCK, 16], 1.0, bias_ptr.dtype.element_ty)
+
+    end = first_step + run_steps
+    step = first_step
+    draw = tl.maximum(first_step - burn_in, 0) // thin
+    last_draw = tl.maximum(end - 1 - burn_in, 0) // thin
+    change = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
+    for draw_index in range(draw, last_draw + 1):
+        draw_end = burn_in + (draw_index + 1) * thin
+        stop = tl.minimum(draw_end, end)
+        for t in range(step, stop):
+            if JITTER == "normal" or JITTER == "uniform":
+                if (t > 0) & (t < draw_end - settle):
+                    x = add_jitter(x, jitter, seed, chains, 0, t, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
+            y = network(
+                x, w_high, w_low, bias_rows, ones, N_LAYERS, DIM_PADDED, WIDTH, BLOCK,
+                ACTIVATION, NEGATIVE_SLOPE, BOUND, PRECISION, BIAS, USE_ASM,
+            )  # fmt: skip
+            change = y - x
+            x = y
+            if JITTER == "upstream":
+                x = add_jitter(y, jitter, seed, chains, 0, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
+        step = stop
+        if KEEP_DRAWS:
+            offsets = (rows[:, None] * n_draws + draw_index) * DIM + cols[None, :]
+            tl.store(draws_ptr + offsets, x, mask=mask & (stop == draw_end))
+
+    tl.store(final_ptr + rows[:, None] * DIM + cols[None, :], x, mask=mask)
+    tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
+
+
+POINTERS = (
+    "draws_ptr",
+    "final_ptr",
+    "residual_ptr",
+    "w_high_ptr",
+    "w_low_ptr",
+    "bias_ptr",
+    "start_ptr",
+    "chain_ids_ptr",
+)
+OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
+
+
+def constants(
+    shape: NetShape, layout: NarrowLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
+) -> dict[str, Any]:
+    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS."""
+    return {
+        "DIM": shape.dim,
+        "DIM_PADDED": layout.dim_padded,
+        "WIDTH": layout.width,
+        "N_LAYERS": shape.n_layers,
+        "BLOCK": tile.block_chains,
+        "ACTIVATION": shape.activation,
+        "NEGATIVE_SLOPE": shape.negative_slope,
+        "BOUND": shape.bound,
+        "LOW": shape.low,
+        "HIGH": shape.high,
+        "PRECISION": precision,
+        "BIAS": layout.bias,
+        "USE_ASM": use_asm,
+        **variant,
+    }
+
+
+def variant_of(request: LaunchRequest, keep_draws: bool) -> dict[str, Any]:
+    """The constants that a request decides."""
+    return {
+        "JITTER": request.schedule.jitter_kind,
+        "INIT": request.init,
+        "HAS_START": request.start is not None,
+        "HAS_IDS": request.chain_ids is not None,
+        "KEEP_DRAWS": keep_draws,
+    }
+
+
+def use_asm_on(device: torch.device) -> bool:
+    """Whether NVIDIA instructions can be written by name: not in the interpreter (CPU tensors), not on AMD."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
+    """Run a launch on the device that holds ``packed``; CPU tensors need TRITON_INTERPRET=1.
+
+    Raises:
+        ValueError: a tile for another kernel, tensors that do not fit.
+    """
+    if tile.kernel != "narrow":
+        raise ValueError(
+            f"the tile is for kernel {tile.kernel!r}: launch_narrow needs one of tiles.candidates for 'narrow'"
+        )
+    device, shape, schedule = packed.high.device, packed.shape, request.schedule
+    check_tensors(request, shape, device, outputs)
+    if request.n_chains == 0:
+        return
+    keep_draws = outputs.draws is not None
+    narrow_kernel[(triton.cdiv(request.n_chains, tile.block_chains),)](
+        outputs.draws if outputs.draws is not None else outputs.final,
+        outputs.final,
+        outputs.residual,
+        packed.high,
+        packed.low,
+        packed.bias_rows,
+        request.start if request.start is not None else outputs.final,
+        request.chain_ids if request.chain_ids is not None else outputs.final,
+        request.n_chains,
+        request.first_chain,
+        request.signed_seed,
+        float(schedule.jitter),
+        schedule.burn_in,
+        schedule.n_draws,
+        schedule.thin,
+        schedule.settle,
+        request.first_step,
+        request.n_run,
+        **constants(shape, packed.layout, packed.precision, tile, variant_of(request, keep_draws), use_asm_on(device)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+QUIET = {"JITTER": "none", "INIT": "uniform", "HAS_START": False, "HAS_IDS": False, "KEEP_DRAWS": True}
+
+
+def aot_signature(
+    shape: NetShape, precision: str, tile: Tile, variant: dict[str, Any] | None = None, use_asm: bool = True
+) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
+    """What `launch_narrow` would compile: (kernel, signature, constants, num_warps, num_stages).
+
+    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `QUIET`.
+    """
+    form = "fp16x3" if precision == "fp32" else precision
+    values = constants(shape, narrow_layout(shape), form, tile, {**QUIET, **(variant or {})}, use_asm)
+    signature = dict.fromkeys(POINTERS, "*fp32")
+    signature |= dict.fromkeys(("w_high_ptr", "w_low_ptr", "bias_ptr"), OPERANDS[form])
+    signature |= {"chain_ids_ptr": "*i64", "n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32"}
+    signature |= dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")
+    signature |= dict.fromkeys(values, "constexpr")
+    return narrow_kernel, signature, values, tile.num_warps, tile.num_stages

@@ -1,0 +1,213 @@
+"""Weights as the kernels read them: padded, tiled, split, on the host and once per model.
+
+Every kernel multiplies rows of chains by matrices (in, out): weights are stored transposed from torch's (out, in).
+Padding is zeros; a padded input value meets a zero row, a padded output is never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from kaleido_kernels.shapes import PRECISIONS, NetShape, next_power_of_two
+
+Layers = Sequence[tuple[Tensor, Tensor | None]]
+"""One (weight (out, in), bias (out,) or None) a layer, fp32."""
+
+OPERAND_TYPES = {
+    "fp16x3": torch.float16,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "ieee": torch.float32,
+}
+FP16_LARGEST = 65504.0
+SPLIT_LARGEST = 6e4  # fp16x3: the high half must not round to infinity
+SPLIT_SMALLEST = 2.0**-6  # fp16x3: a layer whose largest weight is below loses bits of the low half (spacing 6e-8)
+FP16_SMALLEST = 2.0**-14  # fp16: below it all weights of a layer are subnormal
+BIAS_ROWS = 16  # least inner size of a product
+BIAS_COLUMNS = 2  # a folded bias takes two rows, high and low part, so that it keeps fp32 accuracy in 16-bit modes
+SATURATE = 30.0  # tanh(30) and sigmoid(30) are 1 in fp32: the last layer hands the constant column on through the bound
+
+
+def device_precision(layers: Layers, precision: str) -> str:
+    """How the kernels compute ``precision``: "fp32" as "fp16x3" where the weights' range allows, else as "ieee".
+
+    Raises:
+        ValueError: unknown precision, weights that are not finite, or outside the range of the mode.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: the kernels know {', '.join(PRECISIONS)}")
+    sizes = [_largest(index, weight, bias) for index, (weight, bias) in enumerate(layers)]
+    largest = max(max(pair) for pair in sizes)
+    smallest = min((weight for weight, _ in sizes if weight > 0), default=1.0)
+    if precision == "fp16":
+        if largest > FP16_LARGEST:
+            raise ValueError(
+                f"precision 'fp16': the largest weight is {largest:.3g}, at most 65504 fits; use 'bf16' or 'fp32'"
+            )
+        if smallest < FP16_SMALLEST:
+            raise ValueError(
+                f"precision 'fp16': a layer has no weight above {smallest:.3g}, below 6.1e-5 fp16 loses its bits; "
+                "use 'bf16' or 'fp32'"
+            )
+    if precision == "bf16" and largest > torch.finfo(torch.bfloat16).max:
+        raise ValueError(f"precision 'bf16': the largest weight is {largest:.3g}, at most 3.39e38 fits; use 'fp32'")
+    if precision == "fp32":
+        return "fp16x3" if largest < SPLIT_LARGEST and smallest >= SPLIT_SMALLEST else "ieee"
+    return precision
+
+
+def _largest(index: int, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
+    values = [float(tensor.abs().max()) if tensor.numel() else 0.0 for tensor in (weight, bias) if tensor is not None]
+    for value, name in zip(values, ("weight", "bias"), strict=False):
+        if not value < float("inf"):  # also true of NaN
+            raise ValueError(f"layer {index}: {name} holds {value}: every value must be finite")
+    return values[0], values[-1]
+
+
+def check_layers(layers: Layers, shape: NetShape) -> None:
+    """Refuse weights that do not fit ``shape``."""
+    if len(layers) != shape.n_layers:
+        raise ValueError(f"{len(layers)} layers of weights for a shape of {shape.n_layers} layers: they must agree")
+    for index, (weight, bias) in enumerate(layers):
+        want = (shape.widths[index + 1], shape.widths[index])
+        if tuple(weight.shape) != want or weight.dtype != torch.float32:
+            raise ValueError(
+                f"layer {index}: weight is {tuple(weight.shape)} {weight.dtype}: it must be {want} float32"
+            )
+        if (bias is not None) != shape.bias[index]:
+            raise ValueError(f"layer {index}: shape.bias says {shape.bias[index]}, the weights say {bias is not None}")
+        if bias is not None and tuple(bias.shape) != want[:1]:
+            raise ValueError(f"layer {index}: bias is {tuple(bias.shape)}: it must be {want[:1]}")
+
+
+def round_tf32(x: Tensor) -> Tensor:
+    """Nearest value with 10 bits of mantissa: the tensor cores would cut the rest off instead."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def round_operand(x: Tensor, precision: str) -> Tensor:
+    """fp32 values as an operand of ``precision`` holds them (fp16x3: its high half), still fp32."""
+    if precision == "tf32":
+        return round_tf32(x)
+    return x.to(OPERAND_TYPES[precision]).to(torch.float32)
+
+
+def split_operand(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """(high, low) operands of fp32 ``x``; low is high itself except for fp16x3, where high + low has 22 bits."""
+    if precision == "tf32":
+        high = round_tf32(x)
+        return high, high
+    high = x.to(OPERAND_TYPES[precision])
+    if precision != "fp16x3":
+        return high, high
+    return high, (x - high.to(torch.float32)).to(torch.float16)
+
+
+@dataclass(frozen=True)
+class NarrowLayout:
+    """Sizes of the narrow kernel's operands, from shape and precision alone.
+
+    Args:
+        width: padded width of the hidden layers, a power of two from 16.
+        dim_padded: padded D, likewise.
+        bias: "fold" (constant-1 columns carry the bias inside the products), "mma" (a product of its own) or "none".
+    """
+
+    width: int
+    dim_padded: int
+    bias: str
+
+
+def narrow_layout(shape: NetShape) -> NarrowLayout:
+    """Padded sizes of ``shape``, and how its bias is added.
+
+    Folding needs two spare columns everywhere and an activation that keeps 1 at 1. It takes no instruction at all;
+    a product of its own costs 16 more inner rows a layer (25 % at width 64, 14 % at 128).
+    """
+    width, dim_padded = next_power_of_two(max(shape.hidden, 1)), next_power_of_two(shape.dim)
+    if not any(shape.bias):
+        return NarrowLayout(width, dim_padded, "none")
+    spare = shape.hidden + BIAS_COLUMNS <= width and shape.dim + BIAS_COLUMNS <= dim_padded
+    folds = spare and shape.activation in ("relu", "leaky_relu")
+    return NarrowLayout(width, dim_padded, "fold" if folds else "mma")
+
+
+@dataclass(frozen=True)
+class PackedNarrow:
+    """A network as `narrow_kernel` reads it.
+
+    Args:
+        shape: what was packed.
+        precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
+        layout: padded sizes.
+        high, low: all matrices one after another, flat: (dim_padded, width), (width, width) ..., (width, dim_padded).
+        bias_rows: "mma": (16, padded out) a layer, flat, row 0 the high and row 1 the low part; else one unused value.
+    """
+
+    shape: NetShape
+    precision: str
+    layout: NarrowLayout
+    high: Tensor
+    low: Tensor
+    bias_rows: Tensor
+
+
+def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedNarrow:
+    """Pack for `kaleido_kernels.narrow`. ``precision`` is one of `PRECISIONS`.
+
+    Raises:
+        ValueError: weights that do not fit the shape or the precision.
+    """
+    check_layers(layers, shape)
+    form, layout = device_precision(layers, precision), narrow_layout(shape)
+    sizes = narrow_sizes(shape.n_layers, layout)
+    matrices, bias_rows = [], []
+    for index, (weight, bias) in enumerate(layers):
+        rows, columns = sizes[index]
+        matrix = _pad(weight.detach().cpu().t(), rows, columns)
+        parts = _bias_parts(None if bias is None else bias.detach().cpu(), shape.widths[index + 1], form)
+        if layout.bias == "fold":
+            keep = SATURATE if index == shape.n_layers - 1 else 1.0
+            _fold_bias(matrix, parts, shape.widths[index], shape.widths[index + 1], keep)
+        matrices.append(matrix.flatten())
+        bias_rows.append(_pad(parts, BIAS_ROWS, columns).flatten())
+    high, low = split_operand(torch.cat(matrices), form)
+    rows_tensor = torch.cat(bias_rows) if layout.bias == "mma" else torch.zeros(16)
+    rows_tensor = rows_tensor.to(OPERAND_TYPES[form])
+    high = high.to(device)
+    low = low.to(device) if form == "fp16x3" else high
+    return PackedNarrow(shape, form, layout, high, low, rows_tensor.to(device))
+
+
+def narrow_sizes(n_layers: int, layout: NarrowLayout) -> list[tuple[int, int]]:
+    """Padded (in, out) of each layer."""
+    inner = [layout.width] * (n_layers - 1)
+    edges = [layout.dim_padded, *inner, layout.dim_padded]
+    return list(pairwise(edges))
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    padded = torch.zeros(rows, columns)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded
+
+
+def _bias_parts(bias: Tensor | None, n_out: int, precision: str) -> Tensor:
+    """(2, n_out) fp32: the bias rounded to an operand, and what rounding left; zeros without a bias."""
+    if bias is None:
+        return torch.zeros(BIAS_COLUMNS, n_out)
+    high = round_operand(bias, precision)
+    return torch.stack((high, bias - high))
+
+
+def _fold_bias(matrix: Tensor, parts: Tensor, n_in: int, n_out: int, keep: float) -> None:
+    """Write the bias into the rows that meet the constant-1 columns, and hand these columns on to the next layer."""
+    for part in range(BIAS_COLUMNS):
+        matrix[n_in + part, :n_out] = parts[part]
+        matrix[n_in + part, n_out + part] = keep
