@@ -181,10 +181,12 @@ def find_recipe(name: str) -> TrainingRecipe:
 
 
 def default_spec(dataset: Dataset) -> ModelSpec:
-    """6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above D = 256."""
+    """6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above D = 256.
+
+    Data without negative values gets a sigmoid bound, other data a tanh.
+    """
     width = 256 if dataset.dim <= 256 else 512
-    low = float(dataset.data.min())
-    bound = "sigmoid" if low >= 0 and dataset.scaling.offset == 0 and dataset.scaling.scale != 1 else "tanh"
+    bound = "tanh" if float(dataset.data.min()) < 0 else "sigmoid"
     return ModelSpec((dataset.dim, *[width] * 5, dataset.dim), bound=bound, sample_shape=dataset.sample_shape)
 
 
