@@ -46,14 +46,22 @@ class Diagnostics:
         """Plain values for a model card."""
         return asdict(self)
 
-    def problem(self) -> str | None:
-        """One line on what is wrong and what helps; None when most examples are stable."""
+    def problem(self, jitter: float = 0.0) -> str | None:
+        """One line on what is wrong and what helps; None when most examples are stable.
+
+        Args:
+            jitter: what the recommended sampling settings use; 0 for none.
+        """
         if self.spectral_radius_median < 1 and self.stable_share >= UNSTABLE_SHARE:
             return None
+        advice = (
+            f"sample with jitter, as the recommended settings do ({jitter:g})"
+            if jitter > 0
+            else "sample with jitter near the training noise, or train with more noise, more steps or fewer examples"
+        )
         return (
             f"only {self.stable_share:.0%} of the training examples are stable fixed points (median spectral radius "
-            f"{self.spectral_radius_median:.2f}, below 1 attracts): without jitter most chains end elsewhere; "
-            "sample with jitter near the training noise, or train with more noise, more steps or fewer examples"
+            f"{self.spectral_radius_median:.2f}; below 1 attracts): without jitter most chains end elsewhere; {advice}"
         )
 
 

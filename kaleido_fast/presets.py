@@ -29,10 +29,10 @@ class TrainingRecipe:
 
     Args:
         steps: optimiser steps.
-        batch_size: examples per step (drawn with replacement when the data set is smaller).
+        batch_size: examples per step (each comes several times when the data set is smaller).
         learning_rate: peak of the schedule.
-        noise: standard deviation of the Gaussian noise added to inputs, in units of half the data range; 0 trains a
-            plain autoencoder (the published recipe).
+        noise: standard deviation of the Gaussian noise added to inputs, which are then clamped to the data range as
+            the sampler's are, in units of half the range; 0 trains a plain autoencoder (the published recipe).
         pair_mix: inputs are moved up to this share of the way towards another example; 0 is off.
         init: "kaiming" (normal, linear gain on the last layer, zero bias) or "default" (torch's).
         schedule: "cosine" (to 1 % of the peak) or "constant".
@@ -96,7 +96,8 @@ PRESETS: dict[str, Preset] = {
     "digits": Preset(
         NETWORKS["digits"],
         "digits",
-        TrainingRecipe(steps=12_000, batch_size=128, learning_rate=1e-3, noise=0.4, held_out=500),
+        # 4000 steps, not more: 12,000 overfit (held-out error 0.046 for 0.041) and sample classes less evenly
+        TrainingRecipe(steps=4000, batch_size=128, learning_rate=1e-3, noise=0.4, held_out=500),
         {"burn_in": 19, "thin": 1, "jitter": 0.5, "settle": 2},
     ),
     "deep128": Preset(

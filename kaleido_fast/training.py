@@ -120,6 +120,7 @@ def train(
     loop = _Loop(run, state_path, save_every, callback)
     diagnostics = _train_until_accepted(run, loop)
     name = preset or data.name
+    sampling = dict(found.sampling) if found else recommended_sampling(recipe, diagnostics)
     card = ModelCard(
         name=name,
         recipe={**asdict(recipe), "seed": seed, "attempt": run.attempt, "best_step": run.best_step},
@@ -127,10 +128,10 @@ def train(
         scaling=data.scaling,
         final_loss=run.best_loss,
         diagnostics=diagnostics.to_dict(),
-        sampling=dict(found.sampling) if found else recommended_sampling(recipe, diagnostics),
+        sampling=sampling,
         created_with=library_versions(),
     )
-    problem = diagnostics.problem()
+    problem = diagnostics.problem(sampling.get("jitter", 0.0))
     if problem is not None:
         warnings.warn(f"model {name}: {problem}", UnstableModelWarning, stacklevel=2)
     return TrainResult(run.model.cpu().eval(), card, tuple(run.history), () if problem is None else (problem,))
