@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ENGINES = ("auto", "triton", "cpu", "reference")
 PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
+ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
+BOUNDS = ("tanh", "sigmoid")
 INITS = ("uniform", "normal")
 NOISES = ("normal", "uniform", "upstream")
 DEFAULT_MODEL = "digits"

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from kaleido_fast.sampling import SampleProgress
+    from kaleido_fast.training import TrainingProgress
 
 
 def progress_bar() -> Progress:
@@ -39,5 +40,20 @@ def sampling_bar(also: Callable[[SampleProgress], None] | None = None) -> Iterat
             bar.update(task, total=state.chain_steps, completed=state.chain_steps_done, rate=rate)
             if also is not None:
                 also(state)
+
+        yield update
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[TrainingProgress], None]]:
+    """A callback for `train` that moves a bar with loss, learning rate and time left."""
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=None, rate="")
+
+        def update(state: TrainingProgress) -> None:
+            loss = f"loss {state.last.held_out:.4g}, " if state.last is not None else ""
+            name = "training" if state.attempt == 0 else f"training, seed {state.attempt + 1}"
+            rate = f"{loss}learning rate {state.learning_rate:.2g}"
+            bar.update(task, description=name, total=state.steps, completed=state.step, rate=rate)
 
         yield update

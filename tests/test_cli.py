@@ -1,0 +1,171 @@
+"""The command line as people use it: in a process of its own where the exit status matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_fast import ModelCard, names, save_checkpoint
+from kaleido_fast.cli import main
+from kaleido_fast.model import ACTIVATIONS, BOUNDS
+
+from conftest import random_mlp  # isort: skip
+
+
+def run(*args: str, cwd, **options) -> subprocess.CompletedProcess:
+    """Run the program in ``cwd``, wide enough that nothing wraps."""
+    env = {**os.environ, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "kaleido_fast", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, **options)
+
+
+def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
+    """Run the program in this process, which spares the start of torch: (exit status, output, errors)."""
+    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tmp_path / "small.safetensors", random_mlp(6, 9, 6, sample_shape=(2, 3)), ModelCard("small"))
+    return tmp_path
+
+
+SMALL = ("sample", "--model", "small.safetensors", "--burn-in", "3")
+
+
+def test_sample_writes_draws_picture_and_table(folder):
+    result = run(*SMALL, "--chains", "50", "--draws", "2", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for word in ("chains", "engine", "speed", "residual", "outcome", "samples.npy, samples.json, samples.png"):
+        assert word in result.stdout
+    assert np.load(folder / "samples.npy").shape == (50, 2, 6)
+    assert Image.open(folder / "samples.png").width > 24
+    record = json.loads((folder / "samples.json").read_text())
+    assert record["request"]["n_chains"] == 50
+
+
+def test_the_same_command_writes_the_same_bytes_and_fewer_chains_are_a_prefix(folder):
+    contents = []
+    for name, chains in (("a", "300"), ("b", "300"), ("c", "70")):
+        run(*SMALL, "--chains", chains, "--jitter", "0.3", "--out", f"{name}.npy", cwd=folder, check=True)
+        contents.append({kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("npy", "json", "png")})
+    assert contents[0] == contents[1]
+    assert np.array_equal(np.load(folder / "a.npy")[:70], np.load(folder / "c.npy"))
+
+
+def test_json_is_one_object_and_quiet_is_silent(folder):
+    result = run(*SMALL, "--json", "--seed", "random", "--out", "s.npz", cwd=folder)
+    figures = json.loads(result.stdout)
+    assert figures["n_steps"] == 4
+    assert figures["files"] == ["s.npz", "s.png"]
+    assert 0 <= figures["request"]["seed"] < 2**64
+    quiet = run(*SMALL, "--quiet", "--no-picture", "--out", "q.safetensors", cwd=folder)
+    assert quiet.stdout == quiet.stderr == ""
+    assert not (folder / "q.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("sampel",), "did you mean 'sample'"),
+        ((*SMALL, "--chains", "0"), "n_chains is 0"),
+        ((*SMALL, "--chains", "-5"), "n_chains is -5"),
+        ((*SMALL, "--chains", "many"), "not a valid integer"),
+        ((*SMALL, "--draws", "0"), "n_draws is 0"),
+        ((*SMALL, "--seed", "-1"), "seed is -1"),
+        ((*SMALL, "--seed", str(2**64)), "seed is"),
+        ((*SMALL, "--tol", "tiny"), "neither a number"),
+        ((*SMALL, "--engine", "tritn"), "did you mean 'triton'"),
+        ((*SMALL, "--device", "cuda:77"), "CUDA devices"),
+        ((*SMALL, "--out", "draws.csv"), "unknown format '.csv'"),
+        ((*SMALL, "--out", "nowhere/a.npy"), "does not exist"),
+        ((*SMALL, "--chains", "1000000000000"), "free"),
+        ((*SMALL, "--bogus"), "No such option"),
+        (("sample", "--model", "digts"), "did you mean 'digits'"),
+        (("sample", "--model", "gone.safetensors"), "does not exist"),
+        (("train",), "nothing to train on"),
+        (("train", "--preset", "diggits"), "did you mean 'digits'"),
+        (("train", "--data", "gone.npy"), "gone.npy"),
+        (("train", "--preset", "points1d", "--steps", "0"), "steps"),
+        (("info", "gone.npy"), "not a file"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_touches_nothing(folder, monkeypatch, capsys, args, text):
+    monkeypatch.chdir(folder)
+    (folder / "samples.npy").write_bytes(b"earlier")
+    before = sorted(path.name for path in folder.iterdir())
+    status, output, errors = call(monkeypatch, capsys, *args)
+    assert (status, output) == (2, "")
+    assert errors.count("\n") == 1, f"not one line: {errors}"
+    assert text in errors
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert (folder / "samples.npy").read_bytes() == b"earlier"
+
+
+def test_bad_input_ends_the_process_with_one_line(folder):
+    result = run(*SMALL, "--chains", "0", cwd=folder)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert (
+        result.stderr == "kaleido-fast: n_chains is 0: it must be a whole number from 1 to 4,611,686,018,427,387,904\n"
+    )
+
+
+def test_interrupt_ends_cleanly_and_says_what_was_done(folder):
+    command = [sys.executable, "-m", "kaleido_fast", *SMALL, "--chains", "2000000", "--burn-in", "5000"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert [path.name for path in folder.iterdir()] == ["small.safetensors"]
+
+
+def test_train_then_info_then_sample(folder):
+    trained = run("train", "--preset", "points1d", "--steps", "150", "--no-curve", "--json", cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["files"] == ["points1d.safetensors"]
+    info = json.loads(run("info", "points1d.safetensors", "--json", cwd=folder).stdout)
+    assert info["dataset"]["n_examples"] == 4
+    assert info["network"].startswith("1-10-")
+    run("sample", "--model", "points1d.safetensors", "--chains", "20", "--out", "p.npy", cwd=folder, check=True)
+    assert not (folder / "p.png").exists(), "points are not pictures"
+    draws = json.loads(run("info", "p.npy", "--json", cwd=folder).stdout)
+    assert (draws["chains"], draws["dim"]) == (20, 1)
+
+
+def test_doctor_names_versions_and_every_engine(folder):
+    facts = json.loads(run("doctor", "--model", "small.safetensors", "--json", cwd=folder).stdout)
+    assert {f"--engine {name}" for name in names.ENGINES} <= facts.keys()
+    assert "torch" in facts["versions"]
+
+
+@pytest.mark.parametrize("command", ["", "sample", "train", "info", "doctor"])
+def test_help_does_not_load_torch(command):
+    code = (
+        "import sys, click; from kaleido_fast.cli import cli\n"
+        f"try: cli.main([*{command.split()!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, "help imports torch or numpy"
+    assert "Usage:" in result.stdout
+
+
+def test_names_for_help_are_the_names_of_the_model():
+    assert set(names.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(names.BOUNDS) == set(BOUNDS)
