@@ -139,8 +139,6 @@ def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
 
 def _find(source: str | Path) -> Path:
     path = Path(source)
-    if path.is_dir():
-        raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
     if path.is_file():
         return path
     bundled = bundled_path(str(source))
@@ -148,6 +146,8 @@ def _find(source: str | Path) -> Path:
         if bundled.is_file():
             return bundled
         raise InputError(f"no trained model {source!r} is bundled: make one with kaleido-fast train --preset {source}")
+    if path.is_dir():
+        raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"checkpoint {path} does not exist: give a .safetensors file, or the name of a bundled model")
     raise unknown_name("model", str(source), PRESETS)

@@ -1,0 +1,93 @@
+"""The package as installed: names, metadata, README."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import kaleido_fast
+from kaleido_fast import names
+from kaleido_fast.cli import COMMANDS, cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in kaleido_fast.__all__:
+        value = getattr(kaleido_fast, name)
+        if name != "__version__":
+            assert inspect.getdoc(value), f"{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'fast_sampel'"):
+        kaleido_fast.fast_sampel  # noqa: B018
+
+
+def test_import_is_light():
+    code = "import sys, kaleido_fast; sys.exit(any(name in sys.modules for name in ('torch', 'triton', 'numba')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_documented_defaults_are_the_defaults():
+    text = inspect.getdoc(kaleido_fast.fast_sample)
+    for option, value in {
+        "burn_in": names.DEFAULT_BURN_IN,
+        "thin": names.DEFAULT_THIN,
+        "jitter": names.DEFAULT_JITTER,
+        "settle": names.DEFAULT_SETTLE,
+        "tol": names.DEFAULT_TOL,
+    }.items():
+        documented = re.search(rf"^    {option}: .*?\((\S+)\)", text, re.MULTILINE | re.DOTALL)
+        assert documented, f"{option} is not documented"
+        assert float(documented[1]) == value
+
+
+def _code(text: str) -> list[str]:
+    """Shell blocks and inline code of a Markdown text."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return blocks + re.findall(r"`([^`\n]+)`", prose)
+
+
+def test_readme_names_only_options_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    commands = "\n".join(_code(readme))
+    for line in re.findall(r"kaleido-fast ([a-z]+)((?: +\S+)*)", commands):
+        command, rest = line
+        assert command in COMMANDS, f"README names kaleido-fast {command}"
+        known = CliRunner().invoke(cli, [command, "--help"]).output
+        for option in re.findall(r"--[a-z][a-z-]+", rest):
+            assert option in known, f"README names kaleido-fast {command} {option}"
+
+
+def test_readme_python_example_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_nothing_speaks_of_the_machine_it_was_made_on():
+    for path in ROOT.rglob("*"):
+        relative = path.relative_to(ROOT)
+        if relative.parts[0].startswith((".", "build")) and relative.parts[0] != ".ci":
+            continue
+        if path.suffix in (".py", ".md", ".toml", ".txt") and path.name != Path(__file__).name:
+            found = re.search(r"/work/|/root/|/tmp/|/opt/", path.read_text())
+            assert found is None, f"{relative} holds {found[0] if found else ''}"
+
+
+@pytest.mark.slow
+def test_wheel_holds_both_packages_and_the_model(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    contents = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("kaleido_fast/cli/sample.py", "kaleido_fast/data/digits.safetensors", "kaleido_kernels/steps.py"):
+        assert wanted in contents
+    assert not [name for name in contents if name.startswith(("tests/", "benchmarks/"))]
