@@ -1,0 +1,234 @@
+"""The CPU engine: tiles of chains that stay in cache through all layers and many steps, in loops compiled by numba."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
+from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.plan import SampleRequest
+
+if TYPE_CHECKING:
+    from kaleido_fast.engines import cpu_kernels
+
+MASK32 = 0xFFFFFFFF
+
+
+class CpuEngine:
+    """fp32 on all cores that ``torch.get_num_threads()`` allows; needs numba.
+
+    Args:
+        model: the network; its weights are copied into the order in which the loops read them.
+        request: what to compute, in fp32.
+    """
+
+    def __init__(self, model: KaleidoMLP, request: SampleRequest) -> None:
+        # numba takes half a second to import: only who samples pays for it.
+        from kaleido_fast.engines import cpu_kernels
+
+        self.kernels = cpu_kernels
+        self.request, self.spec = request, model.spec
+        self.layers = pack_layers(model, cpu_kernels)
+        self.steps = _steps(request, cpu_kernels)
+
+    def start(self, chains: Tensor) -> Tensor:
+        """Start noise of the chains, (n, D)."""
+        return self.advance(chains, None, 0, 0, None, lambda _: None).state
+
+    def advance(
+        self,
+        chains: Tensor,
+        state: Tensor | None,
+        first_step: int,
+        last_step: int,
+        draws: Tensor | None,
+        report: Report,
+    ) -> Advanced:
+        """See `kaleido_fast.engines.base.Engine.advance`; ``report`` is called from the calling thread only."""
+        n, dim = len(chains), self.spec.dim
+        final = np.empty((n, dim), np.float32) if state is None else _copied(state, (n, dim))
+        residual = np.zeros(n, np.float32)
+        kept, target = _draw_buffer(draws, self.request.n_draws, dim)
+        run = _Run(self, chains.cpu().contiguous().numpy(), state is None, first_step, last_step, target, final, residual)
+        run.go(report)
+        if draws is not None and kept is not draws:
+            draws.copy_(kept)
+        return Advanced(torch.from_numpy(final), torch.from_numpy(residual))
+
+
+class _Run:
+    """One call of `CpuEngine.advance`: units of chains that threads take from a common counter."""
+
+    def __init__(
+        self,
+        engine: CpuEngine,
+        chains: np.ndarray,
+        from_start: bool,
+        first_step: int,
+        last_step: int,
+        draws: np.ndarray,
+        final: np.ndarray,
+        residual: np.ndarray,
+    ) -> None:
+        spec, kernels = engine.spec, engine.kernels
+        self.engine, self.chains, self.draws, self.final, self.residual = engine, chains, draws, final, residual
+        self.first_step, self.last_step = first_step, last_step
+        uniform = engine.request.init == "uniform"
+        self.start = (kernels.START_UNIFORM if uniform else kernels.START_NORMAL) if from_start else kernels.NONE
+        threads = max(1, torch.get_num_threads())
+        self.tile = tile_chains(spec.widths, kernels.LANES, len(chains), threads)
+        self.unit = unit_chains(len(chains), self.tile, threads, spec.flops_per_step * max(1, last_step - first_step))
+        self.call_steps = steps_per_call(spec.flops_per_step, self.unit)
+        self.n_units = -(-len(chains) // self.unit)
+        self.n_threads = min(threads, self.n_units)
+        self.counter = itertools.count()
+        self.counter_lock = threading.Lock()
+        self.done: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.stopped = False
+
+    def go(self, report: Report) -> None:
+        """Run all units; the calling thread works too, and alone reports."""
+        if self.n_threads == 1:
+            for chain_steps in self._work():
+                report(chain_steps)
+            return
+        with ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="kaleido") as pool:
+            others = [pool.submit(self._work_quietly) for _ in range(self.n_threads - 1)]
+            try:
+                for chain_steps in self._work():
+                    report(chain_steps)
+                    self._report_others(report)
+                for other in others:
+                    other.result()
+            finally:
+                self.stopped = True
+        self._report_others(report)
+
+    def _report_others(self, report: Report) -> None:
+        while not self.done.empty():
+            report(self.done.get())
+
+    def _work_quietly(self) -> None:
+        for chain_steps in self._work():
+            self.done.put(chain_steps)
+
+    def _work(self) -> Iterator[int]:
+        """Take units until there are none; yields the chain-steps of every call."""
+        tile = make_tile(self.engine.spec, self.tile, self.engine.kernels)
+        while not self.stopped:
+            with self.counter_lock:
+                unit = next(self.counter)
+            if unit >= self.n_units:
+                return
+            rows = slice(unit * self.unit, min((unit + 1) * self.unit, len(self.chains)))
+            yield from self._run_unit(rows, tile)
+
+    def _run_unit(self, rows: slice, tile: cpu_kernels.Tile) -> Iterator[int]:
+        draws = self.draws[rows] if len(self.draws) else self.draws
+        final, start, step = self.final[rows], self.start, self.first_step
+        while not self.stopped:
+            last = min(step + self.call_steps, self.last_step)
+            self.engine.kernels.advance_rows(
+                self.engine.layers,
+                self.engine.steps,
+                tile,
+                self.chains[rows],
+                final,
+                start,
+                step,
+                last,
+                draws,
+                final,
+                self.residual[rows],
+            )
+            yield (last - step) * len(final)
+            if last >= self.last_step:
+                return
+            start, step = self.engine.kernels.NONE, last
+
+
+def pack_layers(model: KaleidoMLP, kernels: Any) -> cpu_kernels.Layers:
+    """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
+    weights, biases, table = [], [], []
+    for layer in model.linears:
+        weight = layer.weight.detach().to("cpu", torch.float32)
+        n_out, n_in = weight.shape
+        n_blocks = -(-n_out // kernels.MAX_OUTPUTS)
+        table.append((n_in, n_out, n_blocks, sum(map(len, weights)), sum(map(len, biases))))
+        weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
+        biases.append(torch.zeros(n_out) if layer.bias is None else layer.bias.detach().to("cpu", torch.float32))
+    spec = model.spec
+    return kernels.Layers(
+        weights=torch.cat(weights).numpy(),
+        biases=torch.cat(biases).numpy(),
+        table=np.array(table, np.int64),
+        activation=getattr(kernels, spec.activation.upper()),
+        slope=np.float32(spec.negative_slope),
+        bound=getattr(kernels, spec.bound.upper()),
+        low=np.float32(spec.low),
+        high=np.float32(spec.high),
+        mid=np.float32((spec.low + spec.high) / 2),
+        half=np.float32((spec.high - spec.low) / 2),
+        span=np.float32(spec.high - spec.low),
+    )
+
+
+def make_tile(spec: ModelSpec, chains: int, kernels: Any) -> cpu_kernels.Tile:
+    """One thread's buffers for tiles of ``chains`` chains."""
+    state, widest, lanes = chains * spec.dim, chains * max(spec.widths), kernels.LANES
+    return kernels.Tile(
+        chains=np.zeros(chains, np.int64),
+        state=_aligned(state),
+        moved=_aligned(state),
+        hidden=_aligned(widest),
+        other=_aligned(widest),
+        words=np.zeros(4 * lanes, np.uint32),
+        noise=_aligned(4 * lanes),
+        residual=_aligned(chains),
+    )
+
+
+def _steps(request: SampleRequest, kernels: Any) -> cpu_kernels.Steps:
+    noise = getattr(kernels, request.noise.upper()) if request.jitter > 0 else kernels.NONE
+    return kernels.Steps(
+        burn_in=request.burn_in,
+        n_draws=request.n_draws,
+        thin=request.thin,
+        settle=request.settle,
+        noise=noise,
+        jitter=np.float32(request.jitter),
+        key_low=request.seed & MASK32,
+        key_high=request.seed >> 32,
+    )
+
+
+def _aligned(count: int) -> np.ndarray:
+    """fp32 zeros on a cache line's boundary: a vector never lies across two lines."""
+    raw = np.zeros(4 * count + 64, np.uint8)
+    offset = -raw.ctypes.data % 64
+    return raw[offset : offset + 4 * count].view(np.float32)
+
+
+def _copied(state: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    values = np.empty(shape, np.float32)
+    values[:] = state.detach().cpu().numpy()
+    return values
+
+
+def _draw_buffer(draws: Tensor | None, n_draws: int, dim: int) -> tuple[Tensor | None, np.ndarray]:
+    """(tensor that takes the draws, the same memory as an array): ``draws`` itself where the loops can write to it."""
+    if draws is None:
+        return None, np.empty((0, n_draws, dim), np.float32)
+    fits = draws.dtype == torch.float32 and draws.is_contiguous() and draws.device.type == "cpu"
+    kept = draws if fits else draws.to("cpu", torch.float32).contiguous()
+    return kept, kept.detach().numpy()
