@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 NOTE = "model, not a measurement"
 FILL_CYCLES = 800
@@ -128,7 +129,7 @@ def unit_cycles(work: TileWork, gpu: Gpu) -> dict[str, float]:
 
 def exact_fma(widths: tuple[int, ...]) -> int:
     """Multiply-adds of one step of one chain, without padding."""
-    return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    return sum(a * b for a, b in pairwise(widths))
 
 
 def tensor_factor(precision: str) -> float:

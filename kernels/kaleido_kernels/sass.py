@@ -89,7 +89,8 @@ class Program:
             following = []
             if last.target is not None and self.labels.get(last.target) in starts:
                 following.append(starts[self.labels[last.target]])
-            falls = last.kind not in ENDS_FLOW and last.target is None or _conditional(last) or last.kind == "CALL"
+            ends = last.kind in ENDS_FLOW or (last.target is not None and last.kind != "CALL")
+            falls = not ends or _conditional(last)
             if falls and number + 1 < len(self.blocks):
                 following.append(number + 1)
             result.append(following)
@@ -269,9 +270,7 @@ def result_width(opcode: str) -> int:
         return 4 if "128" in modifiers else 2 if "64" in modifiers else 1
     if kind == "CS2R":
         return 1 if "32" in modifiers else 2
-    if "WIDE" in modifiers or kind in ("DADD", "DMUL", "DFMA", "F2F") and "F64" in modifiers or kind.startswith("D"):
-        return 2
-    return 1
+    return 2 if "WIDE" in modifiers or "F64" in modifiers or kind in ("DADD", "DMUL", "DFMA") else 1
 
 
 def read_registers(instruction: Instruction) -> frozenset[int]:
@@ -381,27 +380,30 @@ def unordered_loads(program: Program) -> list[str]:
     """Loads that may run before the barrier that orders them after a tile's stores, as readable lines (wide kernels).
 
     From every global store the code is followed forwards: a generic load needs ``BAR`` first, a bulk load by the copy
-    engine (UTMALDG) needs ``FENCE.VIEW.ASYNC.G`` (or the fence of all spaces) and then ``BAR``. The loop over output tiles may load
-    input tiles of the same layer while its own stores are on the way, so that loop's back edge is not followed.
+    engine (UTMALDG) needs ``FENCE.VIEW.ASYNC.G`` (or the fence of all spaces) and then ``BAR``. The innermost loop
+    around a store may load other places meanwhile: its back edge is not followed (`own_loop_head`).
     """
     found: dict[int, str] = {}
     for number in range(len(program.blocks)):
         for offset, instruction in enumerate(program.of_block(number)):
             if instruction.kind == "STG":
-                cut = tile_loop_head(program, number)
+                cut = own_loop_head(program, number)
                 for load in reached_loads(program, number, offset + 1, cut):
                     found.setdefault(load.address, f"{load.text}: reached from {instruction.text} without its barrier")
     return [found[address] for address in sorted(found)]
 
 
-def tile_loop_head(program: Program, block: int) -> int | None:
-    """Head of the smallest loop that holds ``block`` and, further in, a loop with tensor instructions."""
-    around = [
-        loop
-        for loop in program.loops
-        if block in loop.blocks and any(inner.blocks < loop.blocks for inner in program.tensor_loops)
-    ]
-    return min(around, key=lambda loop: len(loop.blocks)).head if around else None
+def own_loop_head(program: Program, block: int) -> int | None:
+    """Head of the smallest loop around ``block`` that holds no fence: rounds of it store and load different places.
+
+    These are the loop over a layer's output tiles and the loop over blocks of the state; a loop with a fence is the
+    loop over layers, steps or tiles, whose rounds do read what the last round stored.
+    """
+    around = [loop for loop in program.loops if block in loop.blocks]
+    smallest = min(around, key=lambda loop: len(loop.blocks), default=None)
+    if smallest is None or any(item.opcode in GLOBAL_PROXY_FENCES for item in program.inside(smallest)):
+        return None
+    return smallest.head
 
 
 def reached_loads(program: Program, block: int, offset: int, cut: int | None) -> list[Instruction]:

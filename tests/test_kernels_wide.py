@@ -1,0 +1,208 @@
+"""The wide kernel under Triton's interpreter against plain torch: odd sizes, every variant, laws of independence."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kernel_oracle import assert_close, random_net, sample
+
+from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
+from kaleido_kernels.packing import OPERAND_TYPES
+from kaleido_kernels.wide import WideScratch, allocate_scratch, launch_wide, pack_wide
+from kaleido_kernels.wide_plan import WideTile, operand_parts, program_blocks, wide_layers
+
+# NaN or garbage that meets a product is a read of memory that nobody wrote, whether or not its result is used.
+pytestmark = pytest.mark.filterwarnings("error:invalid value encountered in matmul", "error:overflow encountered")
+
+SMALL = WideTile(rows=16, cols=32, last_cols=32, inner=16, warps=4, stages=2, use_tma=False)
+COPIED = replace(SMALL, use_tma=True)
+PRIMES = NetShape((7, 37, 17, 7))
+FP32 = ("fp32", 3e-6, 1e-5)
+# Interpreted fp16 rounds each product's operands as the device does; one step, since longer chains part ways.
+FP16 = ("fp16", 3e-3, 0.0)
+
+
+def poisoned(packed, n_programs: int = 2) -> WideScratch:
+    """Scratch full of NaN: a value read before it is written shows."""
+    scratch = allocate_scratch(packed, n_programs)
+    for tensor in (scratch.act, scratch.raw, scratch.state):
+        tensor.fill_(float("nan"))
+    return scratch
+
+
+def run(layers, shape: NetShape, request: LaunchRequest, *, tile=SMALL, precision="fp32", programs=2) -> Outputs:
+    packed = pack_wide(layers, shape, tile, precision)
+    outputs = allocate_outputs(request, shape, torch.device("cpu"))
+    assert outputs.draws is not None
+    for tensor in (outputs.draws, outputs.final, outputs.residual):
+        tensor.fill_(float("nan"))
+    launch_wide(packed, request, outputs, poisoned(packed, programs))
+    return outputs
+
+
+def check(shape: NetShape, request: LaunchRequest, triple=FP32, **options) -> Outputs:
+    """Runs both and compares draws, final states and residuals."""
+    precision, atol, rtol = triple
+    layers = random_net(shape)
+    got = run(layers, shape, request, precision=precision, **options)
+    want = sample(layers, shape, request, OPERAND_TYPES[precision] if precision in ("fp16", "bf16") else None)
+    assert got.draws is not None
+    assert_close(got.draws, want.draws, atol, rtol, f"{precision} draws of {shape.widths}")
+    assert_close(got.final, want.final, atol, rtol, f"{precision} final of {shape.widths}")
+    assert_close(got.residual, want.residual, 2 * atol, rtol, f"{precision} residual of {shape.widths}")
+    return got
+
+
+@pytest.mark.parametrize("triple", [FP32, FP16], ids=lambda triple: triple[0])
+@pytest.mark.parametrize("tile", [SMALL, COPIED], ids=["pointers", "copy engine"])
+@pytest.mark.parametrize("widths", [(1, 11, 1), (7, 37, 17, 7), (67, 41, 67), (5, 5), (3, 2, 71, 2, 3)], ids=str)
+def test_one_step_equals_torch(widths, tile, triple):
+    check(NetShape(widths), LaunchRequest(19, Schedule()), triple, tile=tile)
+
+
+@pytest.mark.parametrize("n_chains", [1, 16, 35])
+def test_several_steps_and_draws_equal_torch(n_chains):
+    check(PRIMES, LaunchRequest(n_chains, Schedule(burn_in=2, n_draws=2, thin=2)))
+
+
+def test_no_chain_is_no_work():
+    outputs = run(random_net(PRIMES), PRIMES, LaunchRequest(0, Schedule(n_draws=3)))
+    assert outputs.final.shape == (0, 7) and outputs.residual.shape == (0,)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh"])
+@pytest.mark.parametrize("bound", ["tanh", "sigmoid"])
+def test_every_activation_and_bound(activation, bound):
+    low = {"tanh": -1.0, "sigmoid": 0.0}[bound]
+    shape = NetShape((5, 19, 5), activation, bound, negative_slope=0.2, low=low)
+    got = check(shape, LaunchRequest(5, Schedule(burn_in=1)), ("fp32", 5e-6, 1e-5))
+    assert got.final.min() >= low and got.final.max() <= 1.0
+
+
+def test_layers_without_bias():
+    check(NetShape((5, 19, 13, 5), bias=(False, True, False)), LaunchRequest(5, Schedule()))
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
+@pytest.mark.parametrize("dim", [3, 13])
+def test_jitter_follows_the_schedule(noise, dim):
+    schedule = Schedule(burn_in=2, n_draws=2, thin=3, settle=1, jitter=0.3, noise=noise)
+    shape = NetShape((dim, 19, dim), low=-0.9, high=0.7)
+    check(shape, LaunchRequest(9, schedule, seed=2**63 + 5), ("fp32", 1e-5, 1e-5))
+
+
+def test_settle_longer_than_a_draw_means_no_jitter():
+    calm = check(PRIMES, LaunchRequest(3, Schedule(burn_in=1, thin=2, settle=9, jitter=0.5)))
+    plain = check(PRIMES, LaunchRequest(3, Schedule(burn_in=1, thin=2)))
+    assert torch.equal(calm.final, plain.final)
+
+
+@pytest.mark.parametrize("init", ["uniform", "normal"])
+def test_chain_ids_across_the_32_bit_border(init):
+    request = LaunchRequest(5, Schedule(thin=3, settle=0, jitter=0.2), first_chain=2**32 - 2, init=init, seed=3)
+    by_row = check(PRIMES, request, ("fp32", 1e-5, 1e-5))
+    ids = torch.tensor([2**32 + 2, 2**40 + 1, 2**32 - 2])
+    by_id = check(PRIMES, replace(request, n_chains=3, chain_ids=ids, first_chain=0), ("fp32", 1e-5, 1e-5))
+    assert torch.equal(by_id.final[0], by_row.final[4]) and torch.equal(by_id.final[2], by_row.final[0])
+
+
+def test_given_states_and_a_split_in_time_change_no_bit():
+    layers = random_net(PRIMES)
+    schedule = Schedule(burn_in=1, n_draws=2, thin=2, settle=1, jitter=0.3)
+    whole = run(layers, PRIMES, LaunchRequest(17, schedule, seed=5))
+    first = run(layers, PRIMES, LaunchRequest(17, schedule, seed=5, run_steps=2))
+    rest = run(layers, PRIMES, LaunchRequest(17, schedule, seed=5, first_step=2, start=first.final))
+    assert whole.draws is not None and rest.draws is not None
+    assert torch.equal(rest.final, whole.final) and torch.equal(rest.residual, whole.residual)
+    assert torch.equal(rest.draws, whole.draws), "both draws end after the split"
+
+
+def test_draws_that_end_outside_the_launch_are_left_alone():
+    layers = random_net(PRIMES)
+    part = run(layers, PRIMES, LaunchRequest(3, Schedule(n_draws=3, thin=2), run_steps=3))
+    assert part.draws is not None
+    assert part.draws[:, 0].isfinite().all() and part.draws[:, 1:].isnan().all()
+
+
+def test_neighbours_rows_and_programs_change_no_bit():
+    layers = random_net(PRIMES)
+    request = LaunchRequest(35, Schedule(thin=2, settle=0, jitter=0.3), seed=1)
+    together = run(layers, PRIMES, request, programs=1)
+    apart = run(layers, PRIMES, request, programs=3)
+    assert torch.equal(together.final, apart.final)
+    ids = torch.randperm(35, generator=torch.Generator().manual_seed(0))
+    mixed = run(layers, PRIMES, replace(request, chain_ids=ids))
+    assert torch.equal(mixed.final, together.final[ids]) and torch.equal(mixed.residual, together.residual[ids])
+
+
+@pytest.mark.parametrize("tile", [replace(SMALL, rows=32), replace(SMALL, cols=64, last_cols=16)], ids=str)
+def test_the_tile_changes_no_more_than_rounding(tile):
+    layers = random_net(PRIMES)
+    request = LaunchRequest(19, Schedule(burn_in=1), seed=1)
+    assert_close(run(layers, PRIMES, request, tile=tile).final, run(layers, PRIMES, request).final, 1e-6, 0, str(tile))
+
+
+def test_nan_stays_in_its_chain_and_is_reported():
+    start = torch.zeros(5, 7)
+    start[2, 6] = float("nan")
+    got = check(PRIMES, LaunchRequest(5, Schedule(n_draws=2, settle=0, jitter=0.1), start=start), ("fp32", 1e-5, 1e-5))
+    assert got.residual.isnan().tolist() == [False, False, True, False, False]
+
+
+def test_final_may_be_written_without_draws():
+    layers, request = random_net(PRIMES), LaunchRequest(5, Schedule(n_draws=2))
+    packed = pack_wide(layers, PRIMES, SMALL, "fp32")
+    outputs = allocate_outputs(request, PRIMES, torch.device("cpu"), keep_draws=False)
+    launch_wide(packed, request, outputs, poisoned(packed))
+    assert_close(outputs.final, sample(layers, PRIMES, request).final, 3e-6, 1e-5, "final")
+
+
+def test_packed_blocks_hold_the_weights():
+    """Block (n, k) of a layer is the contiguous piece W[n cols, k inner], its low part right behind it."""
+    layers = random_net(PRIMES)
+    packed = pack_wide(layers, PRIMES, SMALL, "fp32")
+    assert packed.precision == "fp16x3"
+    blocks = packed.weight.reshape(-1, 2, SMALL.cols, SMALL.inner).float().sum(1)
+    layer = wide_layers(PRIMES, SMALL)[1]  # 37 -> 17: one tile of outputs, three blocks of inputs
+    assert (layer.col_tiles, layer.inner_blocks) == (1, 3)
+    third = blocks[layer.weight_block + 2]
+    assert_close(third[:17, :5], layers[1][0][:, 32:37], 1e-6, 0, "weights")
+    assert not third[17:].any() and not third[:, 5:].any(), "padding is zero"
+
+
+def test_no_layer_writes_what_it_reads():
+    for widths in [(7, 7), (7, 37, 7), (7, 64, 9, 100, 33, 7)]:
+        shape = NetShape(widths)
+        table = wide_layers(shape, SMALL)
+        for layer, following in pairwise(table):
+            assert following.in_block == layer.out_block
+        for layer in table[:-1]:
+            reads = set(range(layer.in_block, layer.in_block + layer.inner_blocks))
+            n_out = layer.col_tiles * SMALL.cols // SMALL.inner
+            writes = set(range(layer.out_block, layer.out_block + n_out))
+            assert not reads & writes and max(writes) < program_blocks(shape, SMALL)
+
+
+@pytest.mark.parametrize("options", [{"rows": 48}, {"cols": 16, "inner": 32}, {"warps": 3}, {"stages": 0}])
+def test_impossible_tiles_are_refused(options):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        WideTile(**options)
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="layer 1: weight is"):
+        pack_wide(random_net(NetShape((7, 37, 18, 7))), PRIMES, SMALL, "fp32")
+
+
+def test_parts_of_each_precision():
+    assert [operand_parts(form) for form in ("fp16x3", "ieee", "tf32", "fp16", "bf16")] == [2, 1, 1, 1, 1]
