@@ -212,13 +212,30 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
                 f"engine {asked!r} takes a KaleidoMLP or a plain Sequential: use engine='reference' for this"
             )
         return "reference", "the model is not a plain MLP"
-    if request.precision == "fp64" and asked not in ("auto", "reference"):
-        raise InputError(f"engine {asked!r} has no fp64: use engine='reference'")
-    if asked != "auto":
+    able = {name: _why_not(name, request, facts) for name in ("triton", "cpu")}
+    if asked in able:
+        if able[asked]:
+            raise InputError(f"engine {asked!r} cannot run this: {able[asked]}")
         return asked, "asked for by name"
+    if asked == "reference":
+        return asked, "asked for by name"
+    best = "triton" if facts.kind == "cuda" else "cpu"
+    if able[best]:
+        return "reference", f"{best} cannot run this: {able[best]}"
+    return best, f"the fastest on {facts.name or facts.kind}"
+
+
+def _why_not(engine: str, request: SampleRequest, facts: DeviceFacts) -> str:
+    """Why ``engine`` cannot run a request on a device, with what would help; empty if it can."""
     if request.precision == "fp64":
-        return "reference", "fp64 was asked for"
-    return "reference", "the definition of the right answer, on any device"
+        return "it has no fp64: use engine='reference'"
+    if engine == "cpu":
+        if facts.kind != "cpu":
+            return f"the device is {facts.name or facts.kind}: pass device='cpu'"
+        if request.precision != "fp32":
+            return f"it computes in fp32, not {request.precision}: use engine='reference'"
+        return "" if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
+    return "it is not part of this build"
 
 
 def tile_rows(width: int, kind: str) -> int:

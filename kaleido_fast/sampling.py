@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kaleido_fast.checkpoint import load_checkpoint
 from kaleido_fast.devices import device_facts, resolve_device
 from kaleido_fast.engines.base import Engine
+from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError, SamplingInterruptedError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
@@ -186,7 +187,8 @@ def build_engine(subject: Subject, request: SampleRequest, plan: SamplePlan, dev
             tile_rows=plan.tile_rows,
             device=device,
         )
-    raise InputError(f"engine {plan.engine!r} is not part of this build")
+    assert isinstance(subject.module, KaleidoMLP)
+    return CpuEngine(subject.module, request)
 
 
 def run_plan(
