@@ -16,6 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kaleido_kernels.shapes import NetShape, next_power_of_two
+from kaleido_kernels.wide_plan import (
+    STATE_COLS,
+    WideTile,
+    padded_products,
+    scratch_bytes,
+    state_width,
+    step_bytes,
+    wide_layers,
+)
+
 NOTE = "model, not a measurement"
 FILL_CYCLES = 800
 """Assumed latency from the first load of a tile to its first product."""
@@ -151,3 +162,61 @@ def counted_work(counts: Mapping[str, float], n_warps: int, steps_per_iteration:
         "alu": sum(counts.get(kind, 0) for kind in ALU_KINDS) * scale,
         "mufu": counts.get("MUFU", 0) * scale,
     }
+
+
+def narrow_work(
+    shape: NetShape, rows: int, n_warps: int, precision: str, counts: Mapping[str, float], *, bias_rows: int = 0
+) -> TileWork:
+    """A step of the narrow kernel. ``bias_rows``: extra inner rows a layer of a bias added by a product of its own."""
+    width, edge = next_power_of_two(max(shape.hidden, 1)), next_power_of_two(shape.dim)
+    sides = [edge, *[width] * (shape.n_layers - 1), edge]
+    products = sum(a * b * tensor_factor(precision) + bias_rows * b for a, b in pairwise(sides))
+    scalar = rows * exact_fma(shape.widths) if precision == "ieee" else 0.0
+    tensor = 0.0 if precision == "ieee" else rows * products
+    return TileWork(rows, exact_fma(shape.widths), tensor, scalar, **counted_work(counts, n_warps))
+
+
+def stream_work(
+    shape: NetShape, rows: int, n_warps: int, precision: str, counts: Mapping[str, float], *, n_tiles: int,
+    programs: int,
+) -> TileWork:  # fmt: skip
+    """A step of the stream kernel: ``n_tiles`` rounds of its loop, ``programs`` of them on one multiprocessor.
+
+    With one program nothing covers the instructions between two products; with two each covers the other's.
+    """
+    width = next_power_of_two(max(shape.widths))
+    tile = min(width, 128)
+    issued = counted_work(counts, n_warps, 1 / n_tiles)
+    serial = 0.0 if programs > 1 else issued["instructions"] / Gpu().schedulers
+    weights = n_tiles * width * tile
+    products = rows * weights * tensor_factor(precision)
+    l2_bytes = weights * PRECISION_BYTES[precision]
+    return TileWork(rows, exact_fma(shape.widths), products, 0.0, l2_bytes, **issued, serial=serial)
+
+
+def wide_work(
+    shape: NetShape, tile: WideTile, precision: str, *, epilogue: float = 520.0, state_block: float = 500.0
+) -> TileWork:
+    """A step of the wide kernel.
+
+    Args:
+        epilogue: instructions a warp issues for each finished tile of outputs.
+        state_block: instructions a warp issues for each block of the pass over the state.
+    """
+    layers = wide_layers(shape, tile)
+    col_tiles = sum(layer.col_tiles for layer in layers)
+    blocks = state_width(shape, tile) // STATE_COLS
+    drain = col_tiles * epilogue + blocks * state_block
+    cycles = drain * tile.warps / Gpu().schedulers + (col_tiles + blocks) * FILL_CYCLES
+    products = tile.rows * padded_products(shape, tile)
+    scalar = products if precision == "ieee" else 0.0
+    return TileWork(
+        tile.rows,
+        exact_fma(shape.widths),
+        products * tensor_factor(precision),
+        scalar,
+        step_bytes(shape, tile, precision),
+        scratch_bytes(shape, tile, precision),
+        instructions=drain * tile.warps,
+        serial=cycles,
+    )

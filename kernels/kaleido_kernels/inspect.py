@@ -1,0 +1,350 @@
+"""Compiles kernels ahead of time, without a GPU, and judges the result.
+
+``python -m kaleido_kernels.inspect --arch sm_90 [--net NAME ...] [--precision P ...] [--json]`` compiles every
+configuration that the plan can choose for the reference networks, prints resources, instructions and verdicts, and the
+cost model's estimate. Exit status 1 when a verdict fails, 2 when the command cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kaleido_kernels.roofline import NOTE, Estimate, estimate, narrow_work, stream_work, wide_work
+from kaleido_kernels.sass import Program, count_kinds, parse_program
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import Tile
+from kaleido_kernels.verdicts import SHARED_LIMITS, Evidence, Verdict, judge, largest_loop
+from kaleido_kernels.wide_plan import WideTile, shared_bytes, wide_candidates
+
+NETWORKS: dict[str, NetShape] = {
+    "points1d": NetShape((1, *[10] * 9, 1)),
+    "points2d": NetShape((2, *[50] * 6, 2), bound="sigmoid", low=0.0),
+    "digits": NetShape((64, *[256] * 5, 64)),
+    "deep128": NetShape((64, *[128] * 9, 64)),
+    "mnist": NetShape((784, *[500] * 10, 784)),
+    "cifar": NetShape((3072, *[2000] * 10, 3072)),
+}
+"""The reference networks; ``kaleido_fast.presets`` holds the same sizes with their recipes."""
+FORMS = ("fp16x3", "fp16", "bf16")
+JITTERS = ("none", "normal")
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+N_CHAINS, N_STEPS = 100_000, 300
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration to compile."""
+
+    net: str
+    shape: NetShape
+    tile: Tile | WideTile
+    precision: str
+    jitter: str
+
+    @property
+    def kernel(self) -> str:
+        return "wide" if isinstance(self.tile, WideTile) else self.tile.kernel
+
+    @property
+    def tile_text(self) -> str:
+        tile = self.tile
+        if isinstance(tile, WideTile):
+            path = "" if tile.use_tma else " pointers"
+            return f"{tile.rows}x{tile.cols}/{tile.last_cols}x{tile.inner} w{tile.warps} s{tile.stages}{path}"
+        return f"{tile.block_chains} w{tile.num_warps} s{tile.num_stages}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a job. ``binary`` is a cubin for NVIDIA devices, else empty."""
+
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    ttir: str
+    seconds: float
+    binary: bytes
+
+
+@dataclass(frozen=True)
+class Report:
+    """A job with its resources, instruction counts, verdicts and estimate (None where not judged: other devices)."""
+
+    job: Job
+    arch: str
+    registers: int
+    stack: int
+    shared: int
+    seconds: float
+    total: dict[str, int]
+    loop: dict[str, int]
+    verdicts: tuple[Verdict, ...]
+    estimate: Estimate | None
+
+    @property
+    def failed(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if not verdict.passed]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "net": self.job.net,
+            "kernel": self.job.kernel,
+            "tile": asdict(self.job.tile),
+            "precision": self.job.precision,
+            "jitter": self.job.jitter,
+            "arch": self.arch,
+            "registers": self.registers,
+            "stack": self.stack,
+            "shared": self.shared,
+            "seconds_to_compile": round(self.seconds, 2),
+            "instructions": self.total,
+            "loop_instructions": self.loop,
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "estimate": self.estimate.to_json() if self.estimate else None,
+        }
+
+
+def planned_jobs(
+    nets: Sequence[str], precisions: Sequence[str] = FORMS, jitters: Sequence[str] = JITTERS, arch: str = "sm_90"
+) -> Iterator[Job]:
+    """The configurations that the plan can choose for the named networks on ``arch``."""
+    for net in nets:
+        shape = NETWORKS[net]
+        for precision in precisions:
+            for tile in planned_tiles(shape, precision, arch):
+                for jitter in jitters:
+                    yield Job(net, shape, tile, precision, jitter)
+
+
+def planned_tiles(shape: NetShape, precision: str, arch: str) -> list[Tile | WideTile]:
+    """The tiles that the plan can choose."""
+    limit = SHARED_LIMITS.get(arch, 65_536)
+    use_tma = arch in ("sm_90", "sm_100", "sm_120")
+    tiles = wide_candidates(shape, precision, use_tma)
+    return [tile for tile in tiles if shared_bytes(tile, precision) <= limit][:1]
+
+
+def compile_job(job: Job, arch: str) -> Compiled:
+    """Compiles one configuration for ``arch``.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is set, which replaces the compiler.
+    """
+    refuse_interpreter()
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    target = GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch[3:]), 32)
+    kernel, signature, values, warps, stages = kernel_source(job, use_asm=target.backend == "cuda")
+    # Tensors start at multiples of 16 bytes: torch allocates them so, and the launcher passes no views.
+    pointers = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
+    ordered = {name: signature[name] for name in kernel.arg_names}
+    started = time.perf_counter()
+    source = ASTSource(kernel, ordered, values, attributes)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    seconds = time.perf_counter() - started
+    binary = compiled.asm.get("cubin", b"")
+    registers, stack = resources(binary) if binary else (0, 0)
+    return Compiled(registers, stack, compiled.metadata.shared, warps, compiled.asm["ttir"], seconds, binary)
+
+
+def kernel_source(job: Job, use_asm: bool) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
+    """The kernel's own account of what a launch of the job would compile."""
+    variant = {"JITTER": job.jitter}
+    if isinstance(job.tile, WideTile):
+        from kaleido_kernels.wide import aot_signature as wide_signature
+
+        return wide_signature(job.shape, job.precision, job.tile, variant, use_asm)
+    if job.tile.kernel == "stream":
+        from kaleido_kernels.stream import aot_signature as stream_signature
+
+        return stream_signature(job.shape, job.precision, job.tile, variant, use_asm)
+    from kaleido_kernels.narrow import aot_signature as narrow_signature
+
+    return narrow_signature(job.shape, job.precision, job.tile, variant, use_asm)
+
+
+def refuse_interpreter() -> None:
+    """Raises RuntimeError where TRITON_INTERPRET would put the interpreter in the compiler's place."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y"):
+        raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled: unset it and run again")
+
+
+def resources(binary: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of stack, from ``cuobjdump -res-usage``."""
+    text = _run_tool("cuobjdump", ["-res-usage"], binary)
+    usage = next(line for line in text.splitlines() if "REG:" in line)
+    fields = dict(part.split(":", 1) for part in usage.split() if ":" in part)
+    return int(fields["REG"]), int(fields["STACK"])
+
+
+def disassemble(binary: bytes) -> Program:
+    """The machine code of a cubin."""
+    return parse_program(_run_tool("nvdisasm", ["-c"], binary))
+
+
+def _run_tool(name: str, options: list[str], binary: bytes) -> str:
+    """Output of one of the CUDA tools that come with Triton."""
+    from triton import knobs
+
+    path = getattr(knobs.nvidia, name).path
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary)
+        return subprocess.run([path, *options, str(file)], check=True, capture_output=True, text=True).stdout
+
+
+def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
+    """What the verdicts are about."""
+    tile = job.tile
+    rows = tile.rows if isinstance(tile, WideTile) else tile.block_chains
+    return Evidence(
+        kernel=job.kernel,
+        precision=job.precision,
+        jitter=job.jitter,
+        arch=arch,
+        warps=compiled.warps,
+        registers=compiled.registers,
+        stack=compiled.stack,
+        shared=compiled.shared,
+        use_tma=isinstance(tile, WideTile) and tile.use_tma,
+        ttir=compiled.ttir,
+        program=disassemble(compiled.binary),
+        warp_groups=compiled.warps % 4 == 0 and rows >= 64,
+    )
+
+
+def inspect_job(job: Job, arch: str) -> Report:
+    """Compiles a job; on sm_90 judges it and estimates its time, elsewhere the compilation itself is the test."""
+    compiled = compile_job(job, arch)
+    blank = Report(job, arch, compiled.registers, compiled.stack, compiled.shared, compiled.seconds, {}, {}, (), None)
+    if arch != "sm_90":
+        return blank
+    evidence = evidence_of(job, compiled, arch)
+    program = evidence.program
+    loop = largest_loop(program)
+    loop_counts = dict(count_kinds(program.inside(loop))) if loop else {}
+    return replace(
+        blank,
+        total=dict(count_kinds(program.instructions)),
+        loop=loop_counts,
+        verdicts=tuple(judge(evidence)),
+        estimate=estimate_job(job, evidence, loop_counts),
+    )
+
+
+def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate:
+    """The cost model's time for 100,000 chains x 300 steps, with the instruction counts of the machine code."""
+    tile, shape = job.tile, job.shape
+    if isinstance(tile, WideTile):
+        work = wide_work(shape, tile, job.precision, **wide_counts(evidence.program))
+    elif tile.kernel == "stream":
+        from kaleido_kernels.packing import stream_layout
+
+        fits = max(
+            1,
+            min(
+                SHARED_LIMITS["sm_90"] // max(evidence.shared, 1), 65_536 // (evidence.registers * 32 * evidence.warps)
+            ),
+        )
+        n_tiles = stream_layout(shape).n_tiles
+        work = stream_work(
+            shape, tile.block_chains, tile.num_warps, job.precision, loop, n_tiles=n_tiles, programs=fits
+        )
+    else:
+        from kaleido_kernels.packing import narrow_layout
+
+        bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
+        work = narrow_work(shape, tile.block_chains, tile.num_warps, job.precision, loop, bias_rows=bias_rows)
+    return estimate(work, N_CHAINS, N_STEPS)
+
+
+def wide_counts(program: Program) -> dict[str, float]:
+    """Instructions around the products of a tile of outputs, and in a block of the pass over the state."""
+    counts: dict[str, float] = {}
+    tensor = program.tensor_loops
+    around = [loop for loop in program.loops if any(inner.blocks < loop.blocks for inner in tensor)]
+    if tensor and around:
+        smallest = min(around, key=lambda loop: len(loop.blocks))
+        held = next(inner for inner in tensor if inner.blocks < smallest.blocks)
+        counts["epilogue"] = sum(1 for _ in program.inside(smallest)) - sum(1 for _ in program.inside(held))
+    bound_loops = [
+        sum(1 for _ in program.inside(loop))
+        for loop in program.loops
+        if not any(loop.blocks & inner.blocks for inner in tensor)
+        and any(item.kind == "MUFU" for item in program.inside(loop))
+        and any(item.kind == "LDG" for item in program.inside(loop))
+    ]
+    if bound_loops:
+        counts["state_block"] = max(bound_loops)
+    return counts
+
+
+TABLE_KINDS = ("HGMMA", "HMMA", "FFMA", "MUFU", "LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS", "UTMALDG", "BAR")
+
+
+def table(reports: Sequence[Report]) -> str:
+    """The reports as text: one line each, counts of the loop of products, then the failed verdicts."""
+    lines = [
+        f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'jitter':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}  "
+        f"{'in the loop of products':40}{'verdicts':10}{'ms':>8}  {'limit':7}{'peak':>5}"
+    ]
+    for report in reports:
+        job, guess = report.job, report.estimate
+        kinds = " ".join(f"{kind}:{report.loop[kind]}" for kind in TABLE_KINDS if report.loop.get(kind))
+        verdict = "-" if not report.verdicts else "ok" if not report.failed else f"{len(report.failed)} FAILED"
+        tail = f"{guess.milliseconds:8.2f}  {guess.limit:7}{guess.peak_share:5.0%}" if guess else ""
+        lines.append(
+            f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.jitter:8}{report.registers:5}"
+            f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {kinds:40}{verdict:10}{tail}"
+        )
+        lines += [f"    FAILED {verdict.name}: {verdict.detail}" for verdict in report.failed]
+    lines.append(f"ms: {N_CHAINS:,} chains x {N_STEPS} steps on an H200-class GPU, {NOTE}")
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="python -m kaleido_kernels.inspect", description=__doc__)
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="sm_90")
+    parser.add_argument("--net", action="append", choices=list(NETWORKS), help="default: all six")
+    parser.add_argument("--precision", action="append", choices=(*FORMS, "tf32"), help="default: all but tf32")
+    parser.add_argument("--jitter", action="append", choices=("none", "normal", "uniform", "upstream"))
+    parser.add_argument("--json", action="store_true", help="a JSON list on standard output instead of a table")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; see the module's text for the exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        refuse_interpreter()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    jobs = planned_jobs(
+        options.net or list(NETWORKS), options.precision or FORMS, options.jitter or JITTERS, options.arch
+    )
+    reports = []
+    for job in jobs:
+        print(f"compiling {job.net} {job.kernel} {job.tile_text} {job.precision} {job.jitter}", file=sys.stderr)
+        reports.append(inspect_job(job, options.arch))
+    print(json.dumps([report.to_json() for report in reports], indent=1) if options.json else table(reports))
+    return 1 if any(report.failed for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

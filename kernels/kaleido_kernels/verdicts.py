@@ -1,0 +1,260 @@
+"""What a compiled kernel must satisfy, judged from its machine code and its Triton IR. Plain Python, no Triton.
+
+Each verdict is a function of `Evidence`; `judge` runs those that apply. None needs a GPU, and none says anything of
+speed or of races between warps: they catch what is known to go wrong silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kaleido_kernels.sass import (
+    Instruction,
+    Loop,
+    Program,
+    find_hazards,
+    is_tensor,
+    unordered_loads,
+)
+
+SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
+"""Bytes of shared memory that one program may use, by architecture."""
+REGISTERS = 65_536
+LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
+"""Tensors of n_chains x ... values: their offsets pass 2**31."""
+ALLOWED_PRODUCTS = {
+    "fp16x3": {("f16", "")},
+    "fp16": {("f16", "")},
+    "bf16": {("bf16", "")},
+    "tf32": {("f32", "tf32"), ("f32", "ieee")},
+    "ieee": {("f32", "ieee")},
+}
+"""(operand type, input precision) of each device precision; input precision matters for fp32 operands only."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judgement: ``detail`` says what was found, whether it passed or not."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one compiled kernel.
+
+    Args:
+        kernel: "narrow", "stream" or "wide".
+        precision: device precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
+        jitter: the kernel's JITTER.
+        arch: such as "sm_90".
+        warps, registers, stack, shared: resources; registers a thread, stack and shared memory in bytes.
+        use_tma: whether loads go through the copy engine.
+        ttir: Triton IR before lowering.
+        program: the machine code.
+        warp_groups: whether the tile's rows and warps suit warp-group products.
+    """
+
+    kernel: str
+    precision: str
+    jitter: str
+    arch: str
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    use_tma: bool
+    ttir: str
+    program: Program = field(repr=False)
+    warp_groups: bool = True
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """All verdicts that apply to the kernel."""
+    verdicts = [
+        spills(evidence),
+        shared_memory(evidence),
+        register_file(evidence),
+        offsets(evidence),
+        input_precision(evidence),
+        hazards(evidence),
+    ]
+    if evidence.precision != "ieee":
+        verdicts.append(tensor_cores(evidence))
+    if evidence.kernel == "narrow" and evidence.jitter == "none":
+        verdicts.append(quiet_loop(evidence))
+    if evidence.kernel == "wide":
+        verdicts += [barrier_order(evidence), wide_loads(evidence)]
+    return verdicts
+
+
+def spills(evidence: Evidence) -> Verdict:
+    """No spilled register in a loop of products; narrow and stream have no stack frame at all."""
+    found = [item for loop in evidence.program.work_loops for item in evidence.program.inside(loop)]
+    inside = sum(item.kind in ("LDL", "STL") for item in found)
+    total = sum(item.kind in ("LDL", "STL") for item in evidence.program.instructions)
+    passed = inside == 0 and (evidence.kernel == "wide" or evidence.stack == 0)
+    return Verdict(
+        "spills", passed, f"stack {evidence.stack} bytes, {inside} spills in loops of products, {total} in all"
+    )
+
+
+def shared_memory(evidence: Evidence) -> Verdict:
+    """The shared memory that a launch would ask for exists; compilation does not check it."""
+    limit = SHARED_LIMITS.get(evidence.arch, SHARED_LIMITS["sm_90"])
+    return Verdict("shared memory", evidence.shared <= limit, f"{evidence.shared:,} of {limit:,} bytes")
+
+
+def register_file(evidence: Evidence) -> Verdict:
+    """One program's registers exist on a multiprocessor."""
+    need = evidence.registers * evidence.warps * 32
+    return Verdict("registers", need <= REGISTERS, f"{evidence.registers} x {32 * evidence.warps} threads = {need:,}")
+
+
+def tensor_cores(evidence: Evidence) -> Verdict:
+    """Products run on tensor cores: warp-group ones on sm_90 where the tile allows, none on the ordinary units."""
+    loops = evidence.program.tensor_loops
+    kinds = {item.kind for loop in loops for item in evidence.program.inside(loop) if is_tensor(item)}
+    wanted = "HGMMA" if evidence.arch == "sm_90" and evidence.warp_groups else None
+    passed = bool(loops) and (wanted is None or wanted in kinds)
+    return Verdict(
+        "tensor cores", passed, f"{len(loops)} loops with {', '.join(sorted(kinds)) or 'no tensor products'}"
+    )
+
+
+def hazards(evidence: Evidence) -> Verdict:
+    """Nothing touches registers of a product in flight."""
+    found = find_hazards(evidence.program)
+    return Verdict("hazards", not found, f"{len(found)} found" + (f", first {found[0]}" if found else ""))
+
+
+def barrier_order(evidence: Evidence) -> Verdict:
+    """Every load of what the program itself stored comes after its fence and barrier."""
+    found = unordered_loads(evidence.program)
+    stores = sum(item.kind == "STG" for item in evidence.program.instructions)
+    passed = not found and stores > 0
+    return Verdict("barrier order", passed, f"{len(found)} of {stores} stores' loads unordered" + "".join(found[:1]))
+
+
+def quiet_loop(evidence: Evidence) -> Verdict:
+    """The step loop of narrow touches no memory: weights are operands, activations are registers."""
+    kinds = ("LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDGSTS")
+    program = evidence.program
+    found = [item for loop in program.work_loops for item in program.inside(loop) if item.kind in kinds]
+    return Verdict("quiet step loop", not found, f"{len(found)} memory instructions" + _first(found))
+
+
+def wide_loads(evidence: Evidence) -> Verdict:
+    """The loops of products of wide load by the copy engine, or by 16-byte asynchronous copies that bypass L1.
+
+    A plain load there means that the compiler lost sight of the alignment: the loop would be three times as long.
+    """
+    program = evidence.program
+    found = []
+    for loop in program.tensor_loops:
+        for item in program.inside(loop):
+            asynchronous = item.kind == "UTMALDG" if evidence.use_tma else item.opcode.endswith("BYPASS.128")
+            if item.kind in ("LDG", "LDGSTS", "UTMALDG") and not asynchronous:
+                found.append(item)
+    return Verdict("wide loads", not found, f"{len(found)} loads of another kind" + _first(found))
+
+
+def _first(found: list[Instruction]) -> str:
+    return f", first {found[0].text}" if found else ""
+
+
+def input_precision(evidence: Evidence) -> Verdict:
+    """Every product has operands of the asked type; three of them at least where fp32 is split."""
+    products = list(dot_products(evidence.ttir))
+    allowed = ALLOWED_PRODUCTS[evidence.precision]
+    wrong = sorted({f"{kind} {precision}".strip() for kind, precision in products if (kind, precision) not in allowed})
+    enough = len(products) >= (3 if evidence.precision == "fp16x3" else 1)
+    detail = f"{len(products)} products" + (f", not {evidence.precision}: {', '.join(wrong)}" if wrong else "")
+    return Verdict("input precision", enough and not wrong, detail)
+
+
+def dot_products(ttir: str) -> Iterator[tuple[str, str]]:
+    """(operand type, input precision) of each product; precision is "" for 16-bit operands, where it has no effect."""
+    for line in ttir.splitlines():
+        if "tt.dot " not in line:
+            continue
+        operand = re.search(r": tensor<(?:\d+x)+(\w+)", line)
+        precision = re.search(r"inputPrecision = (\w+)", line)
+        kind = operand[1] if operand else "?"
+        yield kind, (precision[1] if precision else "ieee") if kind == "f32" else ""
+
+
+def offsets(evidence: Evidence) -> Verdict:
+    """Offsets into tensors of n_chains x ... values are 64-bit, and not widened 32-bit products."""
+    wrong = narrow_offsets(evidence.ttir)
+    return Verdict("64-bit offsets", not wrong, f"{len(wrong)} of 32 bits" + (f", first {wrong[0]}" if wrong else ""))
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """The ``tt.addptr`` lines whose base is one of `LARGE_POINTERS` and whose offset is, or comes from, 32 bits."""
+    defined: dict[str, str] = {}  # the last definition above the line: sibling regions reuse names
+    wrong = []
+    for line in ttir.splitlines():
+        code = line.split(" loc(")[0].strip()
+        found = re.search(r"= tt\.addptr (%[\w#]+), (%[\w#]+) : (.+)$", code)
+        argument, moved = _argument(found[1], defined) if found else ("", False)
+        if found and argument in LARGE_POINTERS:
+            # On top of a 64-bit offset a column number may well be of 32 bits.
+            if not (moved or _is_wide(code)) or _widened_product(found[2], defined):
+                wrong.append(code)
+        for name in _results(code):
+            defined[name] = code
+    return wrong
+
+
+def _results(line: str) -> list[str]:
+    found = re.match(r"\s*(%[\w#]+)(?::\d+)? = ", line)
+    return [found[1]] if found else []
+
+
+def _operands(line: str) -> list[str]:
+    return re.findall(r"%[\w#]+", line.split(" = ", 1)[-1])
+
+
+def _is_wide(code: str) -> bool:
+    return code.rstrip(">").endswith("i64")
+
+
+def _argument(value: str, defined: dict[str, str]) -> tuple[str, bool]:
+    """Name of the kernel argument that a pointer is made from, and whether a 64-bit offset was added on the way."""
+    moved = False
+    while value in defined:
+        code = defined[value]
+        moved = moved or ("tt.addptr" in code and _is_wide(code))
+        operands = _operands(code)
+        if not operands:
+            return "", moved
+        value = operands[0]
+    return value.lstrip("%"), moved
+
+
+def _widened_product(value: str, defined: dict[str, str]) -> bool:
+    """Whether a 64-bit value comes from a 32-bit product of two variables that was widened afterwards."""
+    waiting: list[tuple[str, bool]] = [(value, False)]
+    seen: set[tuple[str, bool]] = set()
+    while waiting:
+        item = waiting.pop()
+        line = defined.get(item[0], "")
+        if item in seen or not line:
+            continue
+        seen.add(item)
+        below = item[1] or "arith.extsi" in line
+        variables = [name for name in _operands(line) if "arith.constant" not in defined.get(name, "")]
+        if below and "arith.muli" in line and len(variables) > 1:
+            return True
+        waiting.extend((operand, below) for operand in _operands(line))
+    return False
+
+
+def largest_loop(program: Program) -> Loop | None:
+    """The loop of products with the most instructions: the step loop of narrow, the flat loop of stream."""
+    return max(program.work_loops, key=lambda loop: sum(1 for _ in program.inside(loop)), default=None)
