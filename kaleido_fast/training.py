@@ -134,6 +134,7 @@ def train(
     problem = diagnostics.problem(sampling.get("jitter", 0.0))
     if problem is not None:
         warnings.warn(f"model {name}: {problem}", UnstableModelWarning, stacklevel=2)
+    run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), card, tuple(run.history), () if problem is None else (problem,))
 
 

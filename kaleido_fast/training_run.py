@@ -184,8 +184,8 @@ class TrainingRun:
         entry = HistoryEntry(self.attempt, self.step, float(self.running) / since, held_out, rate)
         if not (math.isfinite(entry.loss) and math.isfinite(held_out)):
             raise InputError(
-                f"training diverged: the loss is {entry.loss} after {self.step:,} steps; "
-                f"lower learning_rate (it is {self.recipe.learning_rate:g})"
+                f"training diverged: after {self.step:,} steps the loss is {entry.loss:g} and the held-out error "
+                f"{held_out:g}; lower learning_rate (it is {self.recipe.learning_rate:g})"
             )
         self.history.append(entry)
         self.running.zero_()

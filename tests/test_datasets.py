@@ -53,7 +53,8 @@ def npy_bytes(array: np.ndarray, **options) -> bytes:
 
 def npz_bytes(compressed: bool = True, **arrays: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(stream, **arrays)
+    save = np.savez_compressed if compressed else np.savez
+    save(stream, **arrays)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
