@@ -11,7 +11,10 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import (
     DEFAULT_BURN_IN,
+    DEFAULT_CHECK_EVERY,
     DEFAULT_JITTER,
+    DEFAULT_MAX_PERIOD,
+    DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
     DEFAULT_THIN,
     DEFAULT_TOL,
@@ -23,6 +26,8 @@ from kaleido_fast.names import (
 
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
+MAX_PERIOD = 2**16
+LOW_PRECISIONS = ("tf32", "fp16", "bf16")
 MAX_STEPS = 2**31 - 1  # the step is one 32-bit word of the noise counter
 
 
@@ -49,8 +54,14 @@ class SampleRequest:
         noise: jitter noise: "normal", "uniform" or "upstream".
         jitter: scale of the jitter noise in units of half the data range; 0 is off.
         settle: steps without jitter before each draw.
-        tol: a chain whose last residual is below it counts as a fixed point; None for no such judgement.
+        tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.settling`); None runs every
+            step. Jittered runs never freeze.
+        patience: checks in a row below ``tol`` before a chain is frozen.
+        check_every: steps between checks; they fall on multiples of it.
+        max_period: longest cycle looked for among chains that do not settle; 1 looks for none.
+        retire_cycles: a chain found in a cycle is run no further; its later draws walk the cycle.
         precision: "fp32", "fp64" (reference only), "tf32", "fp16" or "bf16" (rounded operands, fp32 sums).
+        polish: with a precision below fp32, steps before the first draw from which on all is run in fp32.
         engine: "auto", "triton", "cpu" or "reference".
         trace: states to record, or None.
 
@@ -69,7 +80,12 @@ class SampleRequest:
     jitter: float = DEFAULT_JITTER
     settle: int = DEFAULT_SETTLE
     tol: float | None = DEFAULT_TOL
+    patience: int = DEFAULT_PATIENCE
+    check_every: int = DEFAULT_CHECK_EVERY
+    max_period: int = DEFAULT_MAX_PERIOD
+    retire_cycles: bool = False
     precision: str = "fp32"
+    polish: int = 0
     engine: str = "auto"
     trace: Trace | None = None
 
@@ -80,6 +96,10 @@ class SampleRequest:
         _check_count("n_draws", self.n_draws, 1, MAX_STEPS)
         _check_count("thin", self.thin, 1, MAX_STEPS)
         _check_count("settle", self.settle, 0, MAX_STEPS)
+        _check_count("patience", self.patience, 1, MAX_STEPS)
+        _check_count("check_every", self.check_every, 1, MAX_STEPS)
+        _check_count("max_period", self.max_period, 1, MAX_PERIOD)
+        _check_count("polish", self.polish, 0, MAX_STEPS)
         _check_count("seed", self.seed, 0, 2**64 - 1)
         _check_name("init", self.init, INITS)
         _check_name("noise", self.noise, NOISES)
@@ -90,8 +110,25 @@ class SampleRequest:
             _check_scale("tol", self.tol, positive=True)
         if self.schedule.n_steps > MAX_STEPS:
             raise InputError(f"burn_in + n_draws * thin is {self.schedule.n_steps:,} steps: at most {MAX_STEPS:,}")
+        if self.polish > self.burn_in + self.thin:
+            raise InputError(
+                f"polish is {self.polish}, the first draw comes after {self.burn_in + self.thin} steps: "
+                "pass at most that"
+            )
+        if self.polish and self.precision not in LOW_PRECISIONS:
+            raise InputError(f"polish with precision {self.precision!r}: it goes with {', '.join(LOW_PRECISIONS)}")
         if self.trace is not None:
             _check_trace(self.trace, self)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether chains that have arrived are frozen."""
+        return self.tol is not None and self.jitter == 0
+
+    @property
+    def polish_from(self) -> int:
+        """First step run in fp32 when polishing."""
+        return self.burn_in + self.thin - self.polish
 
     @property
     def schedule(self) -> Schedule:
@@ -130,6 +167,14 @@ class Schedule:
         """The draw that is complete after exactly ``steps_done`` steps, if one is."""
         index, rest = divmod(steps_done - self.burn_in, self.thin)
         return index - 1 if rest == 0 and 1 <= index <= self.n_draws else None
+
+    def draws_done(self, steps_done: int) -> int:
+        """Number of draws complete after ``steps_done`` steps."""
+        return min(self.n_draws, max(0, (steps_done - self.burn_in) // self.thin))
+
+    def next_draw_end(self, steps_done: int) -> int:
+        """Number of steps after which the next draw is complete; the end of the run if there is none."""
+        return self.draw_end(min(self.draws_done(steps_done), self.n_draws - 1))
 
     def is_jittered(self, step: int) -> bool:
         """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw."""

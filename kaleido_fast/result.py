@@ -45,6 +45,7 @@ class SampleStats:
         setup_seconds: wall time before it (packing weights, compiling).
         residual_quantiles: 0, 10, 50, 90, 99, 100 % of the last residuals, NaN left out.
         outcome_shares: share of chains by outcome name.
+        steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they settled.
         engine, device, precision: what really ran.
         versions: of the libraries.
     """
@@ -56,10 +57,16 @@ class SampleStats:
     setup_seconds: float
     residual_quantiles: dict[str, float]
     outcome_shares: dict[str, float]
+    steps_quantiles: dict[str, float]
     engine: str
     device: str
     precision: str
     versions: dict[str, str]
+
+    @property
+    def work_saved(self) -> float:
+        """Share of the chain-steps that freezing spared."""
+        return 1 - self.chain_steps / (self.n_chains * self.n_steps)
 
     @property
     def chain_steps_per_second(self) -> float:
@@ -75,6 +82,7 @@ class SampleResult:
         draws: (n_chains, n_draws, D) in model values, each an output of the network.
         residual: (n_chains,) fp32, max over D of |x_{t+1} - input_t| at the last step, in data units.
         steps: (n_chains,) int32, steps that the chain was run.
+        period: (n_chains,) int32: 1 for a fixed point, p for a cycle of p states, 0 for neither found.
         outcome: (n_chains,) int8 of `Outcome`.
         trace: (chains, steps, D) states asked for with ``trace``, else None.
         stats: figures of the run.
@@ -86,6 +94,7 @@ class SampleResult:
     draws: Tensor
     residual: Tensor
     steps: Tensor
+    period: Tensor
     outcome: Tensor
     trace: Tensor | None
     stats: SampleStats
@@ -109,11 +118,12 @@ class SampleResult:
         }
 
 
-def judge(final: Tensor, residual: Tensor, tol: float | None) -> Tensor:
-    """Outcome of each chain, (n,) int8, from its last state and residual."""
+def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> Tensor:
+    """Outcome of each chain, (n,) int8, from its last state, its residual and the period that was found."""
     outcome = torch.full(residual.shape, Outcome.MOVING, dtype=torch.int8, device=residual.device)
+    outcome[period > 1] = Outcome.CYCLE
     if tol is not None:
-        outcome[residual < tol] = Outcome.FIXED_POINT
+        outcome[(residual < tol) | (period == 1)] = Outcome.FIXED_POINT
     outcome[~torch.isfinite(final).all(dim=1)] = Outcome.NON_FINITE
     return outcome
 
@@ -126,9 +136,13 @@ def outcome_shares(outcome: Tensor) -> dict[str, float]:
 
 def residual_quantiles(residual: Tensor) -> dict[str, float]:
     """Quantiles of the finite residuals; NaN where there is none."""
-    finite = residual[torch.isfinite(residual)].sort().values
+    return quantiles(residual[torch.isfinite(residual)])
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Values (n,) at 0, 10, 50, 90, 99 and 100 % of their order; NaN for none."""
+    ordered = values.sort().values
     points = (0, 10, 50, 90, 99, 100)
-    if not len(finite):
+    if not len(ordered):
         return {f"{p}%": float("nan") for p in points}
-    places = [round(p / 100 * (len(finite) - 1)) for p in points]
-    return {f"{p}%": float(finite[i]) for p, i in zip(points, places, strict=True)}
+    return {f"{p}%": float(ordered[round(p / 100 * (len(ordered) - 1))]) for p in points}

@@ -6,7 +6,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError, SamplingInterruptedError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
-from kaleido_fast.names import DEFAULT_MODEL
+from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.plan import SamplePlan, SampleRequest, Trace, make_plan, merge_options
-from kaleido_fast.result import SampleResult, SampleStats, judge, outcome_shares, residual_quantiles
+from kaleido_fast.result import SampleResult, SampleStats, judge, outcome_shares, quantiles, residual_quantiles
+from kaleido_fast.settling import Phase, run_block
 from kaleido_fast.versions import library_versions
 
 
@@ -67,7 +68,12 @@ def fast_sample(
     jitter: float | None = None,
     settle: int | None = None,
     tol: float | str | None = "recommended",
+    patience: int = DEFAULT_PATIENCE,
+    check_every: int = DEFAULT_CHECK_EVERY,
+    max_period: int = DEFAULT_MAX_PERIOD,
+    retire_cycles: bool = False,
     precision: str = "fp32",
+    polish: int = 0,
     engine: str = "auto",
     device: str | torch.device | None = None,
     trace: Trace | None = None,
@@ -97,8 +103,15 @@ def fast_sample(
         noise: "normal" or "uniform" jitter, or "upstream", the published sampler's formula.
         jitter: scale of the noise in units of half the data range (0).
         settle: last steps before each draw that stay free of jitter (2).
-        tol: residual below which a chain counts as arrived (1e-4); None for no such judgement.
+        tol: residual below which a chain is frozen and run no further (1e-4): its later draws are its frozen state.
+            On a network that contracts by rho a step its states are then within tol * rho / (1 - rho) of their
+            limit. None runs every step; with jitter chains are never frozen.
+        patience: checks in a row below ``tol`` before a chain is frozen.
+        check_every: steps between checks.
+        max_period: longest cycle looked for among chains that do not settle; 1 looks for none.
+        retire_cycles: run a chain found in a cycle no further; its later draws walk the cycle.
         precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
+        polish: with "tf32", "fp16" or "bf16", the last steps before the first draw, and all after it, run in fp32.
         engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
         device: "cpu", "cuda", "cuda:1"; None takes the GPU if there is one.
         trace: chains and steps whose states are wanted besides the draws.
@@ -115,6 +128,7 @@ def fast_sample(
     explicit = {name: value for name, value in options.items() if value is not None}
     if tol != "recommended":
         explicit["tol"] = tol
+    merged = _without_tol_where_jittered(merge_options(explicit, subject.recommended), explicit)
     request = SampleRequest(
         n_chains=n_chains,
         first_chain=first_chain,
@@ -125,7 +139,12 @@ def fast_sample(
         precision=precision,
         engine=engine,
         trace=trace,
-        **merge_options(explicit, subject.recommended),
+        patience=patience,
+        check_every=check_every,
+        max_period=max_period,
+        retire_cycles=retire_cycles,
+        polish=polish,
+        **merged,
     )
     target = resolve_device(device)
     plan = make_plan(request, subject.spec, device_facts(target), subject.dim)
@@ -136,6 +155,18 @@ def fast_sample(
 
     with sampling_bar(callback) as bar:
         return run_plan(subject, request, plan, target, z0=start, callback=bar)
+
+
+def _without_tol_where_jittered(options: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
+    """A jittered chain never arrives: a default tolerance does not apply there, one that was passed is refused."""
+    if not options.get("jitter"):
+        return options
+    if explicit.get("tol") is not None:
+        raise InputError(
+            f"tol {explicit['tol']} with jitter {options['jitter']}: a jittered chain never settles, so none can be "
+            "frozen; pass jitter=0, or leave tol out (trace shows how chains move)"
+        )
+    return {**options, "tol": None}
 
 
 def resolve_subject(
@@ -202,50 +233,69 @@ def run_plan(
 ) -> SampleResult:
     """Run a plan block by block; see `fast_sample`."""
     began = time.perf_counter()
-    engine = build_engine(subject, request, plan, device)
+    phases = build_phases(subject, request, plan, device)
+    n = request.n_chains
     dtype = torch.float64 if request.precision == "fp64" else torch.float32
-    draws = torch.empty(request.n_chains, request.n_draws, subject.dim, dtype=dtype, device=device)
-    residual = torch.empty(request.n_chains, dtype=torch.float32, device=device)
-    n_steps = request.schedule.n_steps
-    meter = _Meter(request.n_chains, n_steps, callback)
+    draws = torch.empty(n, request.n_draws, subject.dim, dtype=dtype, device=device)
+    residual = torch.empty(n, dtype=torch.float32, device=device)
+    steps, period = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(2))
+    meter = _Meter(n, request.schedule.n_steps, callback)
+    chain_steps = 0
     try:
-        for start in range(0, request.n_chains, plan.block_chains):
-            rows = slice(start, min(start + plan.block_chains, request.n_chains))
+        for start in range(0, n, plan.block_chains):
+            rows = slice(start, min(start + plan.block_chains, n))
             chains = torch.arange(rows.start, rows.stop, device=device) + request.first_chain
-            state = None if z0 is None else z0[rows]
-            residual[rows] = engine.advance(chains, state, 0, n_steps, draws[rows], meter.add).residual
-            meter.chains_done = rows.stop
-        traced = None if request.trace is None else _trace(engine, request, request.trace, z0, device)
+            end = run_block(phases, request, chains, None if z0 is None else z0[rows], draws[rows], meter.add)
+            residual[rows], steps[rows], period[rows] = end.residual, end.steps, end.period
+            chain_steps += end.chain_steps
+            meter.finish(rows.stop)
+        traced = None if request.trace is None else _trace(phases, request, request.trace, z0, device)
     except KeyboardInterrupt as stop:
-        raise SamplingInterruptedError(meter.chains_done, request.n_chains) from stop
+        raise SamplingInterruptedError(meter.chains_done, n) from stop
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    outcome = judge(draws[:, -1], residual, request.tol)
+    outcome = judge(draws[:, -1], residual, period, request.tol)
     stats = SampleStats(
-        n_chains=request.n_chains,
-        n_steps=n_steps,
-        chain_steps=request.n_chains * n_steps,
+        n_chains=n,
+        n_steps=request.schedule.n_steps,
+        chain_steps=chain_steps,
         seconds=meter.seconds(),
         setup_seconds=meter.began - began,
         residual_quantiles=residual_quantiles(residual),
         outcome_shares=outcome_shares(outcome),
+        steps_quantiles=quantiles(steps.to(torch.float32)),
         engine=plan.engine,
         device=str(device),
         precision=request.precision,
         versions=library_versions(),
     )
-    steps = torch.full((request.n_chains,), n_steps, dtype=torch.int32, device=device)
-    return SampleResult(draws, residual, steps, outcome, traced, stats, request, plan, subject.model_hash)
+    return SampleResult(draws, residual, steps, period, outcome, traced, stats, request, plan, subject.model_hash)
 
 
-def _trace(engine: Engine, request: SampleRequest, trace: Trace, z0: Tensor | None, device: torch.device) -> Tensor:
+def build_phases(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> list[Phase]:
+    """The engine over all steps; with ``polish`` a second one, in fp32, for the last of them."""
+    n_steps = request.schedule.n_steps
+    if not request.polish or request.polish_from == 0:
+        final = replace(request, precision="fp32", polish=0) if request.polish else request
+        return [Phase(build_engine(subject, final, plan, device), 0, n_steps)]
+    exact = build_engine(subject, replace(request, precision="fp32", polish=0), plan, device)
+    return [
+        Phase(build_engine(subject, request, plan, device), 0, request.polish_from),
+        Phase(exact, request.polish_from, n_steps),
+    ]
+
+
+def _trace(
+    phases: list[Phase], request: SampleRequest, trace: Trace, z0: Tensor | None, device: torch.device
+) -> Tensor:
     """States of chosen chains at chosen steps: a run of just these chains, which have the same bits alone."""
     chains = torch.tensor(trace.chains, dtype=torch.int64, device=device)
     state = None if z0 is None else z0[chains - request.first_chain]
-    wanted = sorted({0, *trace.steps})
-    states: dict[int, Tensor] = {0: engine.start(chains) if state is None else state}
+    wanted = sorted({0, *trace.steps, *(phase.first for phase in phases)})
+    states: dict[int, Tensor] = {0: phases[0].engine.start(chains) if state is None else state}
     for first, last in itertools.pairwise(wanted):
-        states[last] = engine.advance(chains, states[first], first, last, None, lambda _: None).state
+        phase = next(phase for phase in phases if phase.first <= first < phase.last)
+        states[last] = phase.engine.advance(chains, states[first], first, last, None, lambda _: None).state
     return torch.stack([states[step] for step in trace.steps], dim=1)
 
 
@@ -279,6 +329,11 @@ class _Meter:
         if self.callback is not None and (now - self.told > 0.1 or self.done >= self.total):
             self.told = now
             self.callback(SampleProgress(self.chains_done, self.n_chains, self.done, self.total, now - self.began))
+
+    def finish(self, chains_done: int) -> None:
+        """Count all chains up to here as done, steps that they were spared included."""
+        self.chains_done = chains_done
+        self.add(chains_done * self.total // self.n_chains - self.done)
 
     def seconds(self) -> float:
         return time.perf_counter() - self.began
