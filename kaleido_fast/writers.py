@@ -1,7 +1,7 @@
 """Files of draws: .npy (with a JSON of the same name beside it), .npz and .safetensors.
 
-All hold ``draws`` (n_chains, n_draws, D) in model values; .npz and .safetensors also ``residual``, ``steps`` and
-``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling. Records hold no time
+All hold ``draws`` (n_chains, n_draws, D) in model values; .npz and .safetensors also ``residual``, ``steps``,
+``period`` and ``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling. Records hold no time
 of day, so that the same command writes the same bytes.
 """
 
@@ -27,6 +27,7 @@ from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.result import SampleResult
 
 RECORD_VERSION = 1
+PER_CHAIN = ("residual", "steps", "period", "outcome")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def write_draws(path: Path, result: SampleResult, record: dict[str, Any]) -> lis
         InputError: unknown ending, or a path that cannot be written.
     """
     text = json.dumps(record, sort_keys=True)
-    tensors = {"draws": result.draws, "residual": result.residual, "steps": result.steps, "outcome": result.outcome}
-    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays = {name: getattr(result, name).cpu().numpy() for name in ("draws", *PER_CHAIN)}
     check_output(path, sum(array.nbytes for array in arrays.values()))
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))

@@ -52,8 +52,27 @@ PICTURE_CHAINS = 1000
     "--tol",
     type=NumberOr(float, none=None, recommended="recommended"),
     default="recommended",
-    help="Last change of a chain, in data units, below which it counts as arrived; or none [default: 1e-4].",
+    help="Last change of a chain, in data units, below which it is frozen; 'none' runs every step [default: 1e-4; "
+    "not with jitter].",
 )
+@click.option(
+    "--patience",
+    type=int,
+    default=names.DEFAULT_PATIENCE,
+    show_default=True,
+    help="Checks in a row below --tol before a chain is frozen.",
+)
+@click.option(
+    "--check-every", type=int, default=names.DEFAULT_CHECK_EVERY, show_default=True, help="Steps between checks."
+)
+@click.option(
+    "--max-period",
+    type=int,
+    default=names.DEFAULT_MAX_PERIOD,
+    show_default=True,
+    help="Longest cycle looked for among chains that do not settle; 1 looks for none.",
+)
+@click.option("--retire-cycles", is_flag=True, help="Run chains found in a cycle no further: later draws walk it.")
 @click.option(
     "--seed",
     type=NumberOr(int, random=None),
@@ -64,6 +83,13 @@ PICTURE_CHAINS = 1000
 @click.option("--first-chain", type=int, default=0, show_default=True, help="Absolute id of the first chain.")
 @click.option("--engine", type=Name("engine", names.ENGINES), default="auto", show_default=True)
 @click.option("--precision", type=Name("precision", names.PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--polish",
+    type=int,
+    default=0,
+    show_default=True,
+    help="With a precision below fp32: steps before the first draw from which on all runs in fp32.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -121,6 +147,8 @@ def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
         "chain_steps_per_second": stats.chain_steps_per_second,
         "residual_quantiles": stats.residual_quantiles,
         "outcome_shares": stats.outcome_shares,
+        "steps_quantiles": stats.steps_quantiles,
+        "work_saved": stats.work_saved,
         "precision": stats.precision,
         "files": [str(path) for path in written],
     }
@@ -132,7 +160,8 @@ def _print_table(result: SampleResult, written: list[Path]) -> None:
 
     stats, request = result.stats, result.request
     table = Table(show_header=False, box=None, pad_edge=False)
-    quantiles = ", ".join(f"{name} {value:.2g}" for name, value in stats.residual_quantiles.items() if name != "0%")
+    residuals = ", ".join(f"{name} {value:.2g}" for name, value in stats.residual_quantiles.items() if name != "0%")
+    settled = ", ".join(f"{name} {value:.0f}" for name, value in stats.steps_quantiles.items() if name != "0%")
     shares = ", ".join(
         f"{share:.1%} {name.replace('_', ' ')}" for name, share in stats.outcome_shares.items() if share > 0
     )
@@ -142,8 +171,9 @@ def _print_table(result: SampleResult, written: list[Path]) -> None:
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
-        ("residual", f"quantiles {quantiles}"),
-        ("outcome", shares),
+        ("residual", f"quantiles {residuals}"),
+        *([("steps", f"quantiles {settled}; {stats.work_saved:.0%} of the work saved")] if request.freezes else []),
+        *([("outcome", shares)] if request.freezes or stats.outcome_shares["non_finite"] else []),
         ("files", ", ".join(map(str, written))),
     ):
         table.add_row(f"[bold]{name}[/bold]", value)
