@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kaleido_fast.attractors import Catalogue as Catalogue
+    from kaleido_fast.attractors import attractors as attractors
     from kaleido_fast.checkpoint import Checkpoint as Checkpoint
     from kaleido_fast.checkpoint import ModelCard as ModelCard
     from kaleido_fast.checkpoint import Scaling as Scaling
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from kaleido_fast.model import ModelSpec as ModelSpec
     from kaleido_fast.plan import SamplePlan as SamplePlan
     from kaleido_fast.plan import SampleRequest as SampleRequest
+    from kaleido_fast.plan import Trace as Trace
     from kaleido_fast.result import Outcome as Outcome
     from kaleido_fast.result import SampleResult as SampleResult
     from kaleido_fast.result import SampleStats as SampleStats
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 # Names load on first use, so that `kaleido-fast --help` need not wait for torch.
 _HOMES = {
+    "Catalogue": "attractors",
+    "attractors": "attractors",
     "Checkpoint": "checkpoint",
     "Dataset": "datasets",
     "InputError": "errors",
@@ -40,6 +45,7 @@ _HOMES = {
     "SampleStats": "result",
     "SamplingInterruptedError": "errors",
     "Scaling": "checkpoint",
+    "Trace": "plan",
     "fast_sample": "sampling",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",

@@ -21,12 +21,13 @@ from kaleido_fast.files import atomic_path
 from kaleido_fast.model import BOUND_RANGES, BOUNDS, MAX_WIDTH
 from kaleido_fast.readers import RawData, read_array_file, read_folder, read_idx_file
 
-__all__ = ["NAMES", "Dataset", "Scaling", "load_dataset"]
+__all__ = ["DOWNLOADED", "NAMES", "Dataset", "Scaling", "load_dataset"]
 
 SPLIT_SEED = 0
 _OPENML_IDS = {"mnist": 554, "fashion-mnist": 40996, "cifar10": 40927}  # ids are fixed for ever, names are not
 _OPENML_SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (3, 32, 32)}
-NAMES = ("points1d", "points2d", "digits", *_OPENML_IDS)
+DOWNLOADED = tuple(_OPENML_IDS)
+NAMES = ("points1d", "points2d", "digits", *DOWNLOADED)
 
 
 @dataclass(frozen=True)

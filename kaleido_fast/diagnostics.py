@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ def stable_examples(model: KaleidoMLP, data: Tensor) -> Tensor:
     return close & ((state - before).abs().amax(dim=1) < STABLE_RESIDUAL * half)
 
 
-def spectral_radii(model: KaleidoMLP, data: Tensor) -> Tensor:
+def spectral_radii(model: Callable[[Tensor], Tensor], data: Tensor) -> Tensor:
     """Spectral radius of the Jacobian at every example (n, D): (n,).
 
     Exact eigenvalues up to D = 128. Above, `growth_rates`, which needs no D x D matrix.
@@ -110,7 +111,7 @@ def spectral_radii(model: KaleidoMLP, data: Tensor) -> Tensor:
     return growth_rates(model, data)
 
 
-def growth_rates(model: KaleidoMLP, data: Tensor) -> Tensor:
+def growth_rates(model: Callable[[Tensor], Tensor], data: Tensor) -> Tensor:
     """Estimate spectral radii (n,) at examples (n, D) by how fast vectors grow under repeated products with J.
 
     Products are with the transpose, which has the same eigenvalues and needs but one forward pass. J is not symmetric

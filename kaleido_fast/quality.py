@@ -86,8 +86,14 @@ def nearest_neighbour_radii(points: Tensor, k: int) -> Tensor:
 
 def nearest_example_mse(samples: Tensor, examples: Tensor) -> Tensor:
     """Mean squared difference of every sample (n, D) to its nearest example (m, D), in squared data units: (n,)."""
-    nearest = [exact_distances(block, examples).min(dim=1).values for block in samples.split(BLOCK_ROWS)]
-    return torch.cat(nearest).square() / samples.shape[1]
+    return nearest_examples(samples, examples)[1]
+
+
+def nearest_examples(samples: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest example (m, D) of every sample (n, D), and the mean squared difference to it: (n,), (n,)."""
+    blocks = [exact_distances(block, examples).min(dim=1) for block in samples.split(BLOCK_ROWS)]
+    distances = torch.cat([block.values for block in blocks])
+    return torch.cat([block.indices for block in blocks]), distances.square() / samples.shape[1]
 
 
 def class_shares(labels: Tensor, n_classes: int) -> Tensor:

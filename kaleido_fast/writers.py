@@ -1,8 +1,8 @@
 """Files of draws: .npy (with a JSON of the same name beside it), .npz and .safetensors.
 
 All hold ``draws`` (n_chains, n_draws, D) in model values; .npz and .safetensors also ``residual``, ``steps``,
-``period`` and ``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling. Records hold no time
-of day, so that the same command writes the same bytes.
+``period`` and ``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling.
+Records hold no time of day, so that the same command writes the same bytes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import click
 
 from kaleido_fast.errors import InputError, SamplingInterruptedError, unknown_name
 
-COMMANDS = ("sample", "train", "info", "doctor")
+COMMANDS = ("sample", "train", "attractors", "info", "doctor")
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 
 

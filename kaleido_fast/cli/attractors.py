@@ -1,0 +1,106 @@
+"""``kaleido-fast attractors``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kaleido_fast import names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kaleido_fast.attractors import Catalogue
+    from kaleido_fast.checkpoint import Checkpoint
+
+
+@click.command(name="attractors")
+@click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
+@click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
+@click.option("--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps at most, less one.")
+@click.option("--tol", type=float, default=names.DEFAULT_TOL, show_default=True, help="Residual of a settled chain.")
+@click.option("--distance", type=float, default=0.05, show_default=True, help="End states nearer than this are one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
+@click.option("--data", "source", help="Training data, for the nearest example [default: the model's own, if at hand].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("attractors.json"), show_default=True, help="JSON to write."
+)
+@click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    model: str,
+    n_chains: int,
+    burn_in: int,
+    tol: float,
+    distance: float,
+    seed: int,
+    source: str | None,
+    out: Path,
+    engine: str,
+    device: str,
+    quiet: bool,
+) -> None:
+    """List where chains end without jitter: fixed points and cycles, their basins and their stability.
+
+    Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited attractor first.
+    """
+    from kaleido_fast.attractors import attractors
+    from kaleido_fast.checkpoint import load_checkpoint
+    from kaleido_fast.files import atomic_path, check_writable
+    from kaleido_fast.pictures import is_image_shape, save_picture
+    from kaleido_fast.sampling import fast_sample
+
+    check_writable(out)
+    checkpoint = load_checkpoint(model)
+    data = _training_data(checkpoint, source)
+    options = {"n_chains": n_chains, "burn_in": burn_in, "tol": tol, "seed": seed, "engine": engine, "device": device}
+    result = fast_sample(checkpoint.path, jitter=0.0, retire_cycles=True, progress=not quiet, **options)
+    catalogue = attractors(result, checkpoint.model, distance=distance, data=data)
+    facts = {**result.record(), "n_settled": catalogue.n_settled, "attractors": catalogue.rows()}
+    written = [out]
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps(facts, sort_keys=True) + "\n")
+    if is_image_shape(checkpoint.model.spec.sample_shape):
+        written.append(out.with_suffix(".png"))
+        save_picture(catalogue.sheet(checkpoint.model, checkpoint.card.scaling), written[-1])
+    if not quiet:
+        _print(catalogue, written)
+
+
+def _training_data(checkpoint: Checkpoint, source: str | None) -> Tensor | None:
+    """The data asked for, or the model's own where it can be had without a download."""
+    from kaleido_fast.datasets import DOWNLOADED, NAMES, load_dataset
+    from kaleido_fast.errors import InputError
+
+    spec = checkpoint.model.spec
+    if source is None:
+        source = checkpoint.card.dataset.get("name")
+        if source not in NAMES or source in DOWNLOADED:
+            return None
+    data = load_dataset(source, bound=spec.bound).data
+    if data.shape[1] != spec.dim:
+        raise InputError(f"data {source} has {data.shape[1]} values an example, the model {spec.dim}")
+    return data
+
+
+def _print(catalogue: Catalogue, written: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("share", "chains", "period", "spectral radius", "nearest example (MSE)"):
+        table.add_column(title, justify="right")
+    for row in catalogue.rows()[:10]:
+        nearest = f"{row['nearest_example']} ({row['nearest_mse']:.4f})" if "nearest_example" in row else "-"
+        radius = f"{row['spectral_radius']:.3f}"
+        table.add_row(f"{row['share']:.2%}", f"{row['chains']:,}", str(row["period"]), radius, nearest)
+    console = Console(highlight=False)
+    console.print(
+        f"{len(catalogue.counts):,} attractors; {catalogue.n_settled:,} of {catalogue.n_chains:,} chains settled"
+    )
+    console.print(table)
+    console.print(f"written: {', '.join(map(str, written))}")
