@@ -57,8 +57,18 @@ def command(
     check_writable(out)
     checkpoint = load_checkpoint(model)
     data = _training_data(checkpoint, source)
-    options = {"n_chains": n_chains, "burn_in": burn_in, "tol": tol, "seed": seed, "engine": engine, "device": device}
-    result = fast_sample(checkpoint.path, jitter=0.0, retire_cycles=True, progress=not quiet, **options)
+    result = fast_sample(
+        checkpoint.path,
+        n_chains=n_chains,
+        burn_in=burn_in,
+        jitter=0.0,
+        tol=tol,
+        seed=seed,
+        retire_cycles=True,
+        engine=engine,
+        device=device,
+        progress=not quiet,
+    )
     catalogue = attractors(result, checkpoint.model, distance=distance, data=data)
     facts = {**result.record(), "n_settled": catalogue.n_settled, "attractors": catalogue.rows()}
     written = [out]
