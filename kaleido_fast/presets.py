@@ -110,7 +110,8 @@ PRESETS: dict[str, Preset] = {
         NETWORKS["mnist"],
         "mnist",
         TrainingRecipe(steps=3500, batch_size=128, learning_rate=1e-3, noise=0.5, pair_mix=0.4),
-        {"burn_in": 49, "jitter": 0.0},
+        # jitter 1.5 and 5 clean steps: coverage 0.63 for 0.47, precision 0.85 for 0.74 (500 held-out digits, k = 5)
+        {"burn_in": 49, "thin": 1, "jitter": 1.5, "settle": 5},
         limit=1000,
     ),
     "cifar": Preset(
