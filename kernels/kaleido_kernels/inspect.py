@@ -14,17 +14,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kaleido_kernels.roofline import NOTE, Estimate, estimate, narrow_work, stream_work, wide_work
-from kaleido_kernels.sass import Program, count_kinds, parse_program
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.roofline import (
+    NOTE,
+    Estimate,
+    TileWork,
+    estimate,
+    narrow_work,
+    step_counts,
+    stream_work,
+    wide_work,
+)
+from kaleido_kernels.sass import Program, count_kinds, parse_program, path_counts
+from kaleido_kernels.shapes import NetShape, next_power_of_two
 from kaleido_kernels.tiles import Tile
-from kaleido_kernels.verdicts import SHARED_LIMITS, Evidence, Verdict, judge, largest_loop
-from kaleido_kernels.wide_plan import WideTile, shared_bytes, wide_candidates
+from kaleido_kernels.verdicts import REGISTERS, SHARED_LIMITS, Evidence, Verdict, judge, largest_loop
+from kaleido_kernels.wide_plan import WideTile, operand_parts, shared_bytes, wide_candidates
 
 NETWORKS: dict[str, NetShape] = {
     "points1d": NetShape((1, *[10] * 9, 1)),
@@ -127,8 +138,14 @@ def planned_jobs(
                     yield Job(net, shape, tile, precision, jitter)
 
 
-def planned_tiles(shape: NetShape, precision: str, arch: str) -> list[Tile | WideTile]:
+def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[Tile | WideTile]:
     """The tiles that the plan can choose."""
+    width = next_power_of_two(max(shape.widths))
+    resident = sum(a * b for a, b in pairwise([width] * (shape.n_layers + 1))) * 2 * operand_parts(precision)
+    if width <= 128 and resident + 8192 <= SHARED_LIMITS["sm_90"]:
+        return [Tile("narrow", 64, 4)]
+    if width <= 256:
+        return [Tile("stream", 128, 8, 2)]
     limit = SHARED_LIMITS.get(arch, 65_536)
     use_tma = arch in ("sm_90", "sm_100", "sm_120")
     tiles = wide_candidates(shape, precision, use_tma)
@@ -248,28 +265,37 @@ def inspect_job(job: Job, arch: str) -> Report:
 
 def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate:
     """The cost model's time for 100,000 chains x 300 steps, with the instruction counts of the machine code."""
+    from kaleido_kernels.packing import narrow_layout
+
     tile, shape = job.tile, job.shape
     if isinstance(tile, WideTile):
         work = wide_work(shape, tile, job.precision, **wide_counts(evidence.program))
     elif tile.kernel == "stream":
-        from kaleido_kernels.packing import stream_layout
-
-        fits = max(
-            1,
-            min(
-                SHARED_LIMITS["sm_90"] // max(evidence.shared, 1), 65_536 // (evidence.registers * 32 * evidence.warps)
-            ),
-        )
-        n_tiles = stream_layout(shape).n_tiles
-        work = stream_work(
-            shape, tile.block_chains, tile.num_warps, job.precision, loop, n_tiles=n_tiles, programs=fits
-        )
+        work = stream_estimate(job, tile, evidence)
     else:
-        from kaleido_kernels.packing import narrow_layout
-
         bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
         work = narrow_work(shape, tile.block_chains, tile.num_warps, job.precision, loop, bias_rows=bias_rows)
     return estimate(work, N_CHAINS, N_STEPS)
+
+
+def stream_estimate(job: Job, tile: Tile, evidence: Evidence) -> TileWork:
+    """Stream's work: its loop runs once a weight tile, the longest way only where it ends a step."""
+    from kaleido_kernels.packing import stream_layout
+
+    layout, program = stream_layout(job.shape), evidence.program
+    loop = largest_loop(program)
+    common, rare = path_counts(program, loop) if loop else (Counter[str](), Counter[str]())
+    threads = evidence.registers * 32 * evidence.warps
+    fits = min(SHARED_LIMITS["sm_90"] // max(evidence.shared, 1), REGISTERS // max(threads, 1))
+    return stream_work(
+        job.shape,
+        tile.block_chains,
+        tile.num_warps,
+        job.precision,
+        step_counts(common, rare, layout.n_tiles, layout.last_tiles),
+        n_tiles=layout.n_tiles,
+        programs=fits,
+    )
 
 
 def wide_counts(program: Program) -> dict[str, float]:

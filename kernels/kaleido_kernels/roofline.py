@@ -12,6 +12,7 @@ No number here was timed by this package. The rates are published or derived fig
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -148,20 +149,24 @@ def tensor_factor(precision: str) -> float:
     return {"fp32": 3.0, "fp16x3": 3.0, "tf32": 2.0, "ieee": 0.0}.get(precision, 1.0)
 
 
-def counted_work(counts: Mapping[str, float], n_warps: int, steps_per_iteration: float = 1.0) -> dict[str, float]:
-    """``instructions``, ``alu`` and ``mufu`` of a tile-step from the counts of a loop's machine code.
+def counted_work(counts: Mapping[str, float], n_warps: int) -> dict[str, float]:
+    """``instructions``, ``alu`` and ``mufu`` of a tile-step from the instructions that one warp issues in a step.
 
-    Args:
-        counts: instructions by kind in one iteration of the step loop, with their sum under "all".
-        n_warps: warps of the program, each of which issues them.
-        steps_per_iteration: 1 for an unrolled step; 1 / layers for a loop over layers.
+    ``counts`` holds instructions by kind, with their sum under "all".
     """
-    scale = n_warps / steps_per_iteration
     return {
-        "instructions": counts.get("all", 0) * scale,
-        "alu": sum(counts.get(kind, 0) for kind in ALU_KINDS) * scale,
-        "mufu": counts.get("MUFU", 0) * scale,
+        "instructions": counts.get("all", 0) * n_warps,
+        "alu": sum(counts.get(kind, 0) for kind in ALU_KINDS) * n_warps,
+        "mufu": counts.get("MUFU", 0) * n_warps,
     }
+
+
+def step_counts(common: Mapping[str, float], rare: Mapping[str, float], rounds: int, rare_rounds: int) -> Counter[str]:
+    """Instructions of a step that takes ``rounds`` rounds of a loop, ``rare_rounds`` of them the rare way."""
+    total: Counter[str] = Counter()
+    for kind in {*common, *rare}:
+        total[kind] = int(common.get(kind, 0) * (rounds - rare_rounds) + rare.get(kind, 0) * rare_rounds)
+    return total
 
 
 def narrow_work(
@@ -180,13 +185,13 @@ def stream_work(
     shape: NetShape, rows: int, n_warps: int, precision: str, counts: Mapping[str, float], *, n_tiles: int,
     programs: int,
 ) -> TileWork:  # fmt: skip
-    """A step of the stream kernel: ``n_tiles`` rounds of its loop, ``programs`` of them on one multiprocessor.
+    """A step of the stream kernel: ``n_tiles`` rounds of its loop; ``programs`` fit one multiprocessor.
 
     With one program nothing covers the instructions between two products; with two each covers the other's.
     """
     width = next_power_of_two(max(shape.widths))
     tile = min(width, 128)
-    issued = counted_work(counts, n_warps, 1 / n_tiles)
+    issued = counted_work(counts, n_warps)
     serial = 0.0 if programs > 1 else issued["instructions"] / Gpu().schedulers
     weights = n_tiles * width * tile
     products = rows * weights * tensor_factor(precision)

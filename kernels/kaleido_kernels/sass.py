@@ -26,7 +26,8 @@ ENDS_FLOW = ("EXIT", "RET", "BRX", "JMX", "KILL")
 NO_RESULT = ("ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "BAR", "BRA", "EXIT", "FENCE", "MEMBAR", "NOP", "R2P")
 RESULT_AFTER_PREDICATE = ("SHFL", "ATOM", "ATOMG", "ATOMS", "MATCH")
 COUNTED = (
-    *("HGMMA", "QGMMA", "HMMA", "UTCHMMA", "FFMA", "FADD", "FMUL", "FMNMX", "MUFU", "F2FP", "F2F", "SHFL", "PRMT"),
+    *("HGMMA", "QGMMA", "HMMA", "UTCHMMA", "FFMA", "FADD", "FMUL", "FMNMX", "MUFU", "F2FP", "F2F", "SHFL"),
+    *("PRMT", "LOP3", "ISETP", "FSETP", "SHF", "SEL", "FSEL", "IADD3", "LEA", "IMAD", "MOV"),
     *("LDG", "STG", "LDS", "LDSM", "STS", "STSM", "LDL", "STL", "LDGSTS", "UTMALDG", "UTMASTG", "UBLKCP"),
     *("BAR", "FENCE", "MEMBAR", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "SYNCS", "CALL", "DFMA", "DMUL"),
 )
@@ -105,9 +106,14 @@ class Program:
         return result
 
     @cached_property
+    def dominators(self) -> list[set[int]]:
+        """For each block the blocks that every way to it passes."""
+        return dominator_sets(self.successors, self.predecessors)
+
+    @cached_property
     def loops(self) -> list[Loop]:
         """Natural loops with their nesting depth, spin waits and the trap at the end included."""
-        return nest_loops(natural_loops(self.successors, self.predecessors))
+        return nest_loops(natural_loops(self.successors, self.predecessors, self.dominators))
 
     def inside(self, loop: Loop) -> Iterator[Instruction]:
         for number in sorted(loop.blocks):
@@ -180,9 +186,10 @@ def split_operands(text: str) -> list[str]:
     return [*parts, current]
 
 
-def natural_loops(successors: list[list[int]], predecessors: list[list[int]]) -> dict[int, frozenset[int]]:
+def natural_loops(
+    successors: list[list[int]], predecessors: list[list[int]], dominators: list[set[int]]
+) -> dict[int, frozenset[int]]:
     """Loop bodies by head block, one a head: blocks that reach a back edge without passing the head."""
-    dominators = dominator_sets(successors, predecessors)
     bodies: dict[int, set[int]] = {}
     for tail, following in enumerate(successors):
         for head in following:
@@ -243,6 +250,27 @@ def count_kinds(instructions: Iterable[Instruction]) -> Counter[str]:
         if instruction.kind in COUNTED:
             result[instruction.kind] += 1
     return result
+
+
+def path_counts(program: Program, loop: Loop) -> tuple[Counter[str], Counter[str]]:
+    """Counts along the shortest and along the longest way through one round of a loop, back edges left out.
+
+    Where a loop branches, as the flat loop over layers does for the last one, these are its common and its rare round.
+    """
+    dominators = program.dominators
+    ways: dict[int, tuple[Counter[str], Counter[str]]] = {}
+
+    def best(block: int) -> tuple[Counter[str], Counter[str]]:
+        if block not in ways:
+            own = count_kinds(program.of_block(block))
+            forward = [n for n in program.successors[block] if n in loop.blocks and n not in dominators[block]]
+            onward = [best(number) for number in forward] or [(Counter(), Counter())]
+            shortest = min((way[0] for way in onward), key=lambda way: way["all"])
+            longest = max((way[1] for way in onward), key=lambda way: way["all"])
+            ways[block] = own + shortest, own + longest
+        return ways[block]
+
+    return best(loop.head)
 
 
 def written_registers(instruction: Instruction) -> frozenset[int]:

@@ -1,0 +1,308 @@
+"""Verdicts on machine code: planted faults each verdict must catch, and real compilations in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from kaleido_kernels.inspect import NETWORKS, make_parser
+from kaleido_kernels.sass import (
+    count_kinds,
+    find_hazards,
+    parse_program,
+    path_counts,
+    unordered_loads,
+    written_registers,
+)
+from kaleido_kernels.verdicts import Evidence, dot_products, judge, narrow_offsets, spills
+
+ROOT = Path(__file__).parents[1]
+
+
+def program(*lines: str):
+    """Instructions as text, one address each; a line that ends with a colon is a label."""
+    text, address = [], 0
+    for line in lines:
+        if line.endswith(":"):
+            text.append(f".{line}")
+        else:
+            text.append(f"        /*{address:04x}*/                   {line} ;")
+            address += 16
+    return parse_program("\n".join(text))
+
+
+HIDDEN_LOOP = (
+    "L_x_0:",
+    "WARPGROUP.ARRIVE",
+    "HGMMA.64x64x16.F32 R24, R56, gdesc[UR8], R24, gsb0",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+    "F2FP.F16.F32.PACK_AB R56, R25, R24",
+    "MUFU.EX2 R3, R24",
+    "ISETP.NE.AND P0, PT, R2, RZ, PT",
+    "@P0 BRA `(.L_x_0)",
+    "STG.E.128 desc[UR4][R2.64], R24",
+    "EXIT",
+)
+LAYER_LOOP = (  # loop over layers > loop over output tiles > loop of products, then fence and barrier
+    "L_x_9:",
+    "LDG.E R88, desc[UR4][R86.64]",
+    "L_x_1:",
+    "MOV R90, R88",
+    "L_x_2:",
+    "UTMALDG.2D [UR8], [UR6]",
+    "HGMMA.64x64x16.F32 R24, gdesc[UR4], R24, gsb0",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+    "@P0 BRA `(.L_x_2)",
+    "STG.E.128 desc[UR4][R2.64], R24",
+    "@P1 BRA `(.L_x_1)",
+    "FENCE.VIEW.ASYNC.G",
+    "BAR.SYNC.DEFER_BLOCKING 0x0",
+    "@P2 BRA `(.L_x_9)",
+    "EXIT",
+)
+TTIR = """
+  tt.func public @k(%draws_ptr: !tt.ptr<f32>, %n_draws: i32) {
+    %rows = arith.addi %a, %b : tensor<64xi64> loc(#loc1)
+    %wide = arith.extsi %n_draws : i32 to i64 loc(#loc1)
+    %wide_s = tt.splat %wide : i64 -> tensor<64xi64> loc(#loc1)
+    %place = arith.muli %rows, %wide_s : tensor<64xi64> loc(#loc2)
+    %p = tt.splat %draws_ptr : !tt.ptr<f32> -> tensor<64x!tt.ptr<f32>> loc(#loc3)
+    %q = tt.addptr %p, %place : tensor<64x!tt.ptr<f32>>, tensor<64xi64> loc(#loc3)
+    %d = tt.dot %x, %w, %c : tensor<64x16xf16> * tensor<16x64xf16> -> tensor<64x64xf32> loc(#loc4)
+  }
+"""
+
+
+def evidence(*lines: str, **options) -> Evidence:
+    values = {
+        **{"kernel": "narrow", "precision": "fp16", "jitter": "none", "arch": "sm_90", "use_tma": False},
+        **{"warps": 4, "registers": 64, "stack": 0, "shared": 40_000},
+        **{"ttir": TTIR, "program": program(*(lines or HIDDEN_LOOP))},
+    }
+    return Evidence(**(values | options))
+
+
+def failed(found: Evidence) -> list[str]:
+    return [verdict.name for verdict in judge(found) if not verdict.passed]
+
+
+def without(lines: tuple[str, ...], text: str) -> tuple[str, ...]:
+    return tuple(line for line in lines if text not in line)
+
+
+def instead(lines: tuple[str, ...], text: str, new: str) -> tuple[str, ...]:
+    assert any(text in line for line in lines)
+    return tuple(new if text in line else line for line in lines)
+
+
+def before(lines: tuple[str, ...], text: str, new: str) -> tuple[str, ...]:
+    place = next(number for number, line in enumerate(lines) if text in line)
+    return (*lines[:place], new, *lines[place:])
+
+
+def test_sound_kernels_pass_every_verdict():
+    assert failed(evidence()) == []
+    assert failed(evidence(*LAYER_LOOP, kernel="wide", use_tma=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("spills", evidence(*before(HIDDEN_LOOP, "DEPBAR", "STL [R1+0x4], R90"), kernel="wide", jitter="normal")),
+        ("spills", evidence(stack=8)),
+        ("shared memory", evidence(shared=232_449)),
+        ("shared memory", evidence(shared=101_377, arch="sm_89")),
+        ("registers", evidence(registers=255, warps=16)),
+        ("64-bit offsets", evidence(ttir=TTIR.replace("tensor<64xi64> loc(#loc3)", "tensor<64xi32> loc(#loc3)"))),
+        ("input precision", evidence(precision="bf16")),
+        ("input precision", evidence(precision="fp16x3")),
+        ("input precision", evidence(precision="tf32")),
+        ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "HMMA.16816.F32 R24, R56, R60, R24"))),
+        ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "FFMA R24, R56, R60, R24"))),
+        ("hazards", evidence(*without(HIDDEN_LOOP, "DEPBAR"))),
+        ("quiet step loop", evidence(*before(HIDDEN_LOOP, "MUFU", "LDS.128 R8, [R90]"))),
+        ("barrier order", evidence(*without(LAYER_LOOP, "FENCE"), kernel="wide", use_tma=True)),
+        ("barrier order", evidence(*without(LAYER_LOOP, "BAR.SYNC"), kernel="wide", use_tma=True)),
+        ("wide loads", evidence(*before(LAYER_LOOP, "UTMALDG", "LDG.E.U16 R9, [R90]"), kernel="wide", use_tma=True)),
+        ("wide loads", evidence(*LAYER_LOOP, kernel="wide", use_tma=False)),
+    ],
+)
+def test_a_planted_fault_fails_its_verdict(name, found):
+    assert name in failed(found), [verdict for verdict in judge(found) if verdict.name == name]
+
+
+def test_spills_outside_the_loops_of_products_are_allowed_in_wide_only():
+    lines = before(LAYER_LOOP, "STG", "LDL R9, [R1+0x4]")
+    assert spills(evidence(*lines, kernel="wide", stack=8)).passed
+    assert not spills(evidence(*lines, kernel="stream", stack=8)).passed
+
+
+PRODUCT = "HGMMA.64x64x16.F32 R24, R56, gdesc[UR8], R24, gsb0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "hazard"),
+    [
+        ((PRODUCT, "MOV R56, R2"), True),  # the left operand
+        ((PRODUCT, "MOV R59, R2"), True),  # its last register
+        ((PRODUCT, "MOV R60, R2"), False),
+        ((PRODUCT, "MOV R4, R56"), False),  # reading the left operand is allowed
+        ((PRODUCT, "MOV R4, R55"), True),  # reading the last accumulator is not
+        ((PRODUCT, "LDS.128 R20, [R2]"), False),
+        ((PRODUCT, "LDS.128 R21, [R2]"), True),  # the vector's end reaches R24
+        ((PRODUCT, "WARPGROUP.DEPBAR.LE gsb0, 0x0", "MOV R56, R2"), False),
+        ((PRODUCT, "WARPGROUP.DEPBAR.LE gsb0, 0x1", "MOV R56, R2"), True),
+        ((PRODUCT, "HGMMA.64x64x16.F32 R24, R64, gdesc[UR8], R24, gsb0"), False),  # products chain
+        ((PRODUCT, PRODUCT.replace("R24", "R88"), "WARPGROUP.DEPBAR.LE gsb0, 0x1", "MOV R4, R24"), False),
+        ((PRODUCT, "BRA `(.L_x_3)", "NOP", "L_x_3:", "MOV R56, R2"), True),  # along a branch
+        ((PRODUCT, "STG.E desc[UR4][R2.64], R24"), True),  # a store reads it
+    ],
+)
+def test_hazards_are_seen_where_they_are(lines, hazard):
+    assert bool(find_hazards(program(*lines, "EXIT"))) == hazard
+
+
+def test_a_hazard_across_the_back_edge_is_seen():
+    lines = ("L_x_0:", "MOV R56, R2", PRODUCT, "@P0 BRA `(.L_x_0)", "EXIT")
+    assert find_hazards(program(*lines))
+
+
+def test_loops_are_natural_loops():
+    """A spin wait out of line jumps back into the middle of a loop and is no loop around it."""
+    found = program(
+        *("L_x_1:", "MOV R1, R2", "L_x_3:", "SYNCS.PHASECHK P1, [UR8], R3", "@!P1 BRA `(.L_x_2)", "L_x_6:", PRODUCT),
+        *("@P0 BRA `(.L_x_1)", "EXIT", "L_x_2:", "SYNCS.PHASECHK P1, [UR8], R3", "@!P1 BRA `(.L_x_2)"),
+        *("BRA `(.L_x_6)", "L_x_7:", "BRA `(.L_x_7)"),
+    )
+    sizes = [sum(1 for _ in found.inside(loop)) for loop in found.loops]
+    assert sizes == [8, 2, 1], "the loop with its wait, the wait, the trap"
+    assert len(found.tensor_loops) == 1
+
+
+def test_ways_through_a_loop_with_a_branch():
+    found = program(
+        *("L_x_0:", PRODUCT, "@P1 BRA `(.L_x_1)", "MUFU.EX2 R3, R4", "MUFU.RCP R3, R4", "L_x_1:", "@P0 BRA `(.L_x_0)"),
+        "EXIT",
+    )
+    common, rare = path_counts(found, found.tensor_loops[0])
+    assert (common["all"], rare["all"], common["MUFU"], rare["MUFU"]) == (3, 5, 0, 2)
+    assert count_kinds(found.instructions)["all"] == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "registers"),
+    [
+        ("LDG.E.128 R4, desc[UR4][R2.64]", {4, 5, 6, 7}),
+        ("LDSM.16.M88.4 R8, [R2]", {8, 9, 10, 11}),
+        ("IMAD.WIDE R6, R2, 0x4, R8", {6, 7}),
+        ("CS2R R10, SRZ", {10, 11}),
+        ("SHFL.BFLY PT, R9, R8, 0x1, 0x1f", {9}),
+        ("STS.128 [R4], R8", set()),
+        ("ISETP.GE.AND P0, PT, R0, 0x1, PT", set()),
+        ("LDG.E R0, desc[UR40][R2.64+0x8]", {0}),
+    ],
+)
+def test_written_registers(line, registers):
+    assert written_registers(program(line).instructions[0]) == registers
+
+
+def test_the_state_pass_may_load_other_blocks_while_it_stores():
+    """Rounds of a loop without a fence touch different places; behind the loop the order counts."""
+    state = ("L_x_0:", "LDG.E R4, [R2]", "STG.E [R8], R4", "@P0 BRA `(.L_x_0)")
+    after = ("L_x_1:", "UTMALDG.2D [UR8], [UR6]", PRODUCT, "WARPGROUP.DEPBAR.LE gsb0, 0x0", "@P0 BRA `(.L_x_1)", "EXIT")
+    assert unordered_loads(program(*state, "FENCE.VIEW.ASYNC.G", "BAR.SYNC 0x0", *after)) == []
+    assert unordered_loads(program(*state, "BAR.SYNC 0x0", "FENCE.VIEW.ASYNC.G", *after)), "wrong order"
+    assert unordered_loads(program(*state, "FENCE.VIEW.ASYNC.S", "BAR.SYNC 0x0", *after)), "fence of shared memory"
+
+
+def test_products_of_the_ir():
+    fp32 = "%d = tt.dot %x, %w, %c, inputPrecision = tf32 : tensor<64x16xf32> * tensor<16x64xf32> -> tensor<64x64xf32>"
+    ieee = fp32.replace(", inputPrecision = tf32", "")
+    assert list(dot_products(fp32)) == [("f32", "tf32")] and list(dot_products(ieee)) == [("f32", "ieee")]
+
+
+def test_offsets_widened_too_late_are_seen():
+    late = TTIR.replace(
+        "%wide = arith.extsi %n_draws : i32", "%m = arith.muli %n_draws, %pid : i32\n    %wide = arith.extsi %m : i32"
+    )
+    assert narrow_offsets(TTIR) == [] and len(narrow_offsets(late)) == 1
+
+
+def test_reference_networks_are_those_of_the_presets():
+    from kaleido_fast import presets
+
+    for name, network in presets.NETWORKS.items():
+        assert NETWORKS[name].widths == network.widths and NETWORKS[name].bound == network.bound
+    assert set(NETWORKS) == set(presets.NETWORKS)
+
+
+def test_an_unknown_network_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--net", "minst"])
+    assert "mnist" in capsys.readouterr().err
+
+
+def run_command(*arguments: str, interpret: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: this one may have the interpreter switched on."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    if interpret:
+        environment["TRITON_INTERPRET"] = interpret
+    return subprocess.run(
+        [sys.executable, "-m", "kaleido_kernels.inspect", *arguments],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+def test_the_interpreter_is_refused():
+    result = run_command("--net", "points1d", interpret="1")
+    assert result.returncode == 2 and "TRITON_INTERPRET" in result.stderr
+
+
+@pytest.mark.parametrize("net", ["points1d", "mnist"])
+def test_a_quick_subset_compiles_and_passes(net):
+    result = run_command("--net", net, "--precision", "fp16", "--jitter", "none", "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (record, *_) = json.loads(result.stdout)
+    assert record["loop_instructions"]["HGMMA"] > 0 and record["shared"] <= 232_448
+    assert all(verdict["passed"] for verdict in record["verdicts"]) and len(record["verdicts"]) >= 8
+    assert record["estimate"]["note"] == "model, not a measurement" and record["estimate"]["milliseconds"] > 0
+
+
+SPILLING = """
+from kaleido_kernels import inspect
+from kaleido_kernels.tiles import Tile
+inspect.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
+raise SystemExit(inspect.main(["--net", "points2d", "--precision", "fp16", "--jitter", "none"]))
+"""
+
+
+def test_a_spilling_tile_ends_with_status_1():
+    """256 chains on 4 warps need more than 255 registers a thread."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    result = subprocess.run(
+        [sys.executable, "-c", SPILLING], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 1 and "FAILED spills" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETWORKS)
+def test_every_configuration_passes(net):
+    result = run_command("--net", net)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100", "sm_120", "gfx942"])
+def test_other_devices_compile(arch):
+    result = run_command("--arch", arch, "--precision", "fp16")
+    assert result.returncode == 0, result.stdout + result.stderr
