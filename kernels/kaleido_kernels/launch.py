@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kaleido_kernels.shapes import NetShape as NetShape
+from kaleido_kernels.tiles import Tile
 
 INITS = ("uniform", "normal")
 NOISES = ("normal", "uniform", "upstream")
@@ -171,3 +173,69 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: "
                 f"it must be a contiguous {want} {dtype} on {device}"
             )
+
+
+QUIET = {"JITTER": "none", "INIT": "uniform", "HAS_START": False, "HAS_IDS": False, "KEEP_DRAWS": True}
+"""The commonest variant of a kernel, as ahead-of-time compilation takes it."""
+
+OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
+"""Type of a pointer to weights for each device precision."""
+
+# Not specialised, or a value of 1 and every multiple of 16 would compile a kernel of its own.
+UNSPECIALISED = (
+    *("n_chains", "first_chain", "seed", "burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"),
+)
+
+
+def variant_of(request: LaunchRequest, outputs: Outputs) -> dict[str, Any]:
+    """The compile-time constants that a request decides."""
+    return {
+        "JITTER": request.schedule.jitter_kind,
+        "INIT": request.init,
+        "HAS_START": request.start is not None,
+        "HAS_IDS": request.chain_ids is not None,
+        "KEEP_DRAWS": outputs.draws is not None,
+    }
+
+
+def use_asm_on(device: torch.device) -> bool:
+    """Whether NVIDIA instructions can be written by name: not in the interpreter (CPU tensors), not on AMD."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def check_tile(tile: Tile, kernel: str) -> None:
+    """Refuse a tile that was made for another kernel."""
+    if tile.kernel != kernel:
+        raise ValueError(f"the tile is for kernel {tile.kernel!r}: pass one of tiles.candidates() for {kernel!r}")
+
+
+def pointer_arguments(
+    high: Tensor, low: Tensor, bias: Tensor, request: LaunchRequest, outputs: Outputs
+) -> list[Tensor]:
+    """The pointers of narrow and stream in order; what is not there is stood in for by ``final`` and never read."""
+    final = outputs.final
+    draws = final if outputs.draws is None else outputs.draws
+    start = final if request.start is None else request.start
+    chain_ids = final if request.chain_ids is None else request.chain_ids
+    return [draws, final, outputs.residual, high, low, bias, start, chain_ids]
+
+
+def scalar_arguments(request: LaunchRequest) -> list[int | float]:
+    """The scalars of every kernel, n_chains to run_steps, in order."""
+    s = request.schedule
+    counts = [s.burn_in, s.n_draws, s.thin, s.settle, request.first_step, request.n_run]
+    return [request.n_chains, request.first_chain, request.signed_seed, float(s.jitter), *counts]
+
+
+def argument_types(operand: str, bias: str) -> dict[str, str]:
+    """Name -> type of the arguments of narrow and stream, for ahead-of-time compilation."""
+    types = dict.fromkeys(("draws_ptr", "final_ptr", "residual_ptr"), "*fp32")
+    types |= {
+        "w_high_ptr": operand,
+        "w_low_ptr": operand,
+        "bias_ptr": bias,
+        "start_ptr": "*fp32",
+        "chain_ids_ptr": "*i64",
+    }
+    types |= {"n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32"}
+    return types | dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")

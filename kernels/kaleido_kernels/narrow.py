@@ -12,11 +12,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, check_tensors
+from kaleido_kernels.launch import (
+    OPERANDS,
+    QUIET,
+    UNSPECIALISED,
+    LaunchRequest,
+    NetShape,
+    Outputs,
+    argument_types,
+    check_tensors,
+    check_tile,
+    pointer_arguments,
+    scalar_arguments,
+    use_asm_on,
+    variant_of,
+)
 from kaleido_kernels.packing import NarrowLayout, PackedNarrow, narrow_layout
 from kaleido_kernels.steps import (
     activate,
@@ -81,12 +94,6 @@ def network(
         out = tl.dot(ones, bias_rows[N_LAYERS - 1], out, input_precision="ieee")
     out = dense_layer(h_high, h_low, w_high[N_LAYERS - 1], w_low[N_LAYERS - 1], out, PRECISION)
     return bound_output(out, BOUND, USE_ASM)
-
-
-# Counts and ids are not specialised, or a value of 1 and every multiple of 16 would compile a kernel of its own.
-UNSPECIALISED = (
-    *("n_chains", "first_chain", "seed", "burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"),
-)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -176,19 +183,6 @@ def narrow_kernel(
     tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
 
 
-POINTERS = (
-    "draws_ptr",
-    "final_ptr",
-    "residual_ptr",
-    "w_high_ptr",
-    "w_low_ptr",
-    "bias_ptr",
-    "start_ptr",
-    "chain_ids_ptr",
-)
-OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
-
-
 def constants(
     shape: NetShape, layout: NarrowLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
 ) -> dict[str, Any]:
@@ -211,63 +205,25 @@ def constants(
     }
 
 
-def variant_of(request: LaunchRequest, keep_draws: bool) -> dict[str, Any]:
-    """The constants that a request decides."""
-    return {
-        "JITTER": request.schedule.jitter_kind,
-        "INIT": request.init,
-        "HAS_START": request.start is not None,
-        "HAS_IDS": request.chain_ids is not None,
-        "KEEP_DRAWS": keep_draws,
-    }
-
-
-def use_asm_on(device: torch.device) -> bool:
-    """Whether NVIDIA instructions can be written by name: not in the interpreter (CPU tensors), not on AMD."""
-    return device.type == "cuda" and torch.version.hip is None
-
-
 def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
     """Run a launch on the device that holds ``packed``; CPU tensors need TRITON_INTERPRET=1.
 
     Raises:
         ValueError: a tile for another kernel, tensors that do not fit.
     """
-    if tile.kernel != "narrow":
-        raise ValueError(
-            f"the tile is for kernel {tile.kernel!r}: launch_narrow needs one of tiles.candidates for 'narrow'"
-        )
-    device, shape, schedule = packed.high.device, packed.shape, request.schedule
+    check_tile(tile, "narrow")
+    device, shape = packed.high.device, packed.shape
     check_tensors(request, shape, device, outputs)
     if request.n_chains == 0:
         return
-    keep_draws = outputs.draws is not None
+    values = constants(shape, packed.layout, packed.precision, tile, variant_of(request, outputs), use_asm_on(device))
     narrow_kernel[(triton.cdiv(request.n_chains, tile.block_chains),)](
-        outputs.draws if outputs.draws is not None else outputs.final,
-        outputs.final,
-        outputs.residual,
-        packed.high,
-        packed.low,
-        packed.bias_rows,
-        request.start if request.start is not None else outputs.final,
-        request.chain_ids if request.chain_ids is not None else outputs.final,
-        request.n_chains,
-        request.first_chain,
-        request.signed_seed,
-        float(schedule.jitter),
-        schedule.burn_in,
-        schedule.n_draws,
-        schedule.thin,
-        schedule.settle,
-        request.first_step,
-        request.n_run,
-        **constants(shape, packed.layout, packed.precision, tile, variant_of(request, keep_draws), use_asm_on(device)),
+        *pointer_arguments(packed.high, packed.low, packed.bias_rows, request, outputs),
+        *scalar_arguments(request),
+        **values,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-
-
-QUIET = {"JITTER": "none", "INIT": "uniform", "HAS_START": False, "HAS_IDS": False, "KEEP_DRAWS": True}
 
 
 def aot_signature(
@@ -275,13 +231,9 @@ def aot_signature(
 ) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
     """What `launch_narrow` would compile: (kernel, signature, constants, num_warps, num_stages).
 
-    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `QUIET`.
+    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `launch.QUIET`.
     """
     form = "fp16x3" if precision == "fp32" else precision
     values = constants(shape, narrow_layout(shape), form, tile, {**QUIET, **(variant or {})}, use_asm)
-    signature = dict.fromkeys(POINTERS, "*fp32")
-    signature |= dict.fromkeys(("w_high_ptr", "w_low_ptr", "bias_ptr"), OPERANDS[form])
-    signature |= {"chain_ids_ptr": "*i64", "n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32"}
-    signature |= dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")
-    signature |= dict.fromkeys(values, "constexpr")
+    signature = argument_types(OPERANDS[form], OPERANDS[form]) | dict.fromkeys(values, "constexpr")
     return narrow_kernel, signature, values, tile.num_warps, tile.num_stages

@@ -211,3 +211,85 @@ def _fold_bias(matrix: Tensor, parts: Tensor, n_in: int, n_out: int, keep: float
     for part in range(BIAS_COLUMNS):
         matrix[n_in + part, :n_out] = parts[part]
         matrix[n_in + part, n_out + part] = keep
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """Sizes of the stream kernel's operands, from shape alone.
+
+    Args:
+        width: padded width of every layer, first and last included: a power of two from 16 to 256.
+        tile: columns of one weight tile: ``width``, or half of it at 256.
+        edge: columns of a tile of states: D padded, at most ``tile``.
+        n_tiles: weight tiles of a step.
+        last_tiles: how many of them belong to the last layer.
+    """
+
+    width: int
+    tile: int
+    edge: int
+    n_tiles: int
+    last_tiles: int
+
+
+STREAM_TILE = 128
+
+
+def stream_layout(shape: NetShape) -> StreamLayout:
+    """Padded sizes of ``shape``.
+
+    Raises:
+        ValueError: a layer wider than 256.
+    """
+    width = next_power_of_two(max(shape.widths))
+    if width > 2 * STREAM_TILE:
+        raise ValueError(f"a layer is {max(shape.widths)} wide: the stream kernel takes up to 256; use the wide kernel")
+    tile = min(width, STREAM_TILE)
+    last_tiles = -(-shape.dim // tile)
+    return StreamLayout(
+        width,
+        tile,
+        min(next_power_of_two(shape.dim), tile),
+        (shape.n_layers - 1) * (width // tile) + last_tiles,
+        last_tiles,
+    )
+
+
+@dataclass(frozen=True)
+class PackedStream:
+    """A network as `stream_kernel` reads it.
+
+    Args:
+        shape: what was packed.
+        precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
+        layout: padded sizes.
+        high, low: (n_tiles, width, tile), the tiles in the order of their use.
+        bias: (n_tiles, tile) fp32.
+    """
+
+    shape: NetShape
+    precision: str
+    layout: StreamLayout
+    high: Tensor
+    low: Tensor
+    bias: Tensor
+
+
+def pack_stream(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedStream:
+    """Pack for `kaleido_kernels.stream`. ``precision`` is one of `PRECISIONS`.
+
+    Raises:
+        ValueError: weights that do not fit the shape, the precision or the kernel.
+    """
+    check_layers(layers, shape)
+    form, layout = device_precision(layers, precision), stream_layout(shape)
+    tiles, biases = [], []
+    for weight, bias in layers:
+        matrix = _pad(weight.detach().cpu().t(), layout.width, layout.width)
+        row = torch.zeros(1, weight.shape[0]) if bias is None else bias.detach().cpu()[None]
+        tiles += list(matrix.split(layout.tile, dim=1))
+        biases += list(_pad(row, 1, layout.width)[0].split(layout.tile))
+    high, low = split_operand(torch.stack(tiles[: layout.n_tiles]), form)
+    high = high.to(device)
+    low = low.to(device) if form == "fp16x3" else high
+    return PackedStream(shape, form, layout, high, low, torch.stack(biases[: layout.n_tiles]).to(device))
