@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -203,9 +204,9 @@ def refuse_interpreter() -> None:
 def resources(binary: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of stack, from ``cuobjdump -res-usage``."""
     text = _run_tool("cuobjdump", ["-res-usage"], binary)
-    usage = next(line for line in text.splitlines() if "REG:" in line)
-    fields = dict(part.split(":", 1) for part in usage.split() if ":" in part)
-    return int(fields["REG"]), int(fields["STACK"])
+    registers = [int(value) for value in re.findall(r"\bREG:(\d+)", text)]
+    stacks = [int(value) for value in re.findall(r"\bSTACK:(\d+)", text)]
+    return max(registers), max(stacks)  # helper functions are listed beside the kernel
 
 
 def disassemble(binary: bytes) -> Program:

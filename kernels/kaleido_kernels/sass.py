@@ -409,20 +409,20 @@ def unordered_loads(program: Program) -> list[str]:
 
     From every global store the code is followed forwards: a generic load needs ``BAR`` first, a bulk load by the copy
     engine (UTMALDG) needs ``FENCE.VIEW.ASYNC.G`` (or the fence of all spaces) and then ``BAR``. The innermost loop
-    around a store may load other places meanwhile: its back edge is not followed (`own_loop_head`).
+    around a store may load other places meanwhile: its back edge is not followed (`own_loop`).
     """
     found: dict[int, str] = {}
     for number in range(len(program.blocks)):
         for offset, instruction in enumerate(program.of_block(number)):
             if instruction.kind == "STG":
-                cut = own_loop_head(program, number)
-                for load in reached_loads(program, number, offset + 1, cut):
+                own = own_loop(program, number)
+                for load in reached_loads(program, number, offset + 1, own):
                     found.setdefault(load.address, f"{load.text}: reached from {instruction.text} without its barrier")
     return [found[address] for address in sorted(found)]
 
 
-def own_loop_head(program: Program, block: int) -> int | None:
-    """Head of the smallest loop around ``block`` that holds no fence: rounds of it store and load different places.
+def own_loop(program: Program, block: int) -> Loop | None:
+    """The smallest loop around ``block`` that holds no fence: rounds of it store and load different places.
 
     These are the loop over a layer's output tiles and the loop over blocks of the state; a loop with a fence is the
     loop over layers, steps or tiles, whose rounds do read what the last round stored.
@@ -431,11 +431,12 @@ def own_loop_head(program: Program, block: int) -> int | None:
     smallest = min(around, key=lambda loop: len(loop.blocks), default=None)
     if smallest is None or any(item.opcode in GLOBAL_PROXY_FENCES for item in program.inside(smallest)):
         return None
-    return smallest.head
+    return smallest
 
 
-def reached_loads(program: Program, block: int, offset: int, cut: int | None) -> list[Instruction]:
-    """Loads on some path from an instruction that pass no sufficient barrier; paths stop at ``cut`` and at barriers."""
+def reached_loads(program: Program, block: int, offset: int, own: Loop | None) -> list[Instruction]:
+    """Loads on some path from an instruction that pass no sufficient barrier; paths stop at barriers and where
+    ``own`` would start its next round."""
     loads: list[Instruction] = []
     seen: set[tuple[int, bool, bool]] = set()
     waiting = [(block, offset, False, False)]
@@ -457,7 +458,8 @@ def reached_loads(program: Program, block: int, offset: int, cut: int | None) ->
             continue
         for following in program.successors[number]:
             key = (following, fenced, ordered)
-            if following != cut and key not in seen:
+            next_round = own is not None and following == own.head and number in own.blocks
+            if not next_round and key not in seen:
                 seen.add(key)
                 waiting.append((following, 0, fenced, ordered))
     return loads

@@ -136,7 +136,7 @@ def wide_candidates(shape: NetShape, precision: str, use_tma: bool = True) -> li
     if not use_tma:
         return [WideTile(64, 64, 64, inner // 2, 4, 3, use_tma=False)]
     stages = 2 if precision == "fp16x3" else 3
-    tiles = [WideTile(128, cols, last, inner, 8, stages) for cols in (256, 128) for last in (256, 128)]
+    tiles = [WideTile(128, cols, last, inner, 8, stages) for cols in (256, 128, 64) for last in (256, 128, 64)]
     return sorted(tiles, key=lambda tile: (tile_cost(shape, tile), -tile.cols - tile.last_cols))
 
 
