@@ -30,7 +30,7 @@ from kaleido_kernels.launch import (
     use_asm_on,
     variant_of,
 )
-from kaleido_kernels.packing import NarrowLayout, PackedNarrow, narrow_layout
+from kaleido_kernels.packing import PackedNarrow
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -41,7 +41,7 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tiles import NarrowLayout, Tile, narrow_layout
 
 
 @triton.jit

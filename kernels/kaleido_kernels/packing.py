@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from kaleido_kernels.shapes import PRECISIONS, NetShape, next_power_of_two
+from kaleido_kernels.shapes import PRECISIONS, NetShape
+from kaleido_kernels.tiles import (
+    BIAS_COLUMNS,
+    NarrowLayout,
+    StreamLayout,
+    narrow_layout,
+    narrow_sizes,
+    stream_layout,
+)
 
 Layers = Sequence[tuple[Tensor, Tensor | None]]
 """One (weight (out, in), bias (out,) or None) a layer, fp32."""
@@ -30,7 +37,6 @@ SPLIT_LARGEST = 6e4  # fp16x3: the high half must not round to infinity
 SPLIT_SMALLEST = 2.0**-6  # fp16x3: a layer whose largest weight is below loses bits of the low half (spacing 6e-8)
 FP16_SMALLEST = 2.0**-14  # fp16: below it all weights of a layer are subnormal
 BIAS_ROWS = 16  # least inner size of a product
-BIAS_COLUMNS = 2  # a folded bias takes two rows, high and low part, so that it keeps fp32 accuracy in 16-bit modes
 SATURATE = 30.0  # tanh(30) and sigmoid(30) are 1 in fp32: the last layer hands the constant column on through the bound
 
 
@@ -110,35 +116,6 @@ def split_operand(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class NarrowLayout:
-    """Sizes of the narrow kernel's operands, from shape and precision alone.
-
-    Args:
-        width: padded width of the hidden layers, a power of two from 16.
-        dim_padded: padded D, likewise.
-        bias: "fold" (constant-1 columns carry the bias inside the products), "mma" (a product of its own) or "none".
-    """
-
-    width: int
-    dim_padded: int
-    bias: str
-
-
-def narrow_layout(shape: NetShape) -> NarrowLayout:
-    """Padded sizes of ``shape``, and how its bias is added.
-
-    Folding needs two spare columns everywhere and an activation that keeps 1 at 1. It takes no instruction at all;
-    a product of its own costs 16 more inner rows a layer (25 % at width 64, 14 % at 128).
-    """
-    width, dim_padded = next_power_of_two(max(shape.hidden, 1)), next_power_of_two(shape.dim)
-    if not any(shape.bias):
-        return NarrowLayout(width, dim_padded, "none")
-    spare = shape.hidden + BIAS_COLUMNS <= width and shape.dim + BIAS_COLUMNS <= dim_padded
-    folds = spare and shape.activation in ("relu", "leaky_relu")
-    return NarrowLayout(width, dim_padded, "fold" if folds else "mma")
-
-
-@dataclass(frozen=True)
 class PackedNarrow:
     """A network as `narrow_kernel` reads it.
 
@@ -185,13 +162,6 @@ def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.d
     return PackedNarrow(shape, form, layout, high, low, rows_tensor.to(device))
 
 
-def narrow_sizes(n_layers: int, layout: NarrowLayout) -> list[tuple[int, int]]:
-    """Padded (in, out) of each layer."""
-    inner = [layout.width] * (n_layers - 1)
-    edges = [layout.dim_padded, *inner, layout.dim_padded]
-    return list(pairwise(edges))
-
-
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
     padded = torch.zeros(rows, columns)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
@@ -211,48 +181,6 @@ def _fold_bias(matrix: Tensor, parts: Tensor, n_in: int, n_out: int, keep: float
     for part in range(BIAS_COLUMNS):
         matrix[n_in + part, :n_out] = parts[part]
         matrix[n_in + part, n_out + part] = keep
-
-
-@dataclass(frozen=True)
-class StreamLayout:
-    """Sizes of the stream kernel's operands, from shape alone.
-
-    Args:
-        width: padded width of every layer, first and last included: a power of two from 16 to 256.
-        tile: columns of one weight tile: ``width``, or half of it at 256.
-        edge: columns of a tile of states: D padded, at most ``tile``.
-        n_tiles: weight tiles of a step.
-        last_tiles: how many of them belong to the last layer.
-    """
-
-    width: int
-    tile: int
-    edge: int
-    n_tiles: int
-    last_tiles: int
-
-
-STREAM_TILE = 128
-
-
-def stream_layout(shape: NetShape) -> StreamLayout:
-    """Padded sizes of ``shape``.
-
-    Raises:
-        ValueError: a layer wider than 256.
-    """
-    width = next_power_of_two(max(shape.widths))
-    if width > 2 * STREAM_TILE:
-        raise ValueError(f"a layer is {max(shape.widths)} wide: the stream kernel takes up to 256; use the wide kernel")
-    tile = min(width, STREAM_TILE)
-    last_tiles = -(-shape.dim // tile)
-    return StreamLayout(
-        width,
-        tile,
-        min(next_power_of_two(shape.dim), tile),
-        (shape.n_layers - 1) * (width // tile) + last_tiles,
-        last_tiles,
-    )
 
 
 @dataclass(frozen=True)

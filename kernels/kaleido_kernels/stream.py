@@ -12,7 +12,7 @@ Up to width 128 a layer is one tile. At 256 it is two, as an accumulator of 256 
 the first half's result waits in registers for the second. The last layer needs its second half only if D > 128.
 
 Inside the loop a state exists as the operand of the next step only. The flat loop stops before the last layer wherever
-fp32 states are wanted (at draws, and at the last two steps for the residual): output code in it would spill registers.
+fp32 states are wanted: at draws, at the last two steps for the residual, and at every step with jitter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kaleido_kernels.launch import (
     use_asm_on,
     variant_of,
 )
-from kaleido_kernels.packing import PackedStream, StreamLayout, stream_layout
+from kaleido_kernels.packing import PackedStream
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -49,22 +49,13 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tiles import StreamLayout, Tile, stream_layout
 
 
 @triton.jit
 def join_halves(left, right, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """(BLOCK, TILE) twice -> (BLOCK, 2 * TILE), side by side."""
     return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BLOCK, 2 * TILE))
-
-
-@triton.jit
-def widen(x, BLOCK: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr):
-    """(BLOCK, FROM) -> (BLOCK, TO), zeros on the right; both powers of two."""
-    if FROM == TO:
-        return x
-    else:
-        return widen(join_halves(x, tl.zeros_like(x), BLOCK, FROM), BLOCK, 2 * FROM, TO)
 
 
 @triton.jit
@@ -80,18 +71,130 @@ def jitter_input(
 
 
 @triton.jit
-def layer_tile(
-    tile, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr,
+def layer_columns(
+    tile, first_col, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr,
     WIDTH: tl.constexpr, TILE: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK, COLS) fp32: the first COLS columns that weight tile ``tile`` makes of a layer, before the activation."""
-    cols = tl.arange(0, COLS)
+    """(BLOCK, COLS) fp32 before the activation: columns first_col .. of what weight tile ``tile`` makes of h."""
+    cols = first_col + tl.arange(0, COLS)
     offsets = tl.arange(0, WIDTH)[:, None] * TILE + cols[None, :]
     w_high = tl.load(w_high_ptr + tile * (WIDTH * TILE) + offsets)
     w_low = tl.load(w_low_ptr + tile * (WIDTH * TILE) + offsets) if PRECISION == "fp16x3" else w_high
     bias = tl.load(bias_ptr + tile * TILE + cols)
     acc = tl.broadcast_to(bias[None, :], (BLOCK, COLS))
     return dense_layer(h_high, h_low, w_high, w_low, acc, PRECISION)
+
+
+@triton.jit
+def store_first_input(
+    start_ptr, input_ptr, rows, row_mask, chains, t, end, quiet_from, jitter, seed,
+    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    JITTER: tl.constexpr, INIT: tl.constexpr, HAS_START: tl.constexpr,
+):  # fmt: skip
+    """The input of the launch's first step into memory: given states or start noise, jittered where that step is."""
+    # t < end always. A count known at compile time would be unrolled and the noise of all pieces made at once: with
+    # D = 64 and width 128 in 152 registers instead of 128, too many for two programs on a multiprocessor.
+    pieces = tl.where(t < end, (DIM + EDGE - 1) // EDGE, 0)
+    for piece in tl.range(pieces, num_stages=1):
+        cols = piece * EDGE + tl.arange(0, EDGE)
+        mask = row_mask[:, None] & (cols < DIM)[None, :]
+        offsets = rows[:, None] * DIM + cols[None, :]
+        if HAS_START:
+            x = tl.load(start_ptr + offsets, mask=mask, other=0.0)
+        else:
+            x = start_tile(seed, chains, piece * EDGE, LOW, HIGH, INIT, DIM, BLOCK, EDGE)
+        x = jitter_input(x, t, quiet_from, piece * EDGE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
+        tl.store(input_ptr + offsets, x, mask=mask)
+
+
+@triton.jit
+def load_input(
+    input_ptr, rows, row_mask, first_col,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Columns first_col .. of a step's input in memory, as an operand (BLOCK, TILE)."""
+    cols = first_col + tl.arange(0, TILE)
+    mask = row_mask[:, None] & (cols < DIM)[None, :]
+    x = tl.load(input_ptr + rows[:, None] * DIM + cols[None, :], mask=mask, other=0.0)
+    return to_operand(x, PRECISION)
+
+
+@triton.jit
+def load_step_input(
+    input_ptr, rows, row_mask,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The operand (BLOCK, WIDTH) of a step from its input in memory, which other threads may have written."""
+    tl.debug_barrier()
+    h_high, h_low = load_input(input_ptr, rows, row_mask, 0, DIM, BLOCK, TILE, PRECISION)
+    if WIDTH > TILE:
+        # With D <= TILE the second half meets zero rows, so that it may be the first once more.
+        r_high, r_low = h_high, h_low
+        if DIM > TILE:
+            r_high, r_low = load_input(input_ptr, rows, row_mask, TILE, DIM, BLOCK, TILE, PRECISION)
+        h_high = join_halves(h_high, r_high, BLOCK, TILE)
+        h_low = join_halves(h_low, r_low, BLOCK, TILE) if PRECISION == "fp16x3" else h_high
+    tl.debug_barrier()
+    return h_high, h_low
+
+
+@triton.jit
+def last_layer(
+    h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
+    rows, row_mask, chains, n_draws, draw, is_draw, done, end, quiet_from, jitter, seed,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, EDGE: tl.constexpr, TILES: tl.constexpr,
+    LAST_TILES: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    PRECISION: tl.constexpr, JITTER: tl.constexpr, KEEP_DRAWS: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
+    """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or the final state.
+
+    ``done``: steps done when this one is.
+    """
+    for piece in tl.static_range((DIM + EDGE - 1) // EDGE):
+        cols = piece * EDGE + tl.arange(0, EDGE)
+        mask = row_mask[:, None] & (cols < DIM)[None, :]
+        offsets = rows[:, None] * DIM + cols[None, :]
+        acc = layer_columns(
+            TILES - LAST_TILES + piece * EDGE // TILE, piece * EDGE % TILE,
+            h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, EDGE, BLOCK, PRECISION,
+        )  # fmt: skip
+        y = bound_output(acc, BOUND, USE_ASM)
+        x = y
+        if JITTER == "upstream":
+            x = add_jitter(y, jitter, seed, chains, piece * EDGE, done, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
+        if KEEP_DRAWS:
+            draw_offsets = (rows[:, None] * n_draws + draw) * DIM + cols[None, :]
+            tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
+        if done < end:
+            x = jitter_input(
+                x, done, quiet_from, piece * EDGE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE
+            )
+        # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
+        kept = tl.where(done == end, y, x) if JITTER == "upstream" else x
+        tl.store(tl.where(done == end, final_ptr, input_ptr) + offsets, kept, mask=mask)
+
+
+@triton.jit
+def store_residual(
+    residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
+    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    JITTER: tl.constexpr,
+):  # fmt: skip
+    """The last step's residual, from memory: with the step's input and output in registers the kernel takes 40 more."""
+    tl.debug_barrier()
+    residual = tl.zeros([BLOCK], tl.float32)
+    for piece in tl.range((DIM + EDGE - 1) // EDGE, num_stages=1):
+        cols = piece * EDGE + tl.arange(0, EDGE)
+        mask = row_mask[:, None] & (cols < DIM)[None, :]
+        offsets = rows[:, None] * DIM + cols[None, :]
+        y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
+        before = tl.load(input_ptr + offsets, mask=mask, other=0.0)
+        change = row_residual(y - before, piece * EDGE, DIM, EDGE)
+        residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
+        if JITTER == "upstream":
+            x = add_jitter(y, jitter, seed, chains, piece * EDGE, end, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
+            tl.store(final_ptr + offsets, x, mask=mask)
+    tl.store(residual_ptr + rows, residual, mask=row_mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -104,7 +207,7 @@ def stream_kernel(
     bias_ptr,  # (TILES, TILE) fp32
     start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
     chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
-    last_input_ptr,  # (n_chains, DIM) fp32, row-major; scratch: the input of the last step, for its residual
+    input_ptr,  # (n_chains, DIM) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
     n_chains: tl.int64,
     first_chain: tl.int64,
     seed: tl.int64,
@@ -139,7 +242,6 @@ def stream_kernel(
     HALVES: tl.constexpr = WIDTH // TILE
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
     rows = row0 + tl.arange(0, BLOCK)
-    cols = tl.arange(0, EDGE)
     row_mask = rows < n_chains
     chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
 
@@ -148,52 +250,27 @@ def stream_kernel(
     draw = tl.maximum(first_step - burn_in, 0) // thin
     draw_end = burn_in + (draw + 1) * thin
 
-    g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), PRECISION)
-    h_high, h_low = g_high, g_low
-    for half in tl.static_range(HALVES):
-        if half * TILE < DIM:
-            mask = row_mask[:, None] & (half * TILE + cols < DIM)[None, :]
-            offsets = rows[:, None] * DIM + (half * TILE + cols)[None, :]
-            if HAS_START:
-                x = tl.load(start_ptr + offsets, mask=mask, other=0.0)
-            else:
-                x = start_tile(seed, chains, half * TILE, LOW, HIGH, INIT, DIM, BLOCK, EDGE)
-            x = jitter_input(
-                x, t, draw_end - settle, half * TILE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE
-            )  # fmt: skip
-            tl.store(last_input_ptr + offsets, x, mask=mask & (t == end - 1))
-        else:
-            x = tl.zeros([BLOCK, EDGE], tl.float32)
-        r_high, r_low = to_operand(x, PRECISION)
-        r_high = widen(r_high, BLOCK, EDGE, TILE)
-        r_low = widen(r_low, BLOCK, EDGE, TILE) if PRECISION == "fp16x3" else r_high
-        if HALVES == 1:
-            h_high, h_low = r_high, r_low
-        elif half == 0:
-            g_high, g_low = r_high, r_low
-        else:
-            h_high = join_halves(g_high, r_high, BLOCK, TILE)
-            h_low = join_halves(g_low, r_low, BLOCK, TILE) if PRECISION == "fp16x3" else h_high
-
+    store_first_input(
+        start_ptr, input_ptr, rows, row_mask, chains, t, end, draw_end - settle, jitter, seed,
+        DIM, EDGE, BLOCK, LOW, HIGH, JITTER, INIT, HAS_START,
+    )  # fmt: skip
     while t < end:
-        # Up to the next draw, the input of the last step, or the end.
-        stop = tl.minimum(draw_end, tl.where(t < end - 1, end - 1, end))
+        h_high, h_low = load_step_input(input_ptr, rows, row_mask, DIM, BLOCK, WIDTH, TILE, PRECISION)
+        # Up to the next draw, the input of the last step, or the end. With jitter up to the end of this step: noise is
+        # made outside of the loop, EDGE columns at a time; inside it would spill (up to 5 KB of stack at width 256).
+        stop = tl.minimum(draw_end, tl.where(t < end - 1, end - 1, end)) if JITTER == "none" else t + 1
+        g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), PRECISION)
         tile = 0
         for _ in range((stop - t) * TILES - LAST_TILES):
-            acc = layer_tile(tile, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, TILE, BLOCK, PRECISION)
-            if tile < TILES - LAST_TILES:
+            acc = layer_columns(
+                tile, 0, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, TILE, BLOCK, PRECISION
+            )  # fmt: skip
+            if JITTER != "none":
+                r_high, r_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
+            elif tile < TILES - LAST_TILES:
                 r_high, r_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
             else:
-                first_col = (tile - (TILES - LAST_TILES)) * TILE
-                y = bound_output(acc, BOUND, USE_ASM)
-                if JITTER == "upstream":
-                    y = add_jitter(y, jitter, seed, chains, first_col, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, TILE)
-                else:
-                    y = jitter_input(
-                        y, t + 1, draw_end - settle, first_col, jitter, seed, chains, LOW, HIGH,
-                        JITTER, DIM, BLOCK, TILE,
-                    )  # fmt: skip
-                r_high, r_low = to_operand(y, PRECISION)
+                r_high, r_low = to_operand(bound_output(acc, BOUND, USE_ASM), PRECISION)
             if HALVES == 1:
                 h_high, h_low = r_high, r_low
             else:
@@ -213,60 +290,22 @@ def stream_kernel(
         if is_draw:
             draw += 1
             draw_end += thin
-        next_high, next_low = h_high, h_low
         # Never true, and not seen to be: or the compiler would keep all addresses in registers through the loop above
-        # (255 registers and 352 bytes of stack instead of 194 and none, width 128).
+        # (ROWS_NOTE).
         row0 = tl.where(stop > end, row0 + 1, row0)
         rows = row0 + tl.arange(0, BLOCK)
         row_mask = rows < n_chains
-        for half in tl.static_range(LAST_TILES):
-            tile_index = TILES - LAST_TILES + half
-            mask = row_mask[:, None] & (half * TILE + cols < DIM)[None, :]
-            offsets = rows[:, None] * DIM + (half * TILE + cols)[None, :]
-            acc = layer_tile(
-                tile_index, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, EDGE, BLOCK, PRECISION
-            )
-            y = bound_output(acc, BOUND, USE_ASM)
-            x = y
-            if JITTER == "upstream":
-                x = add_jitter(y, jitter, seed, chains, half * TILE, stop, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
-            if KEEP_DRAWS:
-                draw_offsets = (rows[:, None] * n_draws + this_draw) * DIM + (half * TILE + cols)[None, :]
-                tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
-            if stop < end:
-                x = jitter_input(
-                    x, stop, draw_end - settle, half * TILE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE
-                )  # fmt: skip
-            kept = tl.where(stop == end, y, x) if JITTER == "upstream" else x
-            kept_ptr = tl.where(stop == end, final_ptr, last_input_ptr)
-            tl.store(kept_ptr + offsets, kept, mask=mask & (stop >= end - 1))
-            r_high, r_low = to_operand(x, PRECISION)
-            r_high = widen(r_high, BLOCK, EDGE, TILE)
-            r_low = widen(r_low, BLOCK, EDGE, TILE) if PRECISION == "fp16x3" else r_high
-            if HALVES == 1:
-                next_high, next_low = r_high, r_low
-            else:
-                if half == 0:
-                    g_high, g_low = r_high, r_low
-                if half == LAST_TILES - 1:
-                    next_high = join_halves(g_high, r_high, BLOCK, TILE)
-                    next_low = join_halves(g_low, r_low, BLOCK, TILE) if PRECISION == "fp16x3" else next_high
-        h_high, h_low = next_high, next_low
+        last_layer(
+            h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
+            rows, row_mask, chains, n_draws, this_draw, is_draw, stop, end, draw_end - settle, jitter, seed,
+            DIM, WIDTH, TILE, EDGE, TILES, LAST_TILES, BLOCK, BOUND, LOW, HIGH, PRECISION, JITTER, KEEP_DRAWS, USE_ASM,
+        )  # fmt: skip
         t = stop
-    # The residual is taken from memory: with both states in registers the loop above would have 40 fewer.
-    tl.debug_barrier()
-    residual = tl.zeros([BLOCK], tl.float32)
-    for half in tl.static_range(LAST_TILES):
-        mask = row_mask[:, None] & (half * TILE + cols < DIM)[None, :]
-        offsets = rows[:, None] * DIM + (half * TILE + cols)[None, :]
-        y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
-        before = tl.load(last_input_ptr + offsets, mask=mask, other=0.0)
-        change = row_residual(y - before, half * TILE, DIM, EDGE)
-        residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
-        if JITTER == "upstream":
-            x = add_jitter(y, jitter, seed, chains, half * TILE, end, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
-            tl.store(final_ptr + offsets, x, mask=mask)
-    tl.store(residual_ptr + rows, residual, mask=row_mask)
+
+    store_residual(
+        residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
+        DIM, EDGE, BLOCK, LOW, HIGH, JITTER,
+    )  # fmt: skip
 
 
 def constants(
@@ -328,7 +367,5 @@ def aot_signature(
     """
     form = "fp16x3" if precision == "fp32" else precision
     values = constants(shape, stream_layout(shape), form, tile, {**QUIET, **(variant or {})}, use_asm)
-    signature = (
-        argument_types(OPERANDS[form], "*fp32") | {"last_input_ptr": "*fp32"} | dict.fromkeys(values, "constexpr")
-    )
+    signature = argument_types(OPERANDS[form], "*fp32") | {"input_ptr": "*fp32"} | dict.fromkeys(values, "constexpr")
     return stream_kernel, signature, values, tile.num_warps, tile.num_stages

@@ -1,15 +1,323 @@
-"""Which kernel with which tile: plain Python, no torch, no Triton."""
+"""Which kernel with which tile, and why not another: plain Python, no torch, no Triton.
+
+A tile is refused before a launch if its shared memory or its registers do not fit; compilation would not complain. The
+estimates were fitted to compiled kernels (sm_90); `kaleido_kernels.inspect` shows what a configuration really takes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kaleido_kernels.shapes import NetShape, next_power_of_two
+from kaleido_kernels.wide_plan import OPERAND_BYTES, WideTile, operand_parts, shared_bytes, wide_candidates
+
+REGISTERS = 65_536
+"""32-bit registers of a multiprocessor."""
+MAX_REGISTERS = 255
+"""Registers of a thread."""
+RESERVED_SHARED = 4096
+"""Shared memory beside the operands: layout changes and reductions, as seen in compiled kernels."""
+STREAM_TILE = 128
+"""Columns of a weight tile of the stream kernel."""
+STREAM_EDGE = 16
+"""Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
+BIAS_COLUMNS = 2
+"""Spare columns that a folded bias takes: high and low part."""
+CHAIN_BUCKETS = (8_192, 131_072)
+"""Tuned tables distinguish launches up to these many chains, and larger ones."""
 
 
 @dataclass(frozen=True)
 class Tile:
+    """How one program of the narrow or the stream kernel works.
+
+    Args:
+        kernel: "narrow" or "stream".
+        block_chains: chains of a program, 16 to 256.
+        num_warps: warps of a program.
+        num_stages: weight tiles in flight (stream; narrow has nothing to pipeline).
+    """
+
     kernel: str
     block_chains: int
     num_warps: int = 4
     num_stages: int = 1
-    block_n: int = 0
-    block_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("narrow", "stream"):
+            raise ValueError(f"kernel is {self.kernel!r}: a Tile is for 'narrow' or 'stream', a WideTile for 'wide'")
+        if self.block_chains not in (16, 32, 64, 128, 256):
+            raise ValueError(f"block_chains is {self.block_chains}: choose 16, 32, 64, 128 or 256")
+        if self.num_warps not in (1, 2, 4, 8) or not 1 <= self.num_stages <= 8:
+            raise ValueError(
+                f"{self.num_warps} warps and {self.num_stages} stages: choose 1, 2, 4 or 8 warps and 1 to 8 stages"
+            )
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What the choice needs to know of a GPU.
+
+    Args:
+        shared_memory: bytes one program may use (opt-in maximum).
+        capability: CUDA compute capability such as (9, 0).
+        has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
+    """
+
+    shared_memory: int = 232_448
+    capability: tuple[int, int] = (9, 0)
+    has_tma: bool | None = None
+
+    @property
+    def uses_tma(self) -> bool:
+        """Whether the wide kernel may load by the copy engine."""
+        return self.capability[0] >= 9 if self.has_tma is None else self.has_tma
+
+
+@dataclass(frozen=True)
+class NarrowLayout:
+    """Sizes of the narrow kernel's operands, from the shape alone.
+
+    Args:
+        width: padded width of the hidden layers, a power of two from 16.
+        dim_padded: padded D, likewise.
+        bias: "fold" (constant-1 columns carry the bias inside the products), "mma" (a product of its own) or "none".
+    """
+
+    width: int
+    dim_padded: int
+    bias: str
+
+
+def narrow_layout(shape: NetShape) -> NarrowLayout:
+    """Padded sizes of ``shape``, and how its bias is added.
+
+    Folding needs two spare columns everywhere and an activation that keeps 1 at 1. It takes no instruction at all;
+    a product of its own costs 16 more inner rows a layer (25 % at width 64, 14 % at 128).
+    """
+    width, dim_padded = next_power_of_two(max(shape.hidden, 1)), next_power_of_two(shape.dim)
+    if not any(shape.bias):
+        return NarrowLayout(width, dim_padded, "none")
+    spare = shape.hidden + BIAS_COLUMNS <= width and shape.dim + BIAS_COLUMNS <= dim_padded
+    folds = spare and shape.activation in ("relu", "leaky_relu")
+    return NarrowLayout(width, dim_padded, "fold" if folds else "mma")
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """Sizes of the stream kernel's operands, from the shape alone.
+
+    Args:
+        width: padded width of every layer, first and last included: a power of two from 16 to 256.
+        tile: columns of one weight tile: ``width``, or half of it at 256.
+        edge: columns of outputs that are handled at once outside of the loop.
+        n_tiles: weight tiles of a step.
+        last_tiles: how many of them belong to the last layer.
+    """
+
+    width: int
+    tile: int
+    edge: int
+    n_tiles: int
+    last_tiles: int
+
+
+def stream_layout(shape: NetShape) -> StreamLayout:
+    """Padded sizes of ``shape``.
+
+    Raises:
+        ValueError: a layer wider than 256.
+    """
+    width = next_power_of_two(max(shape.widths))
+    if width > 2 * STREAM_TILE:
+        raise ValueError(f"a layer is {max(shape.widths)} wide: the stream kernel takes up to 256; use the wide kernel")
+    tile = min(width, STREAM_TILE)
+    last_tiles = -(-shape.dim // tile)
+    n_tiles = (shape.n_layers - 1) * (width // tile) + last_tiles
+    return StreamLayout(width, tile, min(next_power_of_two(shape.dim), STREAM_EDGE), n_tiles, last_tiles)
+
+
+def narrow_sizes(n_layers: int, layout: NarrowLayout) -> list[tuple[int, int]]:
+    """Padded (in, out) of each layer of the narrow kernel."""
+    inner = [layout.width] * (n_layers - 1)
+    edges = [layout.dim_padded, *inner, layout.dim_padded]
+    return [(edges[i], edges[i + 1]) for i in range(n_layers)]
+
+
+def narrow_shared(shape: NetShape, precision: str, tile: Tile) -> int:
+    """Shared memory of a narrow program in bytes, estimated: all matrices, and the bias rows where they are apart."""
+    layout, item = narrow_layout(shape), OPERAND_BYTES[precision]
+    sizes = narrow_sizes(shape.n_layers, layout)
+    weights = sum(rows * cols for rows, cols in sizes) * operand_parts(precision)
+    bias = 16 * sum(cols for _, cols in sizes) if layout.bias == "mma" else 0
+    return (weights + bias) * item + RESERVED_SHARED
+
+
+def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
+    """Shared memory of a stream program in bytes, estimated: weight tiles in flight and the operand of the product."""
+    layout, item = stream_layout(shape), OPERAND_BYTES[precision] * operand_parts(precision)
+    return (tile.num_stages * layout.width * layout.tile + tile.block_chains * layout.width) * item
+
+
+def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
+    """Registers of a thread, estimated from what it must hold at once. More than 255 means spills.
+
+    Narrow: accumulator, operand(s), state and its change. Stream: accumulator, operand(s), the waiting half, addresses.
+    Fitted to sm_90 kernels: points2d 95 estimated 92, deep128 (stream) 155 estimated 152, digits 250 estimated 248.
+    """
+    threads, parts = 32 * tile.num_warps, operand_parts(precision) * OPERAND_BYTES[precision] / 4
+    if tile.kernel == "narrow":
+        layout = narrow_layout(shape)
+        held = layout.width * (1 + parts) + 2 * layout.dim_padded
+        return int(tile.block_chains * held / threads) + 28
+    stream = stream_layout(shape)
+    halves = stream.width // stream.tile
+    held = stream.tile + stream.width * parts + (stream.tile * parts if halves == 2 else 0) + stream.edge / 2
+    return int(tile.block_chains * held / threads) + 40
+
+
+def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> str | None:
+    """Why a tile cannot run ``shape`` on a GPU: limit and need; None if it can. ``precision`` is a device precision."""
+    if isinstance(tile, WideTile):
+        need = shared_bytes(tile, precision)
+    elif max(shape.widths) > (128 if tile.kernel == "narrow" else 256):
+        return f"{tile.kernel}: a layer is {max(shape.widths)} wide, at most {128 if tile.kernel == 'narrow' else 256}"
+    elif tile.kernel == "narrow":
+        need = narrow_shared(shape, precision, tile)
+    else:
+        need = stream_shared(shape, precision, tile)
+    name = tile_name(tile)
+    if need > facts.shared_memory:
+        return f"{name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
+    if isinstance(tile, Tile):
+        registers = register_estimate(shape, precision, tile)
+        if registers > MAX_REGISTERS:
+            return f"{name}: needs about {registers} registers a thread, the GPU has {MAX_REGISTERS}"
+    return None
+
+
+def tile_name(tile: Tile | WideTile) -> str:
+    """A tile in a few words, for explanations."""
+    if isinstance(tile, WideTile):
+        loads = "copy engine" if tile.use_tma else "pointers"
+        return f"wide {tile.rows}x{tile.cols}x{tile.inner} ({tile.warps} warps, {tile.stages} stages, {loads})"
+    return f"{tile.kernel} {tile.block_chains} chains ({tile.num_warps} warps, {tile.num_stages} stages)"
+
+
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile | WideTile]:
+    """Tiles worth considering, best first; `refusal` says which of them cannot run.
+
+    narrow 64/4: most programs on a multiprocessor, so that one's products cover another's activations. stream 128/8:
+    half the weight traffic of 64 chains. ieee products use ordinary units: large unrolled networks compile for minutes.
+    """
+    found: list[Tile | WideTile] = []
+    if precision != "ieee" or shape.n_layers * narrow_layout(shape).width <= 256:
+        found += [Tile("narrow", 64, 4), Tile("narrow", 128, 8), Tile("narrow", 32, 4)]
+    if precision != "ieee":
+        found += [Tile("stream", 128, 8, 3), Tile("stream", 128, 8, 2), Tile("stream", 64, 8, 2)]
+    wide: list[Tile | WideTile] = [*wide_candidates(shape, precision, facts.uses_tma)]
+    if facts.uses_tma:
+        wide += wide_candidates(shape, precision, use_tma=False)
+    return found + wide
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tile for a launch, and for each better one before it why it was refused."""
+
+    tile: Tile | WideTile
+    refused: tuple[str, ...] = ()
+    tuned: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """ "narrow", "stream" or "wide"."""
+        return "wide" if isinstance(self.tile, WideTile) else self.tile.kernel
+
+    def explain(self) -> str:
+        """The choice in one line."""
+        how = "measured best on this GPU" if self.tuned else "first that fits"
+        return f"{tile_name(self.tile)}, {how}" + "".join(f"; not {reason}" for reason in self.refused)
+
+
+def choose(
+    shape: NetShape, precision: str, facts: GpuFacts, n_chains: int = 100_000, tuned: dict[str, Any] | None = None
+) -> Choice:
+    """The kernel and tile for a launch: the tuned one if there is one and it fits, else the first candidate that fits.
+
+    Args:
+        shape: the network.
+        precision: a device precision, "fp32" standing for "fp16x3".
+        facts: the GPU.
+        n_chains: chains of the launch; matters only to a tuned table.
+        tuned: what `read_tuned` returned.
+
+    Raises:
+        ValueError: a GPU too old for the precision, or no tile fits: the limit and the need.
+    """
+    form = "fp16x3" if precision == "fp32" else precision
+    if form != "ieee" and facts.capability < (8, 0):
+        raise ValueError(
+            f"precision {precision!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
+            f"{facts.capability[1]}: use engine='cpu' or another GPU"
+        )
+    measured = (tuned or {}).get(tuned_key(shape, form, n_chains))
+    if measured is not None:
+        tile = tile_from_json(measured)
+        if refusal(shape, form, tile, facts) is None:
+            return Choice(tile, tuned=True)
+    refused: list[str] = []
+    for tile in candidates(shape, form, facts):
+        reason = refusal(shape, form, tile, facts)
+        if reason is None:
+            return Choice(tile, tuple(refused))
+        refused.append(reason)
+    raise ValueError(f"no tile fits this GPU for {shape.widths} in {precision}: " + "; ".join(refused))
+
+
+def tuned_key(shape: NetShape, precision: str, n_chains: int) -> str:
+    """The key of a tuned table: padded width, depth, activation, precision and bucket of chains."""
+    bucket = next((limit for limit in CHAIN_BUCKETS if n_chains <= limit), None)
+    width = next_power_of_two(max(shape.hidden, 1))
+    chains = f"to{bucket}" if bucket else f"over{CHAIN_BUCKETS[-1]}"
+    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}-{chains}"
+
+
+def tile_to_json(tile: Tile | WideTile) -> dict[str, Any]:
+    """A tile as plain values."""
+    values = asdict(tile)
+    return {"kernel": "wide", **values} if isinstance(tile, WideTile) else values
+
+
+def tile_from_json(values: dict[str, Any]) -> Tile | WideTile:
+    """The inverse of `tile_to_json`.
+
+    Raises:
+        ValueError: values that no tile has.
+    """
+    fields = dict(values)
+    try:
+        if fields.get("kernel") == "wide":
+            del fields["kernel"]
+            return WideTile(**fields)
+        return Tile(**fields)
+    except TypeError as error:
+        raise ValueError(f"not a tile: {values}: {error}") from error
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """A tuned table: JSON {"device": ..., "tiles": {key: tile}}; returns the tiles. Never read at import.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    try:
+        tiles = json.loads(path.read_text(encoding="utf-8"))["tiles"]
+        for values in tiles.values():
+            tile_from_json(values)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no tuned table: {error!r}; delete it or measure it again") from error
+    return dict(tiles)
