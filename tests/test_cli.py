@@ -24,7 +24,7 @@ def run(*args: str, cwd, **options) -> subprocess.CompletedProcess:
     """Run the program in ``cwd``, wide enough that nothing wraps."""
     env = {**os.environ, "COLUMNS": "200"}
     command = [sys.executable, "-m", "kaleido_fast", *args]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
 
 
 def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
@@ -123,7 +123,18 @@ def test_bad_input_ends_the_process_with_one_line(folder):
 
 
 def test_interrupt_ends_cleanly_and_says_what_was_done(folder):
-    command = [sys.executable, "-m", "kaleido_fast", *SMALL, "--chains", "2000000", "--burn-in", "5000"]
+    command = [
+        sys.executable,
+        "-m",
+        "kaleido_fast",
+        *SMALL,
+        "--chains",
+        "2000000",
+        "--burn-in",
+        "50000",
+        "--tol",
+        "none",
+    ]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     time.sleep(6)
     process.send_signal(signal.SIGINT)
@@ -135,7 +146,7 @@ def test_interrupt_ends_cleanly_and_says_what_was_done(folder):
 
 
 def test_train_then_info_then_sample(folder):
-    trained = run("train", "--preset", "points1d", "--steps", "150", "--no-curve", "--json", cwd=folder)
+    trained = run("train", "--preset", "points1d", "--steps", "60", "--no-curve", "--json", cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["files"] == ["points1d.safetensors"]
     info = json.loads(run("info", "points1d.safetensors", "--json", cwd=folder).stdout)
