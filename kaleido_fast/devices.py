@@ -50,7 +50,12 @@ def device_facts(device: torch.device) -> DeviceFacts:
             shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         )
     return DeviceFacts(
-        kind="cpu", name=cpu_name(), memory=available_memory(), has_triton=has_triton, has_numba=has_numba
+        kind="cpu",
+        name=cpu_name(),
+        memory=available_memory(),
+        has_triton=has_triton,
+        has_numba=has_numba,
+        interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
 
 

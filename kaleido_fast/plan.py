@@ -23,6 +23,8 @@ from kaleido_fast.names import (
     NOISES,
     PRECISIONS,
 )
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import GpuFacts, choose
 
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
@@ -203,6 +205,7 @@ class DeviceFacts:
         capability: CUDA compute capability such as (9, 0).
         n_sm: streaming multiprocessors.
         shared_memory: bytes a program may use, opt-in maximum.
+        interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
 
     kind: str
@@ -213,6 +216,7 @@ class DeviceFacts:
     capability: tuple[int, int] = (0, 0)
     n_sm: int = 0
     shared_memory: int = 0
+    interpreter: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,7 @@ class SamplePlan:
         block_chains: chains handed to the engine at once.
         draws_bytes: memory of the draws and per-chain results that are kept.
         working_bytes: memory of the engine besides that, estimated.
+        kernel: for the Triton engine, its kernel and tile in words.
     """
 
     engine: str
@@ -234,11 +239,12 @@ class SamplePlan:
     block_chains: int
     draws_bytes: int
     working_bytes: int
+    kernel: str = ""
 
     def explain(self) -> str:
         """The plan in one line."""
         return (
-            f"engine {self.engine} ({self.reason}); "
+            f"engine {self.engine} ({self.reason}){self.kernel and f'; {self.kernel}'}; "
             f"tiles of {self.tile_rows:,} chains, blocks of {self.block_chains:,}; "
             f"{self.draws_bytes / 2**20:,.0f} MiB kept + about {self.working_bytes / 2**20:,.0f} MiB at work"
         )
@@ -257,7 +263,7 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
                 f"engine {asked!r} takes a KaleidoMLP or a plain Sequential: use engine='reference' for this"
             )
         return "reference", "the model is not a plain MLP"
-    able = {name: _why_not(name, request, facts) for name in ("triton", "cpu")}
+    able = {name: _why_not(name, request, spec, facts) for name in ("triton", "cpu")}
     if asked in able:
         if able[asked]:
             raise InputError(f"engine {asked!r} cannot run this: {able[asked]}")
@@ -270,7 +276,7 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
     return best, f"the fastest on {facts.name or facts.kind}"
 
 
-def _why_not(engine: str, request: SampleRequest, facts: DeviceFacts) -> str:
+def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: DeviceFacts) -> str:
     """Why ``engine`` cannot run a request on a device, with what would help; empty if it can."""
     if request.precision == "fp64":
         return "it has no fp64: use engine='reference'"
@@ -280,7 +286,33 @@ def _why_not(engine: str, request: SampleRequest, facts: DeviceFacts) -> str:
         if request.precision != "fp32":
             return f"it computes in fp32, not {request.precision}: use engine='reference'"
         return "" if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
-    return "it is not part of this build"
+    if not facts.has_triton:
+        return "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
+    if facts.kind == "cpu":
+        return (
+            ""
+            if facts.interpreter
+            else "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
+        )
+    try:
+        choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains)
+    except ValueError as problem:
+        return str(problem)
+    return ""
+
+
+def net_shape(spec: ModelSpec) -> NetShape:
+    """The network as the kernels' planner sees it."""
+    return NetShape(
+        spec.widths, spec.activation, spec.bound, spec.bias, spec.negative_slope, low=spec.low, high=spec.high
+    )
+
+
+def gpu_facts(facts: DeviceFacts) -> GpuFacts:
+    """The device as the kernels' planner sees it; the interpreter stands for an H200 without its copy engine."""
+    if facts.kind == "cpu":
+        return GpuFacts(has_tma=False)
+    return GpuFacts(facts.shared_memory, facts.capability)
 
 
 def tile_rows(width: int, kind: str) -> int:
@@ -310,7 +342,10 @@ def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts
     weights = (spec.n_parameters if spec else 0) * item
     working = weights + 4 * rows * width * item + block * (dim * item + 16)
     _check_memory(kept + working, request, dim, item, facts)
-    return SamplePlan(engine, reason, rows, block, kept, working)
+    kernel = ""
+    if engine == "triton" and spec is not None:
+        kernel = choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains).explain()
+    return SamplePlan(engine, reason, rows, block, kept, working, kernel)
 
 
 def _check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:

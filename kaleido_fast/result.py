@@ -42,7 +42,8 @@ class SampleStats:
         n_chains, n_steps: size of the run.
         chain_steps: steps summed over chains that were really run.
         seconds: wall time of the engine.
-        setup_seconds: wall time before it (packing weights, compiling).
+        setup_seconds: wall time before it (packing weights).
+        compile_seconds: part of ``seconds`` spent on compiling a kernel that was not cached.
         residual_quantiles: 0, 10, 50, 90, 99, 100 % of the last residuals, NaN left out.
         outcome_shares: share of chains by outcome name.
         steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they settled.
@@ -55,6 +56,7 @@ class SampleStats:
     chain_steps: int
     seconds: float
     setup_seconds: float
+    compile_seconds: float
     residual_quantiles: dict[str, float]
     outcome_shares: dict[str, float]
     steps_quantiles: dict[str, float]

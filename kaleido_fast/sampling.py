@@ -219,7 +219,11 @@ def build_engine(subject: Subject, request: SampleRequest, plan: SamplePlan, dev
             device=device,
         )
     assert isinstance(subject.module, KaleidoMLP)
-    return CpuEngine(subject.module, request)
+    if plan.engine == "cpu":
+        return CpuEngine(subject.module, request)
+    from kaleido_fast.engines.triton import TritonEngine  # only who uses it pays for Triton's import
+
+    return TritonEngine(subject.module, request, device, device_facts(device))
 
 
 def run_plan(
@@ -261,6 +265,7 @@ def run_plan(
         chain_steps=chain_steps,
         seconds=meter.seconds(),
         setup_seconds=meter.began - began,
+        compile_seconds=sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases),
         residual_quantiles=residual_quantiles(residual),
         outcome_shares=outcome_shares(outcome),
         steps_quantiles=quantiles(steps.to(torch.float32)),
@@ -295,7 +300,8 @@ def _trace(
     states: dict[int, Tensor] = {0: phases[0].engine.start(chains) if state is None else state}
     for first, last in itertools.pairwise(wanted):
         phase = next(phase for phase in phases if phase.first <= first < phase.last)
-        states[last] = phase.engine.advance(chains, states[first], first, last, None, lambda _: None).state
+        before = states[first] if first > 0 else state  # the engine makes its own start noise
+        states[last] = phase.engine.advance(chains, before, first, last, None, lambda _: None).state
     return torch.stack([states[step] for step in trace.steps], dim=1)
 
 

@@ -8,9 +8,9 @@ from importlib import metadata
 
 import click
 
-from kaleido_fast.errors import InputError, SamplingInterruptedError, unknown_name
+from kaleido_fast.errors import InputError, unknown_name
 
-COMMANDS = ("sample", "train", "attractors", "info", "doctor")
+COMMANDS = ("sample", "train", "attractors", "bench", "info", "doctor")
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 
 
@@ -43,10 +43,8 @@ def main() -> None:
         _end(problem.format_message(), 2)
     except InputError as problem:
         _end(str(problem), 2)
-    except SamplingInterruptedError as stop:
-        _end(str(stop), INTERRUPTED)
-    except (click.Abort, KeyboardInterrupt):
-        _end("interrupted; nothing was written", INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _end(str(stop) or "interrupted; nothing was written", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

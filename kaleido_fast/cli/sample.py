@@ -143,6 +143,7 @@ def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
         "n_steps": stats.n_steps,
         "seconds": stats.seconds,
         "setup_seconds": stats.setup_seconds,
+        "compile_seconds": stats.compile_seconds,
         "chain_steps": stats.chain_steps,
         "chain_steps_per_second": stats.chain_steps_per_second,
         "residual_quantiles": stats.residual_quantiles,
@@ -165,11 +166,12 @@ def _print_table(result: SampleResult, written: list[Path]) -> None:
     shares = ", ".join(
         f"{share:.1%} {name.replace('_', ' ')}" for name, share in stats.outcome_shares.items() if share > 0
     )
+    compiling = f", {stats.compile_seconds:.2f} s of it compiling" if stats.compile_seconds else ""
     jitter = f", jitter {request.jitter:g} ({request.settle} clean steps before a draw)" if request.jitter else ""
     for name, value in (
         ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{jitter}, seed {request.seed}"),
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
-        ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup"),
+        ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
         ("residual", f"quantiles {residuals}"),
         *([("steps", f"quantiles {settled}; {stats.work_saved:.0%} of the work saved")] if request.freezes else []),

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     help="Data set by name (points1d, points2d, digits, mnist, fashion-mnist, cifar10) or path: IDX, .npy, .npz, or a "
     "folder of images [default: the preset's].",
 )
+@click.option("--labels", help="File of classes (IDX, .npy, .npz), where they are not found beside the data.")
+@click.option(
+    "--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range, such as 0 16."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many examples.")
 @click.option("--out", type=click.Path(path_type=Path), help="Checkpoint to write [default: NAME.safetensors].")
 @click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
 def command(
     preset: str | None,
     source: str | None,
+    labels: str | None,
+    value_range: tuple[float, float] | None,
     limit: int | None,
     out: Path | None,
     recipe: str | None,
@@ -76,7 +82,7 @@ def command(
     from kaleido_fast.training import UnstableModelWarning, train
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
-    data = _load_data(preset, source, limit, shape["bound"])
+    data = _load_data(preset, source, limit, shape["bound"], {"labels": labels, "value_range": value_range})
     out = out or Path(f"{preset or data.name}.safetensors")
     check_writable(out)
     state = out.with_suffix(".training")
@@ -104,7 +110,9 @@ def command(
     _report(result, written, as_json=as_json, quiet=quiet)
 
 
-def _load_data(preset: str | None, source: str | None, limit: int | None, bound: str | None) -> Dataset:
+def _load_data(
+    preset: str | None, source: str | None, limit: int | None, bound: str | None, reading: dict[str, Any]
+) -> Dataset:
     from kaleido_fast.datasets import load_dataset
 
     found = None if preset is None else find_preset(preset)
@@ -112,7 +120,7 @@ def _load_data(preset: str | None, source: str | None, limit: int | None, bound:
         source, limit = found.dataset, limit or found.limit
     elif limit is None and found is not None:
         limit = found.limit
-    return load_dataset(str(source), bound=bound or (found.network.bound if found else "tanh"), limit=limit)
+    return load_dataset(str(source), bound=bound or (found.network.bound if found else "tanh"), limit=limit, **reading)
 
 
 def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> ModelSpec | None:

@@ -1,0 +1,121 @@
+"""The Triton engine: packs a network for a fused kernel and launches it. The only file that imports device code."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.errors import InputError
+from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.noise import start_noise
+from kaleido_fast.plan import DeviceFacts, SampleRequest, gpu_facts, net_shape
+from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule
+from kaleido_kernels.packing import device_precision, pack_narrow, pack_stream
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import Choice, choose
+
+PROGRAMS_PER_SM = 1  # of the wide kernel: its shared memory leaves room for no second one
+INTERPRETER_PROGRAMS = 2
+
+
+class TritonEngine:
+    """Fused kernels on a CUDA device; on CPU tensors under Triton's interpreter, for tests.
+
+    Args:
+        model: the network; its weights are packed for the kernel.
+        request: what to compute.
+        device: where.
+        facts: of that device, for the choice of kernel and tile.
+
+    Raises:
+        InputError: weights outside the range of the precision, or a GPU that no tile fits.
+    """
+
+    def __init__(self, model: KaleidoMLP, request: SampleRequest, device: torch.device, facts: DeviceFacts) -> None:
+        self.request, self.device, self.spec = request, device, model.spec
+        self.schedule = Schedule(
+            request.burn_in, request.n_draws, request.thin, request.settle, request.jitter, request.noise
+        )
+        shape = net_shape(model.spec)
+        layers = [_plain_layer(layer) for layer in model.linears]
+        try:
+            form = device_precision(layers, request.precision)
+            self.choice = choose(shape, form, gpu_facts(facts), request.n_chains)
+        except ValueError as problem:
+            raise InputError(f"engine 'triton': {problem}") from problem
+        self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
+        self.compile_seconds = 0.0
+        self._launched: set[tuple[bool, bool]] = set()
+
+    def start(self, chains: Tensor) -> Tensor:
+        """Start noise of the chains, (n, D)."""
+        spec, request = self.spec, self.request
+        return start_noise(request.seed, chains, spec.dim, request.init, spec.low, spec.high)
+
+    def advance(
+        self,
+        chains: Tensor,
+        state: Tensor | None,
+        first_step: int,
+        last_step: int,
+        draws: Tensor | None,
+        report: Report,
+    ) -> Advanced:
+        """See `kaleido_fast.engines.base.Engine.advance`; one launch, whatever the number of steps."""
+        n = len(chains)
+        request = LaunchRequest(
+            n_chains=n,
+            schedule=self.schedule,
+            seed=self.request.seed,
+            chain_ids=chains.contiguous(),
+            init=self.request.init,
+            first_step=first_step,
+            run_steps=last_step - first_step,
+            start=None if state is None else state.to(torch.float32).contiguous(),
+        )
+        final = torch.empty(n, self.spec.dim, dtype=torch.float32, device=self.device)
+        residual = torch.empty(n, dtype=torch.float32, device=self.device)
+        self._timed_launch(request, Outputs(final, residual, draws))
+        report(n * (last_step - first_step))
+        return Advanced(final, residual)
+
+    def _timed_launch(self, request: LaunchRequest, outputs: Outputs) -> None:
+        """Launch; the first call of a variant returns when it is compiled, which is the time that is kept."""
+        variant = (request.start is not None, outputs.draws is not None)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            self.launch(request, outputs)
+        if variant not in self._launched:
+            self._launched.add(variant)
+            self.compile_seconds += time.perf_counter() - began
+
+
+def _plain_layer(layer: torch.nn.Linear) -> tuple[Tensor, Tensor | None]:
+    bias = None if layer.bias is None else layer.bias.detach().to("cpu", torch.float32)
+    return layer.weight.detach().to("cpu", torch.float32), bias
+
+
+def _launcher(
+    choice: Choice, layers: list[Any], shape: NetShape, precision: str, device: torch.device, facts: DeviceFacts
+) -> Any:
+    """A function (request, outputs) -> None that launches the chosen kernel on packed weights."""
+    tile = choice.tile
+    if choice.kernel == "narrow":
+        from kaleido_kernels.narrow import launch_narrow
+
+        narrow = pack_narrow(layers, shape, precision, device)
+        return lambda request, outputs: launch_narrow(narrow, request, tile, outputs)  # type: ignore[arg-type]
+    if choice.kernel == "stream":
+        from kaleido_kernels.stream import launch_stream
+
+        stream = pack_stream(layers, shape, precision, device)
+        return lambda request, outputs: launch_stream(stream, request, tile, outputs)  # type: ignore[arg-type]
+    from kaleido_kernels.wide import allocate_scratch, launch_wide, pack_wide
+
+    wide = pack_wide(layers, shape, tile, precision, device)  # type: ignore[arg-type]
+    scratch = allocate_scratch(wide, facts.n_sm * PROGRAMS_PER_SM or INTERPRETER_PROGRAMS)
+    return lambda request, outputs: launch_wide(wide, request, outputs, scratch)
