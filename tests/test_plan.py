@@ -1,0 +1,107 @@
+"""The plan is a pure function of model, request and device facts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kaleido_fast import InputError, ModelSpec, SampleRequest
+from kaleido_fast.plan import DeviceFacts, Schedule, make_plan, merge_options
+from kaleido_fast.presets import NETWORKS
+
+LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
+BARE = DeviceFacts("cpu", "bare")
+H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448)
+A100 = DeviceFacts("cuda", "A100", memory=2**35, has_triton=True, capability=(8, 0), n_sm=108, shared_memory=166_912)
+OLD = DeviceFacts("cuda", "P100", memory=2**34, has_triton=True, capability=(6, 0), n_sm=56, shared_memory=49_152)
+
+
+def spec_of(name: str) -> ModelSpec:
+    shape = NETWORKS[name]
+    return ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
+
+
+def plan_for(facts: DeviceFacts, name: str = "digits", **options):
+    spec = spec_of(name)
+    return make_plan(SampleRequest(**{"n_chains": 100_000, **options}), spec, facts, spec.dim)
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "engine", "reason"),
+    [
+        (LAPTOP, {}, "cpu", "fastest on laptop"),
+        (BARE, {}, "reference", "numba is not installed"),
+        (LAPTOP, {"precision": "fp64"}, "reference", "no fp64"),
+        (LAPTOP, {"precision": "fp16"}, "reference", "fp32"),
+        (H200, {}, "triton", "fastest on H200"),
+        (OLD, {}, "reference", "compute capability 8.0"),
+        (H200, {"engine": "reference"}, "reference", "by name"),
+    ],
+)
+def test_auto_takes_the_fastest_that_can_run_and_says_why(facts, options, engine, reason):
+    plan = plan_for(facts, **options)
+    assert plan.engine == engine
+    assert reason in plan.explain()
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "text"),
+    [
+        (LAPTOP, {"engine": "triton"}, "there is no GPU"),
+        (BARE, {"engine": "triton"}, "Triton is not installed"),
+        (BARE, {"engine": "cpu"}, r"pip install 'kaleido-fast\[cpu\]'"),
+        (H200, {"engine": "cpu"}, "pass device='cpu'"),
+        (LAPTOP, {"engine": "cpu", "precision": "fp16"}, "computes in fp32"),
+        (OLD, {"engine": "triton"}, r"has 6\.0"),
+        (LAPTOP, {"n_chains": 10**10}, "pass at most about"),
+    ],
+)
+def test_an_engine_asked_for_by_name_runs_or_says_what_is_missing(facts, options, text):
+    with pytest.raises(InputError, match=text) as caught:
+        plan_for(facts, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("facts", [H200, A100], ids=["H200", "A100"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "tf32"])
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("points1d", ("narrow",)),
+        ("points2d", ("narrow", "stream")),
+        ("digits", ("stream", "wide")),
+        ("deep128", ("stream", "wide")),
+        ("mnist", ("wide",)),
+        ("cifar", ("wide",)),
+    ],
+)
+def test_every_reference_network_has_a_kernel(facts, precision, name, kernels):
+    plan = plan_for(facts, name, precision=precision)
+    assert plan.engine == "triton"
+    assert plan.kernel.startswith(kernels), plan.kernel
+
+
+@given(burn_in=st.integers(0, 30), n_draws=st.integers(1, 9), thin=st.integers(1, 9), settle=st.integers(0, 9))
+def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
+    schedule = Schedule(burn_in, n_draws, thin, settle, 0.5, "normal")
+    ends = [burn_in + (i + 1) * thin for i in range(n_draws)]
+    assert schedule.n_steps == ends[-1]
+    for done in range(schedule.n_steps + 1):
+        assert schedule.draw_after(done) == (ends.index(done) if done in ends else None)
+        assert schedule.draws_done(done) == sum(end <= done for end in ends)
+    for step in range(schedule.n_steps):
+        to_next = min(end - step for end in ends if end > step)
+        assert schedule.is_jittered(step) == (step > 0 and to_next > settle)
+
+
+def test_explicit_options_win_over_recommended_ones():
+    assert merge_options({"burn_in": 3}, {"burn_in": 9, "jitter": 0.5, "moon": 1}) == {"burn_in": 3, "jitter": 0.5}
+
+
+@given(st.integers(1, 10**7), st.sampled_from(sorted(NETWORKS)))
+def test_blocks_are_whole_tiles_and_memory_counts_the_draws(n_chains, name):
+    facts = DeviceFacts("cpu", memory=2**60)
+    plan = plan_for(facts, name, n_chains=n_chains)
+    assert plan.block_chains % plan.tile_rows == 0
+    assert plan.draws_bytes >= n_chains * NETWORKS[name].dim * 4
