@@ -219,6 +219,12 @@ class DeviceFacts:
     interpreter: bool = False
 
 
+H200 = DeviceFacts(
+    "cuda", "an H200", memory=140 * 2**30, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448
+)
+"""The GPU that the kernels were designed for, to show a plan where there is none."""
+
+
 @dataclass(frozen=True)
 class SamplePlan:
     """How a request will be run.

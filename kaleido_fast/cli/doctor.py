@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kaleido_fast import names
+
+if TYPE_CHECKING:
+    from kaleido_fast.model import ModelSpec
+    from kaleido_fast.plan import DeviceFacts
 
 
 @click.command(name="doctor")
@@ -27,6 +31,19 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
         click.echo(f"{name:12} {text}")
 
 
+def _kernels(spec: ModelSpec, n_chains: int, gpu: DeviceFacts) -> dict[str, str]:
+    """The kernel and tile that would run on a GPU, by precision."""
+    from kaleido_kernels.tiles import choose
+
+    from kaleido_fast.plan import gpu_facts, net_shape
+
+    return {
+        precision: choose(net_shape(spec), precision, gpu_facts(gpu), n_chains).explain()
+        for precision in names.PRECISIONS
+        if precision != "fp64"
+    }
+
+
 def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     """Facts about this installation and the plan for one run, as plain values."""
     import torch
@@ -34,7 +51,7 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.devices import cpu_name, device_facts, resolve_device
     from kaleido_fast.errors import InputError
-    from kaleido_fast.plan import SampleRequest, make_plan
+    from kaleido_fast.plan import H200, SampleRequest, make_plan
     from kaleido_fast.versions import library_versions
 
     target = resolve_device(device)
@@ -53,4 +70,5 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
         "device": f"{target}: {facts.name}, {facts.memory / 2**30:.1f} GiB free",
         "model": f"{model}: {'-'.join(map(str, spec.widths))}",
         **{f"--engine {engine}": text for engine, text in plans.items()},
+        **{f"on {gpu.name}": _kernels(spec, n_chains, gpu) for gpu in ([facts] if facts.kind == "cuda" else [H200])},
     }
