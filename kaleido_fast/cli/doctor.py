@@ -33,12 +33,11 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
 
 def _kernels(spec: ModelSpec, n_chains: int, gpu: DeviceFacts) -> dict[str, str]:
     """The kernel and tile that would run on a GPU, by precision."""
+    from kaleido_fast.plan import gpu_facts, net_shape
     from kaleido_kernels.tiles import choose
 
-    from kaleido_fast.plan import gpu_facts, net_shape
-
     return {
-        precision: choose(net_shape(spec), precision, gpu_facts(gpu), n_chains).explain()
+        f"{precision} on {gpu.name}": choose(net_shape(spec), precision, gpu_facts(gpu), n_chains).explain()
         for precision in names.PRECISIONS
         if precision != "fp64"
     }
@@ -70,5 +69,5 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
         "device": f"{target}: {facts.name}, {facts.memory / 2**30:.1f} GiB free",
         "model": f"{model}: {'-'.join(map(str, spec.widths))}",
         **{f"--engine {engine}": text for engine, text in plans.items()},
-        **{f"on {gpu.name}": _kernels(spec, n_chains, gpu) for gpu in ([facts] if facts.kind == "cuda" else [H200])},
+        **_kernels(spec, n_chains, facts if facts.kind == "cuda" else H200),
     }
