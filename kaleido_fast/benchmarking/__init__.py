@@ -1,0 +1,1 @@
+"""Benchmarks: what ``kaleido-fast bench`` and the suites in ``benchmarks/`` both run."""

@@ -1,0 +1,140 @@
+"""Who is timed: engines and peers behind one call, each checked against the reference before it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaleido_fast.devices import device_facts
+from kaleido_fast.errors import InputError
+from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.noise import start_noise
+from kaleido_fast.plan import SampleRequest, make_plan
+from kaleido_fast.sampling import Subject, resolve_subject, run_plan
+
+Run = Callable[[Tensor, int], Tensor]
+"""(z0 of shape (n, D), n_steps) -> states after ``n_steps`` steps, (n, D); leaves ``z0`` as it is."""
+
+CHECKED_STEPS = 3
+# Errors allowed after three steps, in data units: rounding of sums for fp32 and fp64; operands of 11 and 8 bits else,
+# where the peers also round what leaves each layer.
+TOLERANCES = {"fp64": 1e-9, "fp32": 2e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 8e-2}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something to time.
+
+    Args:
+        run: the procedure that is timed.
+        proof: the procedure that must reproduce the reference's states: ``run`` itself where this is None.
+        proof_request: options of the reference's request that ``proof`` must reproduce (jitter off by default).
+        uncounted: seconds of the last ``run`` that are not steady state (packing weights).
+        precision: whose tolerance holds.
+    """
+
+    run: Run
+    proof: Run | None = None
+    proof_request: Mapping[str, Any] = field(default_factory=dict)
+    uncounted: Callable[[], float] = lambda: 0.0
+    precision: str = "fp32"
+
+
+class EngineRun:
+    """An engine on its public path: a plan run on given start states, no early stop."""
+
+    def __init__(self, model: KaleidoMLP, engine: str, precision: str, device: torch.device, **options: Any) -> None:
+        self.subject: Subject = resolve_subject(model)
+        self.engine, self.precision, self.device, self.options = engine, precision, device, options
+        self.setup_seconds = 0.0
+
+    def __call__(self, z0: Tensor, n_steps: int) -> Tensor:
+        request = SampleRequest(
+            n_chains=len(z0),
+            burn_in=n_steps - 1,
+            tol=None,
+            engine=self.engine,
+            precision=self.precision,
+            **{"jitter": 0.0, **self.options},
+        )
+        plan = make_plan(request, self.subject.spec, device_facts(self.device), self.subject.dim)
+        if self.engine not in ("auto", plan.engine):
+            raise InputError(f"engine {self.engine!r} cannot run here: the plan takes {plan.engine!r} ({plan.reason})")
+        result = run_plan(self.subject, request, plan, self.device, z0=z0)
+        self.setup_seconds = result.stats.setup_seconds
+        return result.final
+
+
+def engine_contestant(model: KaleidoMLP, engine: str, precision: str, device: torch.device) -> Contestant:
+    """The engine called ``engine`` as a contestant."""
+    run = EngineRun(model, engine, precision, device)
+    return Contestant(run, uncounted=lambda: run.setup_seconds, precision=precision)
+
+
+def resolve_engine(model: KaleidoMLP, engine: str, precision: str, device: torch.device) -> str:
+    """Name of the engine that runs here when ``engine`` is asked for, found out by running one step of two chains.
+
+    Raises:
+        InputError: it cannot run here.
+    """
+    request = SampleRequest(n_chains=2, burn_in=0, tol=None, engine=engine, precision=precision)
+    try:
+        plan = make_plan(request, model.spec, device_facts(device), model.spec.dim)
+        EngineRun(model, engine, precision, device)(start_states(model, 2, device), 1)
+    except (ImportError, RuntimeError, InputError) as problem:
+        raise InputError(f"engine {engine!r} cannot run here: {one_line(problem)}") from problem
+    return plan.engine
+
+
+def start_states(model: KaleidoMLP, n_chains: int, device: torch.device) -> Tensor:
+    """Start states of every contestant: uniform noise of seed 0, (n_chains, D) fp32."""
+    spec = model.spec
+    block = max(1, 2**22 // spec.dim)  # the noise works in int64: without blocks it would need 50 times its result
+    parts = [
+        start_noise(0, torch.arange(first, min(first + block, n_chains)), spec.dim, "uniform", spec.low, spec.high)
+        for first in range(0, n_chains, block)
+    ]
+    return torch.cat(parts).to(device)
+
+
+def reference_states(model: KaleidoMLP, z0: Tensor, precision: str = "fp32", **options: Any) -> list[Tensor]:
+    """The reference's states after 1, 2 and 3 steps."""
+    run = EngineRun(model, "reference", precision, z0.device, **options)
+    return [run(z0, step) for step in range(1, CHECKED_STEPS + 1)]
+
+
+def check_contestant(contestant: Contestant, z0: Tensor, expected: list[Tensor]) -> float:
+    """Compare states after one, two and three steps with the reference's.
+
+    Returns:
+        The largest error, in data units.
+
+    Raises:
+        InputError: the states differ by more than the precision allows; says where and by how much.
+    """
+    proof = contestant.proof or contestant.run
+    tolerance, largest = TOLERANCES[contestant.precision], 0.0
+    for step, want in enumerate(expected, start=1):
+        got = proof(z0, step)
+        if got.shape != want.shape:
+            raise InputError(f"states after step {step} have shape {tuple(got.shape)}, not {tuple(want.shape)}")
+        error = (got.to(want.device, torch.float32) - want.to(torch.float32)).abs().flatten()
+        worst = int(error.nan_to_num(torch.inf).argmax())
+        largest = max(largest, float(error[worst]))
+        if not float(error[worst]) <= tolerance:  # also when it is NaN
+            chain, dim = divmod(worst, want.shape[1])
+            raise InputError(
+                f"differs from the reference by {float(error[worst]):.3g} after step {step} "
+                f"(chain {chain}, dim {dim}; allowed {tolerance:g})"
+            )
+    return largest
+
+
+def one_line(problem: BaseException) -> str:
+    """An error's first line of text, or its type."""
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__

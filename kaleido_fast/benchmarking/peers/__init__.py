@@ -1,0 +1,120 @@
+"""What engines are compared with: one adapter a file, each with ``build(setting) -> Contestant``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from kaleido_fast.benchmarking.contest import Contestant
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.model import KaleidoMLP
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an adapter gets.
+
+    Args:
+        model: on ``device``, without gradients.
+        n_chains: rows of every call.
+        device: where the states lie.
+        threads: CPU threads that every contestant may use.
+        quick: whether to spend little time on finding the best variant.
+    """
+
+    model: KaleidoMLP
+    n_chains: int
+    device: torch.device
+    threads: int
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An entry of the registry.
+
+    Args:
+        name: as in ``--peers``.
+        module: of this package.
+        about: what it is, in a few words.
+        needs: modules that must be importable.
+        devices: kinds of device it runs on.
+        in_quick: part of a quick run where no peer is named.
+    """
+
+    name: str
+    module: str
+    about: str
+    needs: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    in_quick: bool = True
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("eager", "eager", "x = model(x) in a loop"),
+        Peer("chunked", "chunked", "eager over chunks, the best of several sizes"),
+        # a cold start of the C++ compiler alone took 50 s
+        Peer("compile", "compile", "torch.compile, the best of its modes", in_quick=False),
+        Peer("published", "published", "the published procedure: noise, error and clamp each step"),
+        Peer("jax", "jax", "jit of a scan over the steps", ("jax",)),
+        Peer("onnxruntime", "onnxruntime", "one session call a step, bound buffers", ("onnxruntime", "onnx")),
+        Peer("openvino", "openvino", "one inference call a step, bound buffers", ("openvino", "onnx"), ("cpu",)),
+        Peer("eager-fp16", "eager_fp16", "eager in 16-bit floats", devices=("cuda",)),
+        Peer("eager-bf16", "eager_bf16", "eager in bfloat16", devices=("cuda",)),
+    )
+}
+
+
+def find_peer(name: str) -> Peer:
+    """The peer called ``name``; an unknown one raises `InputError` with the nearest name."""
+    if name not in PEERS:
+        raise unknown_name("peer", name, ("all", "none", *PEERS))
+    return PEERS[name]
+
+
+def why_absent(peer: Peer, device: torch.device) -> str | None:
+    """Why a peer cannot run here; None if it can."""
+    if device.type not in peer.devices:
+        return f"runs on {' and '.join(peer.devices)} only"
+    missing = [name for name in peer.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed: pip install 'kaleido-fast[peers]'"
+    return None
+
+
+def choose_peers(names: tuple[str, ...], device: torch.device, *, quick: bool) -> tuple[list[Peer], dict[str, str]]:
+    """Peers to time and, by name, why others are left out.
+
+    Args:
+        names: peers asked for; "all" or nothing for every one that can run here, "none" for none.
+        device: where.
+        quick: leave out those that take long to build, unless asked for by name.
+
+    Raises:
+        InputError: an unknown name, or one asked for that cannot run here.
+    """
+    if names == ("none",):
+        return [], {}
+    chosen, skipped = [], {}
+    by_name = bool(names) and "all" not in names
+    for peer in [find_peer(name) for name in names if name != "all"] if by_name else PEERS.values():
+        reason = why_absent(peer, device)
+        if by_name and reason:
+            raise InputError(f"peer {peer.name!r} {reason}")
+        if reason is None and quick and not by_name and not peer.in_quick:
+            reason = "takes long to build: name it with --peers, or leave out --quick"
+        if reason:
+            skipped[peer.name] = reason
+        else:
+            chosen.append(peer)
+    return list(dict.fromkeys(chosen)), skipped
+
+
+def build_peer(peer: Peer, setting: Setting) -> Contestant:
+    """Load a peer's adapter and build it."""
+    return importlib.import_module(f"{__name__}.{peer.module}").build(setting)

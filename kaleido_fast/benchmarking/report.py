@@ -1,0 +1,236 @@
+"""Results as a table on the terminal, as Markdown, and as JSON with every raw timing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kaleido_fast.benchmarking.peers import PEERS
+from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
+from kaleido_fast.benchmarking.timing import Ratio, spread
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path, check_writable
+
+FORMAT_VERSION = 1
+BEGIN = "<!-- kaleido-fast bench: begin -->"
+END = "<!-- kaleido-fast bench: end -->"
+
+
+def as_record(report: BenchReport) -> dict[str, Any]:
+    """Everything that was measured as plain values: raw seconds first, figures derived from them beside."""
+    return {
+        "format": "kaleido-fast bench",
+        "version": FORMAT_VERSION,
+        "quick": report.quick,
+        **report.about,
+        "results": [_result_record(result) for result in report.results],
+    }
+
+
+def _result_record(result: NetworkResult) -> dict[str, Any]:
+    return {
+        "network": result.subject.name,
+        "model": result.subject.path,
+        "n_chains": result.size.n_chains,
+        "n_steps": result.size.n_steps,
+        "precision": result.precision,
+        "flops_per_step": result.flops_per_step,
+        "ceiling": {
+            "seconds": result.ceiling_seconds,
+            "flops": result.ceiling_flops,
+            "flops_per_second": result.ceiling(),
+        },
+        "contestants": {
+            name: {
+                **asdict(timing),
+                **asdict(spread(timing.seconds)),
+                "chain_steps_per_second": asdict(result.speed(name)),
+                "flops_per_second": result.flops(name),
+                "ceiling_share": result.flops(name) / result.ceiling(),
+            }
+            for name, timing in result.timings.items()
+        },
+        "ratios": {
+            engine: {
+                peer: {**asdict(result.ratio(engine, peer)), "tie": result.ratio(engine, peer).tie}
+                for peer in result.peers
+            }
+            for engine in result.engines
+        },
+        "first_calls": {
+            engine: {kind: asdict(call) for kind, call in calls.items()} for engine, calls in result.first_calls.items()
+        },
+        "skipped": result.skipped,
+    }
+
+
+def write_json(report: BenchReport, path: Path) -> None:
+    """Write `as_record` to a file."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(as_record(report), indent=1) + "\n")
+
+
+def print_tables(report: BenchReport, console: Console) -> None:
+    """Speeds, ratios to the peers, first calls, and who was left out."""
+    console.print(_speed_table(report))
+    if any(result.peers for result in report.results):
+        console.print(_ratio_table(report))
+    if any(result.first_calls for result in report.results):
+        console.print(_first_call_table(report))
+    for line in _remarks(report):
+        console.print(line)
+
+
+def _speed_table(report: BenchReport) -> Table:
+    table = Table(title="chain-steps/s", title_justify="left", box=None, pad_edge=False)
+    for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", "peak MiB"):
+        table.add_column(name, justify="left" if name in ("network", "engine") else "right")
+    for result in report.results:
+        size = f"{result.size.n_chains:,} x {result.size.n_steps}"
+        names = [*result.engines, *result.peers]
+        labels = [result.subject.name, size] if len(names) > 1 else [f"{result.subject.name}\n{size}"]
+        labels += [""] * (len(names) - len(labels))
+        for label, name in zip(labels, names, strict=True):
+            speed = result.speed(name)
+            table.add_row(
+                label,
+                f"[bold]{name}[/bold]" if name in result.engines else name,
+                *(short(value) for value in (speed.median, speed.p20, speed.p80)),
+                f"{result.flops(name) / 1e9:,.1f}",
+                f"{result.flops(name) / result.ceiling():.0%}",
+                _peak(result, name),
+            )
+    return table
+
+
+def short(value: float) -> str:
+    """Three digits and a unit: 4.67M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _ratio_table(report: BenchReport) -> Table:
+    table = Table(title="speed of the engine over the peer's", title_justify="left", box=None, pad_edge=False)
+    peers = peer_names(report)
+    for name in ("network", "engine", *peers):
+        table.add_column(name, justify="left" if name in ("network", "engine") else "right")
+    for result in report.results:
+        for engine in result.engines:
+            table.add_row(result.subject.name, f"[bold]{engine}[/bold]", *_ratio_cells(result, engine, peers))
+    return table
+
+
+def _first_call_table(report: BenchReport) -> Table:
+    table = Table(title="first call, in a process of its own", title_justify="left", box=None, pad_edge=False)
+    for name in ("network", "engine", "start", "import s", "compile s", "pack s"):
+        table.add_column(name, justify="right" if name.endswith(" s") else "left")
+    for result in report.results:
+        for engine, calls in result.first_calls.items():
+            for kind, call in calls.items():
+                seconds = (call.import_seconds, call.compile_seconds, call.pack_seconds)
+                table.add_row(result.subject.name, engine, kind, *(f"{value:.3f}" for value in seconds))
+    return table
+
+
+def peer_names(report: BenchReport) -> list[str]:
+    """Peers timed on any network, in the registry's order."""
+    timed = {name for result in report.results for name in result.peers}
+    return [name for name in PEERS if name in timed]
+
+
+def _ratio_cells(result: NetworkResult, engine: str, peers: list[str]) -> list[str]:
+    return [ratio_text(result.ratio(engine, peer)) if peer in result.peers else "-" for peer in peers]
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """A ratio; one inside the spread of the timings says so."""
+    return f"{ratio.value:.2f}{' (tie)' if ratio.tie else ''}"
+
+
+def _peak(result: NetworkResult, name: str) -> str:
+    calls = result.first_calls.get(name)
+    return f"{calls['cached'].peak_bytes / 2**20:,.0f}" if calls else "-"
+
+
+def _remarks(report: BenchReport) -> list[str]:
+    left_out = {(name, reason): None for result in report.results for name, reason in result.skipped.items()}
+    remarks = [f"not timed: {name}: {reason}" for name, reason in left_out]
+    ceilings = [result.ceiling() / 1e9 for result in report.results]
+    remarks.append(f"ceiling: a 2048 x 2048 x 2048 product ran at {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s")
+    remarks.append(_made_with(report))
+    load = report.about["machine"]["load_average"]
+    if load and load[0] > 0.5 * report.about["machine"]["cores"]:
+        remarks.append(f"the machine was busy when this began (load {load[0]:.1f}): do not quote these figures")
+    return remarks
+
+
+def _made_with(report: BenchReport) -> str:
+    about, machine = report.about, report.about["machine"]
+    commit = (about["commit"] or "installed package")[:17] + (" with local changes" if about["dirty"] else "")
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores"
+    libraries = ("torch", "jax", "onnxruntime", "openvino")
+    versions = ", ".join(
+        f"{name} {about['versions'][name]}"
+        for name in libraries
+        if about["versions"].get(name, "not installed") != "not installed"
+    )
+    return f"{device}; {about['date'][:10]}; {commit}; {versions}"
+
+
+def markdown_table(report: BenchReport) -> str:
+    """The table for a README: one line a network and engine, then how it was made."""
+    peers = peer_names(report)
+    head = ["network", "chains x steps", "engine", "chain-steps/s", "GFLOP/s", "of ceiling", "peak MiB"]
+    heads = [*head, *(f"x {name}" for name in peers)]
+    lines = [_row(heads), _row(["---", "---:", "---", *["---:"] * (len(heads) - 3)])]
+    for result in report.results:
+        for engine in result.engines:
+            flops = result.flops(engine)
+            cells = [
+                f"`{result.subject.name}`",
+                f"{result.size.n_chains:,} x {result.size.n_steps}",
+                engine,
+                short(result.speed(engine).median),
+                f"{flops / 1e9:,.1f}",
+                f"{flops / result.ceiling():.0%}",
+                _peak(result, engine),
+            ]
+            lines.append(_row([*cells, *_ratio_cells(result, engine, peers)]))
+    notes = [
+        f"`x NAME`: how many times faster than that peer ({', '.join(f'{n}: {PEERS[n].about}' for n in peers)})."
+        if peers
+        else "",
+        f"Measured on {_made_with(report)}.",
+        f"Made by `{report.about['command']}`.",
+    ]
+    return "\n".join([*lines, "", *filter(None, notes)])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def check_readme(path: Path) -> None:
+    """Refuse a README without exactly one pair of marker comments, before anything is timed."""
+    if not path.is_file():
+        raise InputError(f"README {path} is not a file: give the file that holds {BEGIN!r} and {END!r}")
+    check_writable(path)
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{path} has no place for the table: put the lines {BEGIN!r} and {END!r} there")
+
+
+def write_readme(report: BenchReport, path: Path) -> None:
+    """Replace what stands between the marker comments by `markdown_table`."""
+    check_readme(path)
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{markdown_table(report)}\n{END}{after}")

@@ -1,0 +1,116 @@
+"""``kaleido-fast bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kaleido_fast import names
+from kaleido_fast.cli.options import Name
+from kaleido_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from kaleido_fast.benchmarking.runner import BenchReport, BenchRequest
+
+TERMINAL = Path("-")
+
+
+@click.command(name="bench")
+@click.option("--quick", is_flag=True, help="Short timings: about two minutes on two cores for all six networks.")
+@click.option(
+    "--net", "networks", multiple=True, metavar="NAME", help="Reference network; repeatable [default: all six]."
+)
+@click.option("--model", help="Checkpoint or bundled model to time [default: none].")
+@click.option("--chains", "n_chains", type=int, help="Chains of each timing [default: by network].")
+@click.option("--steps", "n_steps", type=int, help="Steps of each timing [default: by network].")
+@click.option(
+    "--engine", type=Name("engine", (*names.ENGINES, "all")), default="auto", show_default=True, help="Engine to time."
+)
+@click.option(
+    "--peers", multiple=True, metavar="NAME", help="Peer to compare with; repeatable; all or none [default: all]."
+)
+@click.option("--precision", type=Name("precision", names.PRECISIONS), default="fp32", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--rounds", type=click.IntRange(min=1), help="Timings of each contestant [default: 5, 3 with --quick].")
+@click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls and memory in new processes.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write every raw timing as JSON; - prints it instead."
+)
+@click.option(
+    "--readme", type=click.Path(path_type=Path), help="Write the table between the marker comments of this file."
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the results as bars (.png, .svg, .pdf).")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(json_path: Path | None, readme: Path | None, picture: Path | None, quiet: bool, **options: Any) -> None:
+    """Time engines and their peers on the reference networks, in turns, and compare them.
+
+    Every contestant first has to reproduce the reference's states for three steps. Peers whose libraries are missing
+    are named and left out: pip install 'kaleido-fast[peers]' brings them.
+    """
+    from kaleido_fast.benchmarking import bars, report
+    from kaleido_fast.benchmarking.runner import run_bench
+    from kaleido_fast.files import check_writable
+
+    if json_path is not None and json_path != TERMINAL:
+        check_writable(json_path)
+    if readme is not None:
+        report.check_readme(readme)
+    if picture is not None:
+        bars.check_picture(picture)
+    request = make_request(**options)
+    with _bench_bar(quiet or json_path == TERMINAL) as progress:
+        results = run_bench(request, progress)
+    if json_path is not None and json_path != TERMINAL:
+        report.write_json(results, json_path)
+    if readme is not None:
+        report.write_readme(results, readme)
+    if picture is not None:
+        bars.save_bars(results, picture)
+    if json_path == TERMINAL:
+        click.echo(json.dumps(report.as_record(results)))
+    elif not quiet:
+        _print(results)
+
+
+def make_request(
+    *, networks: tuple[str, ...], model: str | None, peers: tuple[str, ...], device: str, precision: str, **options: Any
+) -> BenchRequest:
+    """Options of the command as what is to be run; everything that can be refused is refused here."""
+    from kaleido_fast.benchmarking.cases import find_subjects
+    from kaleido_fast.benchmarking.peers import choose_peers
+    from kaleido_fast.benchmarking.runner import BenchRequest
+    from kaleido_fast.devices import resolve_device
+
+    for name in ("n_chains", "n_steps"):
+        if options[name] is not None and options[name] < 1:
+            raise InputError(f"{name} is {options[name]}: it must be at least 1")
+    target = resolve_device(device)
+    asked = tuple(name for text in peers for name in text.split(",") if name)
+    chosen, skipped = choose_peers(asked, target, quick=options["quick"])
+    subjects = find_subjects(tuple(name for text in networks for name in text.split(",") if name), model)
+    return BenchRequest(subjects, peers=chosen, skipped=skipped, precision=precision, device=target, **options)
+
+
+@contextlib.contextmanager
+def _bench_bar(quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    from kaleido_fast.progress import progress_bar
+
+    if quiet:
+        yield lambda share, text: None
+        return
+    with progress_bar() as bar:
+        task = bar.add_task("benchmark", total=1.0, rate="")
+        yield lambda share, text: bar.update(task, completed=share, rate=text)
+
+
+def _print(results: BenchReport) -> None:
+    from rich.console import Console
+
+    from kaleido_fast.benchmarking.report import print_tables
+
+    print_tables(results, Console(highlight=False))
