@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
+    pytest.skip("needs triton", allow_module_level=True)
 
 from kaleido_kernels.inspect import NETWORKS, make_parser
 from kaleido_kernels.sass import (
@@ -21,7 +23,7 @@ from kaleido_kernels.sass import (
     unordered_loads,
     written_registers,
 )
-from kaleido_kernels.verdicts import Evidence, dot_products, judge, narrow_offsets, spills
+from kaleido_kernels.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,6 +278,40 @@ def test_a_quick_subset_compiles_and_passes(net):
     assert record["estimate"]["note"] == "model, not a measurement" and record["estimate"]["milliseconds"] > 0
 
 
+def test_a_kernel_that_only_traps_has_no_body():
+    found = evidence("BPT.TRAP 0x1", "L_x_0:", "BRA `(.L_x_0)")
+    assert not has_body(found).passed and has_body(evidence()).passed
+
+
+UNORDERED = """
+from kaleido_kernels import inspect
+from kaleido_kernels.sass import Instruction, Program, unordered_loads
+from kaleido_kernels.wide_plan import WideTile
+job = inspect.Job("mnist", inspect.NETWORKS["mnist"], WideTile(), "fp16", "none")
+program = inspect.disassemble(inspect.compile_job(job, "sm_90").binary)
+assert not unordered_loads(program)
+lines = program.instructions
+fences = [place for place, item in enumerate(lines) if item.opcode == "FENCE.VIEW.ASYNC.G"]
+assert len(fences) == 3, fences  # before the first step, after a layer, after the pass over the state
+for fence in fences:
+    barrier = next(place for place in range(fence, len(lines)) if lines[place].kind == "BAR")
+    for dropped in (fence, barrier):
+        without = [Instruction(i.address, "", "NOP", ()) if n == dropped else i for n, i in enumerate(lines)]
+        assert unordered_loads(Program(without, program.labels)), lines[dropped].text
+"""
+
+
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_each_fence_and_barrier_of_the_real_kernel_is_needed():
+    result = run_script(UNORDERED)
+    assert result.returncode == 0, result.stderr
+
+
 SPILLING = """
 from kaleido_kernels import inspect
 from kaleido_kernels.tiles import Tile
@@ -286,11 +322,7 @@ raise SystemExit(inspect.main(["--net", "points2d", "--precision", "fp16", "--ji
 
 def test_a_spilling_tile_ends_with_status_1():
     """256 chains on 4 warps need more than 255 registers a thread."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    result = subprocess.run(
-        [sys.executable, "-c", SPILLING], capture_output=True, text=True, env=environment, check=False
-    )
+    result = run_script(SPILLING)
     assert result.returncode == 1 and "FAILED spills" in result.stdout, result.stdout + result.stderr
 
 

@@ -18,11 +18,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kaleido_kernels.roofline import (
+    FILL_CYCLES,
     NOTE,
     Estimate,
     TileWork,
@@ -33,10 +33,20 @@ from kaleido_kernels.roofline import (
     wide_work,
 )
 from kaleido_kernels.sass import Program, count_kinds, parse_program, path_counts
-from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.tiles import Tile
-from kaleido_kernels.verdicts import REGISTERS, SHARED_LIMITS, Evidence, Verdict, judge, largest_loop
-from kaleido_kernels.wide_plan import WideTile, operand_parts, shared_bytes, wide_candidates
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import GpuFacts, StreamLayout, Tile, choose, narrow_layout, stream_layout
+from kaleido_kernels.verdicts import (
+    REGISTERS,
+    SHARED_LIMITS,
+    Evidence,
+    Verdict,
+    has_body,
+    judge,
+    largest_loop,
+    register_file,
+    shared_memory,
+)
+from kaleido_kernels.wide_plan import WideTile
 
 NETWORKS: dict[str, NetShape] = {
     "points1d": NetShape((1, *[10] * 9, 1)),
@@ -139,18 +149,20 @@ def planned_jobs(
                     yield Job(net, shape, tile, precision, jitter)
 
 
+FACTS = {
+    "sm_80": GpuFacts(166_912, (8, 0)),
+    "sm_89": GpuFacts(101_376, (8, 9)),
+    "sm_90": GpuFacts(232_448, (9, 0)),
+    "sm_100": GpuFacts(232_448, (10, 0)),
+    "sm_120": GpuFacts(101_376, (12, 0)),
+    "gfx942": GpuFacts(65_536, (9, 4), has_tma=False),
+}
+"""What a plan would know of a GPU of each architecture."""
+
+
 def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[Tile | WideTile]:
-    """The tiles that the plan can choose."""
-    width = next_power_of_two(max(shape.widths))
-    resident = sum(a * b for a, b in pairwise([width] * (shape.n_layers + 1))) * 2 * operand_parts(precision)
-    if width <= 128 and resident + 8192 <= SHARED_LIMITS["sm_90"]:
-        return [Tile("narrow", 64, 4)]
-    if width <= 256:
-        return [Tile("stream", 128, 8, 2)]
-    limit = SHARED_LIMITS.get(arch, 65_536)
-    use_tma = arch in ("sm_90", "sm_100", "sm_120")
-    tiles = wide_candidates(shape, precision, use_tma)
-    return [tile for tile in tiles if shared_bytes(tile, precision) <= limit][:1]
+    """The tiles that the plan can choose: without a tuned table it is one."""
+    return [choose(shape, precision, FACTS[arch]).tile]
 
 
 def compile_job(job: Job, arch: str) -> Compiled:
@@ -246,12 +258,15 @@ def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
 
 
 def inspect_job(job: Job, arch: str) -> Report:
-    """Compiles a job; on sm_90 judges it and estimates its time, elsewhere the compilation itself is the test."""
+    """Compiles a job and judges it: all verdicts and the estimate on sm_90, elsewhere whether it could run at all."""
     compiled = compile_job(job, arch)
     blank = Report(job, arch, compiled.registers, compiled.stack, compiled.shared, compiled.seconds, {}, {}, (), None)
-    if arch != "sm_90":
-        return blank
+    if not compiled.binary:
+        return replace(blank, verdicts=(shared_memory(compiled.shared, arch),))
     evidence = evidence_of(job, compiled, arch)
+    if arch != "sm_90":
+        verdicts = (shared_memory(compiled.shared, arch), register_file(evidence), has_body(evidence))
+        return replace(blank, total=dict(count_kinds(evidence.program.instructions)), verdicts=verdicts)
     program = evidence.program
     loop = largest_loop(program)
     loop_counts = dict(count_kinds(program.inside(loop))) if loop else {}
@@ -266,8 +281,6 @@ def inspect_job(job: Job, arch: str) -> Report:
 
 def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate:
     """The cost model's time for 100,000 chains x 300 steps, with the instruction counts of the machine code."""
-    from kaleido_kernels.packing import narrow_layout
-
     tile, shape = job.tile, job.shape
     if isinstance(tile, WideTile):
         work = wide_work(shape, tile, job.precision, **wide_counts(evidence.program))
@@ -280,23 +293,36 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
 
 
 def stream_estimate(job: Job, tile: Tile, evidence: Evidence) -> TileWork:
-    """Stream's work: its loop runs once a weight tile, the longest way only where it ends a step."""
-    from kaleido_kernels.packing import stream_layout
-
+    """Stream's work: the loop's rounds of a step, and with jitter what a step does around the loop as well."""
     layout, program = stream_layout(job.shape), evidence.program
-    loop = largest_loop(program)
-    common, rare = path_counts(program, loop) if loop else (Counter[str](), Counter[str]())
     threads = evidence.registers * 32 * evidence.warps
     fits = min(SHARED_LIMITS["sm_90"] // max(evidence.shared, 1), REGISTERS // max(threads, 1))
-    return stream_work(
+    jittered = job.jitter != "none"
+    work = stream_work(
         job.shape,
         tile.block_chains,
         tile.num_warps,
         job.precision,
-        step_counts(common, rare, layout.n_tiles, layout.last_tiles),
+        stream_counts(program, layout, jittered),
         n_tiles=layout.n_tiles,
         programs=fits,
     )
+    # With jitter the loop starts anew in every step; another program on the multiprocessor covers its fill.
+    return replace(work, serial=work.serial + FILL_CYCLES) if jittered and fits < 2 else work
+
+
+def stream_counts(program: Program, layout: StreamLayout, jittered: bool) -> Counter[str]:
+    """Instructions that a warp issues in a step. Without jitter the flat loop does all of a step but at draws."""
+    loop = largest_loop(program)
+    if loop is None:
+        return Counter()
+    common, rare = path_counts(program, loop)
+    if not jittered:
+        return step_counts(common, rare, layout.n_tiles, layout.last_tiles)
+    around = [other for other in program.loops if loop.blocks < other.blocks]
+    outer = min(around, key=lambda other: len(other.blocks), default=loop)
+    rest = count_kinds(program.inside(outer)) - count_kinds(program.inside(loop))
+    return step_counts(rare, Counter(), layout.n_tiles - layout.last_tiles, 0) + rest
 
 
 def wide_counts(program: Program) -> dict[str, float]:

@@ -19,7 +19,14 @@ from kaleido_kernels.sass import (
     unordered_loads,
 )
 
-SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
+SHARED_LIMITS = {
+    "sm_80": 166_912,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+}
 """Bytes of shared memory that one program may use, by architecture."""
 REGISTERS = 65_536
 LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
@@ -77,7 +84,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
     """All verdicts that apply to the kernel."""
     verdicts = [
         spills(evidence),
-        shared_memory(evidence),
+        shared_memory(evidence.shared, evidence.arch),
         register_file(evidence),
         offsets(evidence),
         input_precision(evidence),
@@ -103,10 +110,17 @@ def spills(evidence: Evidence) -> Verdict:
     )
 
 
-def shared_memory(evidence: Evidence) -> Verdict:
+def shared_memory(need: int, arch: str) -> Verdict:
     """The shared memory that a launch would ask for exists; compilation does not check it."""
-    limit = SHARED_LIMITS.get(evidence.arch, SHARED_LIMITS["sm_90"])
-    return Verdict("shared memory", evidence.shared <= limit, f"{evidence.shared:,} of {limit:,} bytes")
+    limit = SHARED_LIMITS[arch]
+    return Verdict("shared memory", need <= limit, f"{need:,} of {limit:,} bytes")
+
+
+def has_body(evidence: Evidence) -> Verdict:
+    """The kernel computes something. Where tensor memory runs out (sm_100), compilation leaves a trap and succeeds."""
+    products = sum(is_tensor(item) or item.kind == "FFMA" for item in evidence.program.instructions)
+    traps = sum(item.opcode == "BPT.TRAP" for item in evidence.program.instructions)
+    return Verdict("body", products > 0, f"{products} products, {traps} traps")
 
 
 def register_file(evidence: Evidence) -> Verdict:
