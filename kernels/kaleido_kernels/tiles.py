@@ -18,8 +18,6 @@ REGISTERS = 65_536
 """32-bit registers of a multiprocessor."""
 MAX_REGISTERS = 255
 """Registers of a thread."""
-RESERVED_SHARED = 4096
-"""Shared memory beside the operands: layout changes and reductions, as seen in compiled kernels."""
 STREAM_TILE = 128
 """Columns of a weight tile of the stream kernel."""
 STREAM_EDGE = 16
@@ -148,12 +146,15 @@ def narrow_sizes(n_layers: int, layout: NarrowLayout) -> list[tuple[int, int]]:
 
 
 def narrow_shared(shape: NetShape, precision: str, tile: Tile) -> int:
-    """Shared memory of a narrow program in bytes, estimated: all matrices, and the bias rows where they are apart."""
+    """Shared memory of a narrow program in bytes: all matrices, bias rows that are apart, a layout change of states.
+
+    Exact for the reference networks on sm_90.
+    """
     layout, item = narrow_layout(shape), OPERAND_BYTES[precision]
     sizes = narrow_sizes(shape.n_layers, layout)
     weights = sum(rows * cols for rows, cols in sizes) * operand_parts(precision)
     bias = 16 * sum(cols for _, cols in sizes) if layout.bias == "mma" else 0
-    return (weights + bias) * item + RESERVED_SHARED
+    return (weights + bias) * item + 4 * tile.block_chains * layout.dim_padded
 
 
 def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
@@ -163,20 +164,27 @@ def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
 
 
 def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
-    """Registers of a thread, estimated from what it must hold at once. More than 255 means spills.
+    """Registers of a thread, estimated from what it holds at once; from 256 on it would spill inside the loop.
 
-    Narrow: accumulator, operand(s), state and its change. Stream: accumulator, operand(s), the waiting half, addresses.
-    Fitted to sm_90 kernels: points2d 95 estimated 92, deep128 (stream) 155 estimated 152, digits 250 estimated 248.
+    Narrow: accumulator, operand, state and its change. Stream: accumulator, operand, the half that waits. Split
+    operands and smooth activations need more on the way. Fitted to sm_90, where the compiler takes up to 60 more
+    without need: points2d 92 (compiled 95), deep128 126 (126), digits 190 (207).
     """
-    threads, parts = 32 * tile.num_warps, operand_parts(precision) * OPERAND_BYTES[precision] / 4
+    parts, smooth = (
+        operand_parts(precision) * OPERAND_BYTES[precision] / 4,
+        shape.activation not in ("relu", "leaky_relu"),
+    )
     if tile.kernel == "narrow":
         layout = narrow_layout(shape)
-        held = layout.width * (1 + parts) + 2 * layout.dim_padded
-        return int(tile.block_chains * held / threads) + 28
-    stream = stream_layout(shape)
-    halves = stream.width // stream.tile
-    held = stream.tile + stream.width * parts + (stream.tile * parts if halves == 2 else 0) + stream.edge / 2
-    return int(tile.block_chains * held / threads) + 40
+        held, rest = layout.width * (1 + parts) + 2 * layout.dim_padded, 28
+        rest += 40 if precision == "fp16x3" else 0
+        rest += layout.width * 70 // 128 if smooth and shape.activation != "tanh" else 0
+    else:
+        stream = stream_layout(shape)
+        two = stream.width > stream.tile
+        held, rest = stream.tile + stream.width * parts + (stream.tile * parts if two else 0), 30
+        rest += 70 if smooth and two else 0
+    return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
 
 
 def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> str | None:
@@ -215,9 +223,9 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile | 
     """
     found: list[Tile | WideTile] = []
     if precision != "ieee" or shape.n_layers * narrow_layout(shape).width <= 256:
-        found += [Tile("narrow", 64, 4), Tile("narrow", 128, 8), Tile("narrow", 32, 4)]
+        found += [Tile("narrow", 64, 4), Tile("narrow", 32, 4)]
     if precision != "ieee":
-        found += [Tile("stream", 128, 8, 3), Tile("stream", 128, 8, 2), Tile("stream", 64, 8, 2)]
+        found += [Tile("stream", 128, 8, 2), Tile("stream", 64, 4, 2)]
     wide: list[Tile | WideTile] = [*wide_candidates(shape, precision, facts.uses_tma)]
     if facts.uses_tma:
         wide += wide_candidates(shape, precision, use_tma=False)
@@ -273,9 +281,9 @@ def choose(
     for tile in candidates(shape, form, facts):
         reason = refusal(shape, form, tile, facts)
         if reason is None:
-            return Choice(tile, tuple(refused))
+            return Choice(tile, tuple(dict.fromkeys(refused)))
         refused.append(reason)
-    raise ValueError(f"no tile fits this GPU for {shape.widths} in {precision}: " + "; ".join(refused))
+    raise ValueError(f"no tile fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
 
 
 def tuned_key(shape: NetShape, precision: str, n_chains: int) -> str:
