@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
@@ -59,9 +59,11 @@ class CpuEngine:
         final = np.empty((n, dim), np.float32) if state is None else _copied(state, (n, dim))
         residual = np.zeros(n, np.float32)
         kept, target = _draw_buffer(draws, self.request.n_draws, dim)
-        run = _Run(self, chains.cpu().contiguous().numpy(), state is None, first_step, last_step, target, final, residual)
+        run = _Run(
+            self, chains.cpu().contiguous().numpy(), state is None, first_step, last_step, target, final, residual
+        )
         run.go(report)
-        if draws is not None and kept is not draws:
+        if draws is not None and kept is not None and kept is not draws:
             draws.copy_(kept)
         return Advanced(torch.from_numpy(final), torch.from_numpy(residual))
 
@@ -159,12 +161,15 @@ class _Run:
 
 def pack_layers(model: KaleidoMLP, kernels: Any) -> cpu_kernels.Layers:
     """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
-    weights, biases, table = [], [], []
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    table, first_weight, first_bias = [], 0, 0
     for layer in model.linears:
         weight = layer.weight.detach().to("cpu", torch.float32)
         n_out, n_in = weight.shape
         n_blocks = -(-n_out // kernels.MAX_OUTPUTS)
-        table.append((n_in, n_out, n_blocks, sum(map(len, weights)), sum(map(len, biases))))
+        table.append((n_in, n_out, n_blocks, first_weight, first_bias))
+        first_weight, first_bias = first_weight + n_in * n_out, first_bias + n_out
         weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
         biases.append(torch.zeros(n_out) if layer.bias is None else layer.bias.detach().to("cpu", torch.float32))
     spec = model.spec

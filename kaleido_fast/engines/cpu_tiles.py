@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Measured on Zen 4 at 32 .. 512 chains a tile. Up to some hundred values a layer, 128 chains keep the activations near the
-# core (points1d 43 GFLOP/s at 32, 80 at 128, 57 at 256) and spread the cost of each layer's start; with wide layers the
-# weights stream from main memory, and 256 chains make more of them (2000 values: 95 GFLOP/s at 32, 110 at 128, 114 at 256).
+# Measured on one Zen 4 core, in GFLOP/s at 32, 128 and 256 chains a tile. With some hundred values a layer at most, 128
+# chains stay near the core and spread the cost of each layer's start (points1d 43, 77, 57); in wide layers the weights
+# stream from main memory, and more chains make more of them (2000 values: 95, 110, 114).
 _NARROW_CHAINS, _WIDE_CHAINS = 128, 256
 _WIDE = 1024
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink

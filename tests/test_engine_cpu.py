@@ -1,0 +1,304 @@
+"""The CPU engine: the same chains as the reference engine, whatever tile, thread, split and neighbours."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_states_close, random_mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
+from kaleido_fast.engines.reference import ReferenceEngine
+from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.plan import SampleRequest
+from kaleido_fast.presets import NETWORKS
+
+pytest.importorskip("numba", reason="the CPU engine needs numba")
+from kaleido_fast.engines.cpu import CpuEngine
+
+# (precision, atol, rtol): sums are taken in another order, by one multiply-add each; a step of a random network may
+# double a difference.
+FP32_STEP = ("fp32", 1e-6, 1e-6)
+FP32_RUN = ("fp32", 2e-5, 1e-5)
+ACTIVATIONS = ["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh"]
+MODEL = random_mlp(5, 11, 13, 5)
+
+
+def reference(model: KaleidoMLP, request: SampleRequest) -> ReferenceEngine:
+    spec = model.spec
+    return ReferenceEngine(
+        model,
+        request,
+        dim=spec.dim,
+        data_range=(spec.low, spec.high),
+        tile_rows=64,
+        device=torch.device("cpu"),
+    )
+
+
+def run(engine, chains, state=None, first=0, last=None, *, n_draws=None, report=lambda _: None):
+    """(draws, final, residual) of one call; draws that are not reached stay NaN."""
+    request = engine.request
+    dim = engine.spec.dim if isinstance(engine, CpuEngine) else engine.dim
+    draws = torch.full((len(chains), request.n_draws, dim), torch.nan)
+    last = request.schedule.n_steps if last is None else last
+    end = engine.advance(chains, state, first, last, draws, report)
+    return draws, end.state, end.residual
+
+
+def assert_same_run(model: KaleidoMLP, request: SampleRequest, triple: tuple[str, float, float], state=None) -> None:
+    precision, atol, rtol = triple
+    assert precision == request.precision
+    chains = torch.arange(request.n_chains) + request.first_chain
+    got, want = run(CpuEngine(model, request), chains, state), run(reference(model, request), chains, state)
+    for name, a, b in zip(("draws", "final", "residual"), got, want, strict=True):
+        assert_states_close(a, b, atol=atol, rtol=rtol, what=f"{name} of {model.spec.widths} {model.spec.activation}")
+
+
+def assert_same_bits(got, want, what: str) -> None:
+    for name, a, b in zip(("draws", "final", "residual"), got, want, strict=True):
+        same = (a == b) | (a.isnan() & b.isnan())
+        assert same.all(), f"{what}: {name} differ first at {(~same).nonzero()[0].tolist()}"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bound", ["tanh", "sigmoid"])
+def test_one_step_and_several_agree_with_the_reference(activation, bound):
+    model = random_mlp(5, 7, 23, 5, activation=activation, bound=bound)
+    assert_same_run(model, SampleRequest(n_chains=77, burn_in=0, seed=3), FP32_STEP)
+    assert_same_run(model, SampleRequest(n_chains=77, burn_in=4, n_draws=2, seed=3), FP32_RUN)
+
+
+@pytest.mark.parametrize(
+    "widths", [(1, 1), (1, 10, 1), (2, 50, 50, 2), (3, 127, 3), (67, 13, 67), (7, 1031, 7), (1033, 3, 1033)]
+)
+def test_odd_widths_agree_with_the_reference(widths):
+    """Layers of one block and of many, of equal and of unequal blocks, in narrow and wide tiles."""
+    assert_same_run(random_mlp(*widths), SampleRequest(n_chains=131, burn_in=2, seed=1), FP32_RUN)
+
+
+@pytest.mark.parametrize("n_out", range(1, 38))
+def test_every_register_block_computes_every_output(n_out):
+    """Whole numbers below 2^24: any order of summing is exact, so a slip of one weight shows."""
+    from kaleido_fast.engines import cpu_kernels
+    from kaleido_fast.engines.cpu import make_tile
+
+    model = KaleidoMLP(ModelSpec((3, n_out, 3), low=-0.5, high=0.5))
+    generator = torch.Generator().manual_seed(n_out)
+    with torch.no_grad():
+        for layer in model.linears:
+            layer.weight.copy_(torch.randint(-9, 9, layer.weight.shape, generator=generator))
+            layer.bias.copy_(torch.randint(-9, 9, layer.bias.shape, generator=generator))
+        model.linears[1].weight.mul_(2.0**-14)
+        model.linears[1].bias.mul_(2.0**-14)
+    state = torch.randint(-9, 9, (45, 3), generator=generator).float()
+    engine = CpuEngine(model, SampleRequest(n_chains=45))
+    got = engine.advance(torch.arange(45), state, 0, 1, None, lambda _: None).state
+    with torch.no_grad():
+        want = model.double()(state.double())
+    assert_states_close(got, want, atol=2e-7, what=f"{n_out} hidden")
+    assert make_tile(model.spec, 2 * cpu_kernels.LANES, cpu_kernels).state.ctypes.data % 64 == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    burn_in=st.integers(0, 5),
+    n_draws=st.integers(1, 4),
+    thin=st.integers(1, 4),
+    settle=st.integers(0, 4),
+    jitter=st.sampled_from([0.0, 0.3]),
+    noise=st.sampled_from(["normal", "uniform", "upstream"]),
+    init=st.sampled_from(["uniform", "normal"]),
+    first_chain=st.sampled_from([0, 2**32 - 3, 2**40 + 1]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_schedule_and_noise_agree_with_the_reference(**options):
+    request = SampleRequest(n_chains=7, **options)
+    precision, _, rtol = FP32_RUN
+    steps = request.schedule.n_steps
+    # every step multiplies a difference by at most the network's slope, about 2 for this one
+    assert_same_run(MODEL, request, (precision, 1e-6 * 2 ** min(steps, 10), rtol))
+
+
+def test_uniform_start_noise_has_the_bits_of_the_reference():
+    chains = torch.cat((torch.arange(700), torch.tensor([2**32 - 1, 2**32, 2**62 - 1])))
+    for seed in (0, 2**31, 2**63 + 5, 2**64 - 1):
+        request = SampleRequest(n_chains=1, seed=seed)
+        assert torch.equal(CpuEngine(MODEL, request).start(chains), reference(MODEL, request).start(chains))
+
+
+def test_normal_start_noise_is_within_a_few_ulp():
+    request = SampleRequest(n_chains=1, init="normal", seed=9)
+    chains = torch.arange(20_000)
+    got, want = CpuEngine(MODEL, request).start(chains), reference(MODEL, request).start(chains)
+    assert_states_close(got, want, atol=3e-7, rtol=5e-7, what="normal start noise")
+    assert float(got.abs().max()) == 1.0, "N(0, 1) is clipped to the data range"
+
+
+@pytest.mark.parametrize("bound", ["tanh", "sigmoid"])
+def test_bound_is_accurate_on_the_whole_line(bound):
+    model = KaleidoMLP(ModelSpec((1, 1), bound=bound, bias=(False,)))
+    with torch.no_grad():
+        model.linears[0].weight.fill_(1.0)
+    x = torch.cat((torch.linspace(-30, 30, 40_001), torch.logspace(-30, 30, 4001), -torch.logspace(-30, 30, 4001)))
+    x = torch.cat((x, torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])))[:, None]
+    got = CpuEngine(model, SampleRequest(n_chains=len(x))).advance(torch.arange(len(x)), x, 0, 1, None, lambda _: None)
+    assert_states_close(got.state, getattr(torch, bound)(x.double()), atol=2e-7, what=bound)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_hidden_activations_are_accurate(activation):
+    model = KaleidoMLP(ModelSpec((1, 1, 1), activation=activation, bias=(False, False)))
+    with torch.no_grad():
+        for layer in model.linears:
+            layer.weight.fill_(1.0)
+    x = torch.cat((torch.linspace(-12, 12, 40_001), torch.logspace(-30, 4, 2001), -torch.logspace(-30, 4, 2001)))[
+        :, None
+    ]
+    got = CpuEngine(model, SampleRequest(n_chains=len(x))).advance(torch.arange(len(x)), x, 0, 1, None, lambda _: None)
+    with torch.no_grad():
+        want = model.double()(x.double())
+    assert_states_close(got.state, want, atol=6e-7, what=activation)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 127, 128, 129, 600])
+def test_a_chain_has_the_same_bits_in_any_company(n, jitter):
+    request = SampleRequest(n_chains=700, burn_in=5, n_draws=2, jitter=jitter, seed=2)
+    engine = CpuEngine(MODEL, request)
+    whole = run(engine, torch.arange(700))
+    chosen = torch.randperm(700, generator=torch.Generator().manual_seed(n))[:n]
+    assert_same_bits(run(engine, chosen), [values[chosen] for values in whole], f"{n} chains, shuffled")
+
+
+@settings(max_examples=20, deadline=None)
+@given(first=st.integers(1, 7), jitter=st.sampled_from([0.0, 0.3]), noise=st.sampled_from(["normal", "upstream"]))
+def test_any_split_in_time_gives_the_same_bits(first, jitter, noise):
+    request = SampleRequest(n_chains=50, burn_in=3, n_draws=2, thin=3, jitter=jitter, noise=noise)
+    engine, chains = CpuEngine(MODEL, request), torch.arange(50)
+    whole = run(engine, chains)
+    early, state, _ = run(engine, chains, last=first)
+    late, final, residual = run(engine, chains, state, first)
+    assert_same_bits((torch.where(early.isnan(), late, early), final, residual), whole, f"split at {first}")
+
+
+def test_calls_of_few_steps_give_the_same_bits(monkeypatch):
+    """Long runs are cut so that they can be interrupted; a cut must not show."""
+    from kaleido_fast.engines import cpu
+
+    request = SampleRequest(n_chains=300, burn_in=6, n_draws=2, jitter=0.2)
+    whole = run(CpuEngine(MODEL, request), torch.arange(300))
+    monkeypatch.setattr(cpu, "steps_per_call", lambda *_: 3)
+    counted: list[int] = []
+    cut = run(CpuEngine(MODEL, request), torch.arange(300), report=counted.append)
+    assert_same_bits(cut, whole, "three steps a call")
+    assert sum(counted) == 300 * 8
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_number_of_threads_changes_no_bit_and_report_stays_in_the_calling_thread(threads):
+    request = SampleRequest(n_chains=5000, burn_in=20, jitter=0.1)
+    engine, runs, reporters = CpuEngine(MODEL, request), [], set()
+    for count in (1, 2, 5):
+        threads(count)
+        counted: list[int] = []
+
+        def report(steps, counted=counted):
+            counted.append(steps)
+            reporters.add(threading.get_ident())
+
+        runs.append(run(engine, torch.arange(5000), report=report))
+        assert sum(counted) == 5000 * 21
+    for other in runs[1:]:
+        assert_same_bits(other, runs[0], "threads")
+    assert reporters == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_report_can_stop_a_run(threads, count):
+    threads(count)
+    request = SampleRequest(n_chains=20_000, burn_in=2000)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(CpuEngine(MODEL, request), torch.arange(20_000), report=stop)
+    assert not [t for t in threading.enumerate() if t.name.startswith("kaleido")], "a thread outlived the run"
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
+def test_nan_stays_in_its_own_chain(noise):
+    request = SampleRequest(n_chains=100, burn_in=3, jitter=0.1, noise=noise, settle=0)
+    engine, chains = CpuEngine(MODEL, request), torch.arange(100)
+    state = torch.rand(100, 5) - 0.5
+    clean = run(engine, chains, state)
+    state[37, 2] = torch.nan
+    draws, final, residual = run(engine, chains, state)
+    others = chains != 37
+    assert draws[37].isnan().all() and final[37].isnan().all() and residual[37].isnan()
+    assert_same_bits((draws[others], final[others], residual[others]), [v[others] for v in clean], "beside a NaN")
+
+
+def test_layers_without_bias_and_a_narrow_data_range():
+    model = random_mlp(5, 11, 9, 5, bias=(True, False, False), low=-0.5, high=0.75)
+    for noise in ("normal", "uniform", "upstream"):
+        request = SampleRequest(n_chains=40, burn_in=2, jitter=0.2, noise=noise, init="normal")
+        assert_same_run(model, request, FP32_RUN)
+
+
+def test_given_states_are_not_written_to():
+    state = torch.rand(40, 5) - 0.5
+    before = state.clone()
+    run(CpuEngine(MODEL, SampleRequest(n_chains=40)), torch.arange(40), state)
+    assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("form", ["strided", "float64", "none"])
+def test_draws_may_lie_anywhere(form):
+    request = SampleRequest(n_chains=40, burn_in=1, n_draws=3)
+    engine, chains = CpuEngine(MODEL, request), torch.arange(40)
+    want, final, _ = run(engine, chains)
+    if form == "none":
+        assert torch.equal(engine.advance(chains, None, 0, 4, None, lambda _: None).state, final)
+        return
+    draws = torch.zeros(3, 40, 5).transpose(0, 1) if form == "strided" else torch.zeros(40, 3, 5, dtype=torch.float64)
+    engine.advance(chains, None, 0, 4, draws, lambda _: None)
+    assert torch.equal(draws.float(), want)
+
+
+def test_tiles_are_whole_register_blocks_and_small_runs_occupy_all_threads():
+    for shape in NETWORKS.values():
+        assert tile_chains(shape.widths, 32) == (256 if shape.hidden > 1024 else 128)
+    assert tile_chains((2, 2**20, 2), 32) == 32
+    assert [tile_chains((8, 8), 32, n, 4) for n in (1, 128, 129, 10_000)] == [32, 32, 64, 128]
+
+
+@given(
+    n=st.integers(1, 10**6), tile=st.sampled_from([16, 128]), threads=st.integers(1, 64), flops=st.integers(1, 10**15)
+)
+def test_units_are_whole_tiles_and_calls_make_progress(n, tile, threads, flops):
+    unit = unit_chains(n, tile, threads, flops)
+    assert unit % tile == 0 and unit >= tile
+    assert unit == tile or unit * threads <= n + tile * threads, "no thread is left without work"
+    assert steps_per_call(flops, unit) >= 1
+
+
+def test_philox_words_of_the_loops_are_those_of_the_torch_code():
+    """Through the uniforms: u = (word >> 8) 2^-24, so 24 of the 32 bits of each word, of four neighbouring dims."""
+    from kaleido_fast.noise import uniforms
+
+    model = KaleidoMLP(ModelSpec((9, 9), bound="sigmoid"))
+    got = CpuEngine(model, SampleRequest(n_chains=1, seed=77)).start(torch.arange(1000))
+    assert np.array_equal(got.numpy(), uniforms(77, torch.arange(1000), 9, 0).numpy())
