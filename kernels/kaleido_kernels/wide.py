@@ -145,6 +145,43 @@ def is_jittered(step, burn_in, thin, settle):
     return (step > 0) & (step < burn_in + (draw + 1) * thin - settle)
 
 
+@triton.jit
+def run_layers(
+    act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr, raw_row, base,
+    N_LAYERS: tl.constexpr, DIM: tl.constexpr, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr,
+    PRECISION: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    LAST_COLS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """All layers of one step, from the state's blocks in scratch to raw sums at ``raw_row``, ready to be read."""
+    for layer in range(N_LAYERS - 1):
+        entry = table_ptr + layer * TABLE_COLS
+        inner_blocks = tl.load(entry)
+        col_tiles = tl.load(entry + 1)
+        weight_block = tl.load(entry + 2)
+        bias_tile = tl.load(entry + 3)
+        in_block = base + tl.load(entry + 4)
+        out_block = base + tl.load(entry + 5)
+        for n in range(col_tiles):
+            acc = product_tile(
+                act_desc, act_ptr, weight_desc, weight_ptr, bias_ptr,
+                in_block, weight_block + n * inner_blocks, bias_tile + n, inner_blocks,
+                ROWS, COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
+            )  # fmt: skip
+            high, low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
+            store_blocks(act_ptr, out_block + n * (COLS // INNER), high, low, ROWS, COLS, INNER, PARTS)
+        end_stores(USE_TMA, USE_ASM)
+    entry = table_ptr + (N_LAYERS - 1) * TABLE_COLS
+    inner_blocks = tl.load(entry)
+    in_block = base + tl.load(entry + 4)
+    for n in range((DIM + LAST_COLS - 1) // LAST_COLS):
+        acc = product_tile(
+            act_desc, act_ptr, last_desc, last_ptr, last_bias_ptr, in_block, n * inner_blocks, n, inner_blocks,
+            ROWS, LAST_COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
+        )  # fmt: skip
+        tl.store(raw_row + (n * LAST_COLS + tl.arange(0, LAST_COLS))[None, :], acc)
+    tl.debug_barrier()
+
+
 @triton.jit(do_not_specialize=(*UNSPECIALISED, "n_tiles"))
 def wide_kernel(
     draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
@@ -229,34 +266,11 @@ def wide_kernel(
         end_stores(USE_TMA, USE_ASM)
         for step_number in range(first_step, end_step):
             step = tl.full([], 0, tl.int32) + step_number
-            for layer in range(N_LAYERS - 1):
-                entry = table_ptr + layer * TABLE_COLS
-                inner_blocks = tl.load(entry)
-                col_tiles = tl.load(entry + 1)
-                weight_block = tl.load(entry + 2)
-                bias_tile = tl.load(entry + 3)
-                in_block = base + tl.load(entry + 4)
-                out_block = base + tl.load(entry + 5)
-                for n in range(col_tiles):
-                    acc = product_tile(
-                        act_desc, act_ptr, weight_desc, weight_ptr, bias_ptr,
-                        in_block, weight_block + n * inner_blocks, bias_tile + n, inner_blocks,
-                        ROWS, COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
-                    )  # fmt: skip
-                    high, low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
-                    store_blocks(act_ptr, out_block + n * (COLS // INNER), high, low, ROWS, COLS, INNER, PARTS)
-                end_stores(USE_TMA, USE_ASM)
-            entry = table_ptr + (N_LAYERS - 1) * TABLE_COLS
-            inner_blocks = tl.load(entry)
-            in_block = base + tl.load(entry + 4)
-            for n in range((DIM + LAST_COLS - 1) // LAST_COLS):
-                acc = product_tile(
-                    act_desc, act_ptr, last_desc, last_ptr, last_bias_ptr, in_block, n * inner_blocks, n, inner_blocks,
-                    ROWS, LAST_COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
-                )  # fmt: skip
-                tl.store(raw_row + (n * LAST_COLS + tl.arange(0, LAST_COLS))[None, :], acc)
-            tl.debug_barrier()
-
+            run_layers(
+                act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr,
+                raw_row, base, N_LAYERS, DIM, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM, USE_TMA,
+                ROWS, COLS, LAST_COLS, INNER, PARTS, STAGES,
+            )  # fmt: skip
             is_last = step_number == end_step - 1
             past = step + 1 - burn_in
             draw = past // thin - 1
