@@ -111,10 +111,12 @@ def find_subjects(networks: tuple[str, ...], model: str | None) -> list[Subject]
     """The networks asked for; all six if none is, and only the checkpoint if just that is named.
 
     Raises:
-        InputError: a network that does not exist, with the nearest name.
+        InputError: a network that does not exist, with the nearest name; a checkpoint that cannot be read.
     """
     for name in networks:
         network_spec(name)
+    if model is not None:
+        Subject(model, path=model).model()  # a bad file is found out now, not after the networks before it
     chosen = networks or (() if model else tuple(SIZES))
     subjects = [Subject(name, network=name) for name in dict.fromkeys(chosen)]
     if model is not None:
