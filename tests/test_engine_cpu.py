@@ -14,17 +14,24 @@ from hypothesis import strategies as st
 
 from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
 from kaleido_fast.engines.reference import ReferenceEngine
+from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.plan import SampleRequest
 from kaleido_fast.presets import NETWORKS
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
-from kaleido_fast.engines.cpu import CpuEngine
+from kaleido_fast.engines import cpu_kernels
+from kaleido_fast.engines.cpu import CpuEngine, make_tile
+
+needs_bf16 = pytest.mark.skipif(not cpu_kernels.HAS_BF16, reason="this processor has no AVX512-BF16")
+PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
 # (precision, atol, rtol): sums are taken in another order, by one multiply-add each; a step of a random network may
 # double a difference.
 FP32_STEP = ("fp32", 1e-6, 1e-6)
 FP32_RUN = ("fp32", 2e-5, 1e-5)
+# Where two fp32 sums straddle a rounding to bf16, an operand differs by its last place, 2^-8 of it.
+BF16_STEP = ("bf16", 8e-3, 0.0)
 ACTIVATIONS = ["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh"]
 MODEL = random_mlp(5, 11, 13, 5)
 
@@ -82,12 +89,40 @@ def test_odd_widths_agree_with_the_reference(widths):
     assert_same_run(random_mlp(*widths), SampleRequest(n_chains=131, burn_in=2, seed=1), FP32_RUN)
 
 
+@needs_bf16
+@pytest.mark.parametrize("widths", [(1, 1), (1, 10, 1), (5, 11, 13, 5), (2, 50, 50, 2), (67, 13, 67), (7, 1031, 7)])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_bf16_agrees_with_the_rounded_operands_of_the_reference(widths, activation):
+    model = random_mlp(*widths, activation=activation)
+    request = SampleRequest(n_chains=131, burn_in=0, seed=1, precision="bf16")
+    assert_same_run(model, request, BF16_STEP)
+    chains = torch.arange(131)
+    got, want = run(CpuEngine(model, request), chains)[1], run(reference(model, request), chains)[1]
+    assert float((got - want).abs().median()) < 1e-6, "most chains meet no such rounding"
+
+
+@needs_bf16
+def test_bf16_rounds_ties_to_even():
+    """One weight of 1: the output is the rounded input, between two neighbours, at ties and beyond."""
+    model = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
+    with torch.no_grad():
+        model.linears[0].weight.fill_(1.0)
+    bits = torch.arange(0x3E80_0000, 0x3E88_0000, 0x1000, dtype=torch.int32)
+    x = torch.cat((bits.view(torch.float32), -bits.view(torch.float32), torch.tensor([torch.nan, torch.inf])))[:, None]
+    request = SampleRequest(n_chains=len(x), precision="bf16")
+    got = CpuEngine(model, request).advance(torch.arange(len(x)), x, 0, 1, None, lambda _: None).state
+    assert_states_close(got, torch.tanh(x.to(torch.bfloat16).double()), atol=2e-7, what="rounding")
+
+
+@pytest.mark.parametrize("precision", ["fp64", "tf32", "fp16"])
+def test_other_precisions_are_refused(precision):
+    with pytest.raises(InputError, match=rf"no {precision} on this processor: use precision='fp32'"):
+        CpuEngine(MODEL, SampleRequest(n_chains=1, precision=precision))
+
+
 @pytest.mark.parametrize("n_out", range(1, 38))
 def test_every_register_block_computes_every_output(n_out):
     """Whole numbers below 2^24: any order of summing is exact, so a slip of one weight shows."""
-    from kaleido_fast.engines import cpu_kernels
-    from kaleido_fast.engines.cpu import make_tile
-
     model = KaleidoMLP(ModelSpec((3, n_out, 3), low=-0.5, high=0.5))
     generator = torch.Generator().manual_seed(n_out)
     with torch.no_grad():
@@ -102,7 +137,7 @@ def test_every_register_block_computes_every_output(n_out):
     with torch.no_grad():
         want = model.double()(state.double())
     assert_states_close(got, want, atol=2e-7, what=f"{n_out} hidden")
-    assert make_tile(model.spec, 2 * cpu_kernels.LANES, cpu_kernels).state.ctypes.data % 64 == 0
+    assert make_tile(model.spec, 2 * cpu_kernels.LANES, "fp32", cpu_kernels).state.ctypes.data % 64 == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,8 +203,9 @@ def test_hidden_activations_are_accurate(activation):
 
 @pytest.mark.parametrize("jitter", [0.0, 0.4])
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 127, 128, 129, 600])
-def test_a_chain_has_the_same_bits_in_any_company(n, jitter):
-    request = SampleRequest(n_chains=700, burn_in=5, n_draws=2, jitter=jitter, seed=2)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_chain_has_the_same_bits_in_any_company(n, jitter, precision):
+    request = SampleRequest(n_chains=700, burn_in=5, n_draws=2, jitter=jitter, seed=2, precision=precision)
     engine = CpuEngine(MODEL, request)
     whole = run(engine, torch.arange(700))
     chosen = torch.randperm(700, generator=torch.Generator().manual_seed(n))[:n]
@@ -239,8 +275,9 @@ def test_report_can_stop_a_run(threads, count):
 
 
 @pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
-def test_nan_stays_in_its_own_chain(noise):
-    request = SampleRequest(n_chains=100, burn_in=3, jitter=0.1, noise=noise, settle=0)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_stays_in_its_own_chain(noise, precision):
+    request = SampleRequest(n_chains=100, burn_in=3, jitter=0.1, noise=noise, settle=0, precision=precision)
     engine, chains = CpuEngine(MODEL, request), torch.arange(100)
     state = torch.rand(100, 5) - 0.5
     clean = run(engine, chains, state)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
+from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.plan import SampleRequest
 
@@ -25,11 +27,14 @@ MASK32 = 0xFFFFFFFF
 
 
 class CpuEngine:
-    """fp32 on all cores that ``torch.get_num_threads()`` allows; needs numba.
+    """Loops on all cores that ``torch.get_num_threads()`` allows; needs numba.
 
     Args:
         model: the network; its weights are copied into the order in which the loops read them.
-        request: what to compute, in fp32.
+        request: what to compute, in fp32, or in bf16 where the processor multiplies it (AVX512-BF16).
+
+    Raises:
+        InputError: another precision.
     """
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest) -> None:
@@ -37,8 +42,12 @@ class CpuEngine:
         from kaleido_fast.engines import cpu_kernels
 
         self.kernels = cpu_kernels
+        if request.precision not in ("fp32", "bf16") or (request.precision == "bf16" and not cpu_kernels.HAS_BF16):
+            raise InputError(
+                f"engine 'cpu' has no {request.precision} on this processor: use precision='fp32' or engine='reference'"
+            )
         self.request, self.spec = request, model.spec
-        self.layers = pack_layers(model, cpu_kernels)
+        self.layers = pack_layers(model, request.precision, cpu_kernels)
         self.steps = _steps(request, cpu_kernels)
 
     def start(self, chains: Tensor) -> Tensor:
@@ -126,7 +135,7 @@ class _Run:
 
     def _work(self) -> Iterator[int]:
         """Take units until there are none; yields the chain-steps of every call."""
-        tile = make_tile(self.engine.spec, self.tile, self.engine.kernels)
+        tile = make_tile(self.engine.spec, self.tile, self.engine.request.precision, self.engine.kernels)
         while not self.stopped:
             with self.counter_lock:
                 unit = next(self.counter)
@@ -159,18 +168,19 @@ class _Run:
             start, step = self.engine.kernels.NONE, last
 
 
-def pack_layers(model: KaleidoMLP, kernels: Any) -> cpu_kernels.Layers:
+def pack_layers(model: KaleidoMLP, precision: str, kernels: Any) -> cpu_kernels.Layers:
     """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
+    pack = _bf16_pairs if precision == "bf16" else _fp32
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     table, first_weight, first_bias = [], 0, 0
     for layer in model.linears:
-        weight = layer.weight.detach().to("cpu", torch.float32)
-        n_out, n_in = weight.shape
+        n_out, n_in = layer.weight.shape
         n_blocks = -(-n_out // kernels.MAX_OUTPUTS)
         table.append((n_in, n_out, n_blocks, first_weight, first_bias))
-        first_weight, first_bias = first_weight + n_in * n_out, first_bias + n_out
+        weight = pack(layer.weight)
         weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
+        first_weight, first_bias = first_weight + weight.numel(), first_bias + n_out
         biases.append(torch.zeros(n_out) if layer.bias is None else layer.bias.detach().to("cpu", torch.float32))
     spec = model.spec
     return kernels.Layers(
@@ -188,15 +198,30 @@ def pack_layers(model: KaleidoMLP, kernels: Any) -> cpu_kernels.Layers:
     )
 
 
-def make_tile(spec: ModelSpec, chains: int, kernels: Any) -> cpu_kernels.Tile:
+def _fp32(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float32)
+
+
+def _bf16_pairs(weight: Tensor) -> Tensor:
+    """(n_out, n_in) -> (n_out, ceil(n_in / 2)) int32, the even input in the low half."""
+    rounded = weight.detach().to("cpu", torch.bfloat16)
+    if rounded.shape[1] % 2:
+        rounded = F.pad(rounded, (0, 1))
+    bits = rounded.view(torch.int16).to(torch.int32)
+    return (bits[:, ::2] & 0xFFFF) | (bits[:, 1::2] << 16)
+
+
+def make_tile(spec: ModelSpec, chains: int, precision: str, kernels: Any) -> cpu_kernels.Tile:
     """One thread's buffers for tiles of ``chains`` chains."""
     state, widest, lanes = chains * spec.dim, chains * max(spec.widths), kernels.LANES
+    pairs = chains * (max(spec.widths) + 1) // 2 if precision == "bf16" else 0
     return kernels.Tile(
         chains=np.zeros(chains, np.int64),
         state=_aligned(state),
         moved=_aligned(state),
         hidden=_aligned(widest),
         other=_aligned(widest),
+        pairs=_aligned(pairs).view(np.int32),
         words=np.zeros(4 * lanes, np.uint32),
         noise=_aligned(4 * lanes),
         residual=_aligned(chains),

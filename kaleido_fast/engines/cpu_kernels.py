@@ -44,6 +44,7 @@ def _register_block() -> tuple[int, int, int]:
 
 VECTOR, VECTORS, MAX_OUTPUTS = _register_block()
 LANES = VECTOR * VECTORS
+HAS_BF16 = VECTOR == 16 and bool(binding.get_host_cpu_features().get("avx512bf16"))
 _ROW_BYTES = 4 * LANES
 
 
@@ -51,7 +52,8 @@ class Layers(NamedTuple):
     """A packed network.
 
     Args:
-        weights: all layers one after the other; each is a sequence of blocks [input][output of the block].
+        weights: all layers one after the other; each is a sequence of blocks [input][output of the block], fp32; or
+            [pair of inputs][output], int32 that hold two bf16, the even input in the low half.
         biases: all layers one after the other.
         table: (n_layers, 5) int64: inputs, outputs, blocks, first weight, first bias.
         activation, slope: code of the hidden activation, and the slope of leaky_relu.
@@ -92,6 +94,7 @@ class Tile(NamedTuple):
         chains: (subs * LANES,) int64 absolute chain ids.
         state, moved: (subs * dim * LANES,) fp32.
         hidden, other: (subs * widest layer * LANES,) fp32.
+        pairs: the inputs of a layer as pairs of bf16, (subs * half of the widest layer * LANES,) int32; () with fp32.
         words, noise: (4 * LANES,) uint32 and fp32.
         residual: (subs * LANES,) fp32, of the last step run.
     """
@@ -101,6 +104,7 @@ class Tile(NamedTuple):
     moved: np.ndarray
     hidden: np.ndarray
     other: np.ndarray
+    pairs: np.ndarray
     words: np.ndarray
     noise: np.ndarray
     residual: np.ndarray
@@ -292,34 +296,40 @@ def _cos_sin(angle):
 
 
 class _Emitter:
-    """Vector instructions on byte addresses (64-bit integers)."""
+    """Vector instructions on byte addresses (64-bit integers); operands are fp32, or pairs of bf16 in 32 bits."""
 
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
+    def __init__(self, builder: Any, paired: bool) -> None:
+        self.builder, self.paired = builder, paired
         self.vector = ir.VectorType(ir.FloatType(), VECTOR)
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        self.fma_function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{VECTOR}f32")
+        self.operand = ir.VectorType(ir.IntType(32), VECTOR) if paired else self.vector
+        if paired:
+            binding.initialize_native_asmparser()
 
     def shift(self, address: Any, n_bytes: int) -> Any:
         return self.builder.add(address, ir.Constant(ir.IntType(64), n_bytes)) if n_bytes else address
 
-    def load(self, address: Any) -> Any:
-        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=4)
+    def load(self, address: Any, kind: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=4)
 
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=4)
 
     def spread(self, scalar: Any) -> Any:
-        empty = ir.Constant(self.vector, ir.Undefined)
+        empty = ir.Constant(ir.VectorType(scalar.type, VECTOR), ir.Undefined)
         first = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), [0] * VECTOR)
         return self.builder.shuffle_vector(first, empty, lanes)
 
-    def load_spread(self, address: Any) -> Any:
-        return self.spread(self.builder.load(self.builder.inttoptr(address, ir.FloatType().as_pointer()), align=4))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self.fma_function, [a, b, c])
+    def add_product(self, x: Any, w: Any, total: Any) -> Any:
+        """total + x w in one rounding; of pairs, total + x0 w0 + x1 w1, by the instruction that LLVM 15 and 20 both
+        know under one name only in assembler.
+        """
+        if not self.paired:
+            kind = ir.FunctionType(self.vector, [self.vector] * 3)
+            fma = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fmuladd.v{VECTOR}f32")
+            return self.builder.call(fma, [x, w, total])
+        kind = ir.FunctionType(self.vector, [self.operand, self.operand, self.vector])
+        return self.builder.asm(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0", [x, w, total], False)
 
     def phi(self, kind: Any, first: Any, entry: Any) -> Any:
         phi = self.builder.phi(kind)
@@ -330,18 +340,18 @@ class _Emitter:
 def _emit_products(e: _Emitter, n_outputs: int, x: Any, w: Any, b: Any, n_in: Any) -> list[Any]:
     """Sums of one block, outputs x vectors: bias plus a loop over the inputs."""
     builder, int64 = e.builder, ir.IntType(64)
-    starts = [e.load_spread(e.shift(b, 4 * m)) for m in range(n_outputs)]
+    starts = [e.spread(e.load(e.shift(b, 4 * m), e.vector.element)) for m in range(n_outputs)]
     entry, loop, after = builder.block, builder.append_basic_block("inputs"), builder.append_basic_block("summed")
     builder.branch(loop)
     builder.position_at_end(loop)
     k = e.phi(int64, ir.Constant(int64, 0), entry)
     x_at, w_at = e.phi(int64, x, entry), e.phi(int64, w, entry)
     sums = [e.phi(e.vector, starts[m], entry) for m in range(n_outputs) for _ in range(VECTORS)]
-    inputs = [e.load(e.shift(x_at, 4 * VECTOR * v)) for v in range(VECTORS)]
+    inputs = [e.load(e.shift(x_at, 4 * VECTOR * v), e.operand) for v in range(VECTORS)]
     results = []
     for m in range(n_outputs):
-        weight = e.load_spread(e.shift(w_at, 4 * m))
-        results += [e.fma(inputs[v], weight, sums[m * VECTORS + v]) for v in range(VECTORS)]
+        weight = e.spread(e.load(e.shift(w_at, 4 * m), e.operand.element))
+        results += [e.add_product(inputs[v], weight, sums[m * VECTORS + v]) for v in range(VECTORS)]
     k_next = builder.add(k, ir.Constant(int64, 1))
     carried = [(k, k_next), (x_at, e.shift(x_at, _ROW_BYTES)), (w_at, e.shift(w_at, 4 * n_outputs))]
     for phi, value in [*carried, *zip(sums, results, strict=True)]:
@@ -364,7 +374,7 @@ def _emit_store(e: _Emitter, sums: list[Any], y: Any, activation: int, slope: An
 def _emit_block(e: _Emitter, n_outputs: int, args: Any, end: Any) -> None:
     """Products, then the activation that can be done in registers, chosen at run time."""
     builder = e.builder
-    _, y, x, w, b, n_in, activation, slope = args
+    _, y, x, w, b, n_in, activation, slope, _ = args
     sums = _emit_products(e, n_outputs, x, w, b, n_in)
     blocks = {code: builder.append_basic_block(f"activation{code}") for code in (NONE, RELU, LEAKY_RELU)}
     switch = builder.switch(activation, blocks[NONE])
@@ -378,21 +388,31 @@ def _emit_block(e: _Emitter, n_outputs: int, args: Any, end: Any) -> None:
 
 @intrinsic
 def _dense_block(
-    typingctx: Any, n_outputs: Any, y: Any, x: Any, w: Any, b: Any, n_in: Any, activation: Any, slope: Any
+    typingctx: Any,
+    n_outputs: Any,
+    y: Any,
+    x: Any,
+    w: Any,
+    b: Any,
+    n_in: Any,
+    activation: Any,
+    slope: Any,
+    weights: Any,
 ) -> Any:
     """``n_outputs`` outputs (1 .. MAX_OUTPUTS) of `LANES` chains.
 
     Args:
         n_outputs: picks one of MAX_OUTPUTS loops, each with its sums in registers.
-        y, x: addresses of [output][lane] and [input][lane] fp32.
-        w, b: addresses of [input][output] and [output] fp32.
-        n_in: inputs, at least 1.
+        y, b: addresses of [output][lane] and [output] fp32.
+        x, w: addresses of [input][lane] and [input][output], of the type of ``weights``.
+        n_in: inputs, or pairs of them, at least 1.
         activation: code; those that cannot be done in registers are left to `_activate`.
         slope: of leaky_relu.
+        weights: the array, for its type: fp32, or int32 for pairs of bf16.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(builder)
+        e = _Emitter(builder, paired=isinstance(weights.dtype, types.Integer))
         end = builder.append_basic_block("stored")
         cases = [builder.append_basic_block(f"outputs{m}") for m in range(1, MAX_OUTPUTS + 1)]
         switch = builder.switch(args[0], cases[0])
@@ -405,7 +425,7 @@ def _dense_block(
         return context.get_dummy_value()
 
     word = types.int64
-    return types.void(word, word, word, word, word, word, word, types.float32), codegen
+    return types.void(word, word, word, word, word, word, word, types.float32, weights), codegen
 
 
 # ---- noise
@@ -531,20 +551,50 @@ def _activate(values, n_rows, code):
                 v[i] = _sigmoid(v[i])
 
 
+_BF16_LAST, _BF16_BELOW_HALF, _BF16_NAN, _16_BITS = np.uint32(1), np.uint32(0x7FFF), np.uint32(0x7FC0), np.uint32(16)
+
+
+@_inner
+def _bf16(x):
+    """Bits of x rounded to the nearest bf16, ties to even."""
+    bits = np.uint32(_bits(x))
+    rounded = np.uint32(bits + _BF16_BELOW_HALF + ((bits >> _16_BITS) & _BF16_LAST)) >> _16_BITS
+    return _BF16_NAN if x != x else np.uint32(rounded)
+
+
 @_pasted
-def _layer(layers, index, subs, source, target, activation):
+def _round_to_pairs(values, subs, n_in, pairs):
+    """[sub][input][lane] fp32 -> [sub][pair of inputs][lane]; an odd last input is paired with 0."""
+    n_pairs = (n_in + 1) // 2
+    for sub in range(subs):
+        for pair in range(n_pairs):
+            at, even = (sub * n_pairs + pair) * LANES, (sub * n_in + 2 * pair) * LANES
+            out, low = pairs[at : at + LANES], values[even : even + LANES]
+            if 2 * pair + 1 < n_in:
+                high = values[even + LANES : even + 2 * LANES]
+                for i in range(LANES):
+                    out[i] = np.int32(_bf16(low[i]) | (_bf16(high[i]) << _16_BITS))
+            else:
+                for i in range(LANES):
+                    out[i] = np.int32(_bf16(low[i]))
+
+
+@_pasted
+def _layer(layers, index, subs, source, target, tile, activation):
     """One layer of a tile; a block of weights serves all sub-tiles before the next one is read."""
     n_in, n_out, n_blocks, first_weight, first_bias = layers.table[index]
     x, y = np.int64(source.ctypes.data), np.int64(target.ctypes.data)
+    if len(tile.pairs) > 0:
+        _round_to_pairs(source, subs, n_in, tile.pairs)
+        x, n_in = np.int64(tile.pairs.ctypes.data), (n_in + 1) // 2
     w = np.int64(layers.weights.ctypes.data) + 4 * first_weight
     b = np.int64(layers.biases.ctypes.data) + 4 * first_bias
     least, n_larger = n_out // n_blocks, n_out % n_blocks
     for block in range(n_blocks):
         n = least + 1 if block < n_larger else least
         for sub in range(subs):
-            _dense_block(
-                n, y + sub * n_out * _ROW_BYTES, x + sub * n_in * _ROW_BYTES, w, b, n_in, activation, layers.slope
-            )
+            y_sub, x_sub = y + sub * n_out * _ROW_BYTES, x + sub * n_in * _ROW_BYTES
+            _dense_block(n, y_sub, x_sub, w, b, n_in, activation, layers.slope, layers.weights)
         y += n * _ROW_BYTES
         w += 4 * n * n_in
         b += 4 * n
@@ -560,7 +610,7 @@ def _network(layers, subs, source, target, tile):
     for index in range(n_layers):
         hidden_layer = index < n_layers - 1
         y = hidden if hidden_layer else target
-        _layer(layers, index, subs, x, y, layers.activation if hidden_layer else layers.bound)
+        _layer(layers, index, subs, x, y, tile, layers.activation if hidden_layer else layers.bound)
         x, hidden, other = hidden, other, hidden
 
 
