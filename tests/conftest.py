@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
+
+# Triton reads this when kernels are decorated: kernels run in its interpreter where there is no GPU. Tests that need
+# compiled kernels start processes of their own without it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from kaleido_fast.checkpoint import ModelCard, save_checkpoint
 from kaleido_fast.model import KaleidoMLP, ModelSpec

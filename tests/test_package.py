@@ -54,22 +54,24 @@ def _code(text: str) -> list[str]:
     return blocks + re.findall(r"`([^`\n]+)`", prose)
 
 
-def test_readme_names_only_options_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    commands = "\n".join(_code(readme))
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
+def test_pages_name_only_options_that_exist(page):
+    text = (ROOT / page).read_text()
+    commands = "\n".join(_code(text))
     for line in re.findall(r"kaleido-fast ([a-z]+)((?: +\S+)*)", commands):
         command, rest = line
-        assert command in COMMANDS, f"README names kaleido-fast {command}"
+        assert command in COMMANDS, f"{page} names kaleido-fast {command}"
         known = CliRunner().invoke(cli, [command, "--help"]).output
         for option in re.findall(r"--[a-z][a-z-]+", rest):
-            assert option in known, f"README names kaleido-fast {command} {option}"
+            assert option in known, f"{page} names kaleido-fast {command} {option}"
 
 
-def test_readme_python_example_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
+def test_python_examples_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(block, page, "exec"), {"__name__": "example"})
 
 
 def test_nothing_speaks_of_the_machine_it_was_made_on():

@@ -1,0 +1,50 @@
+"""Prints the precision table of docs/kernels.md: ``python benchmarks/precision_table.py``.
+
+Errors are of one step of the bundled digits model from 4096 random starts against fp64, on the reference engine, which
+rounds operands as the kernels do. Relative costs come from the cost model of ``kaleido_kernels.inspect``, not a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from kaleido_fast import fast_sample
+
+FORM_OF = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}
+NETS = ("points2d", "digits", "mnist")
+CHAINS = 4096
+
+
+def one_step_error(precision: str) -> float:
+    """Largest absolute error of a state after one step."""
+    options = {"n_chains": CHAINS, "burn_in": 0, "jitter": 0.0, "engine": "reference"}
+    exact = fast_sample("digits", precision="fp64", **options).draws
+    return float((fast_sample("digits", precision=precision, **options).draws.double() - exact).abs().max())
+
+
+def predicted_ms() -> dict[tuple[str, str], float]:
+    """(network, device precision) -> milliseconds for 100,000 chains x 300 steps, by the cost model."""
+    command = [sys.executable, "-m", "kaleido_kernels.inspect", "--arch", "sm_90", "--json"]
+    command += [word for net in NETS for word in ("--net", net)]
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    reports = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
+    quiet = [report for report in reports if report["jitter"] == "none"]
+    return {(report["net"], report["precision"]): report["estimate"]["milliseconds"] for report in quiet}
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    ms = predicted_ms()
+    print(f"| precision | one-step maximum error | {' | '.join(f'{net}, cost' for net in NETS)} |")
+    print(f"|---|---|{'---|' * len(NETS)}")
+    for precision in ("fp32", "tf32", "fp16", "bf16"):
+        form = FORM_OF.get(precision)
+        costs = [f"{ms[net, form] / ms[net, 'fp16']:.1f}" if form else "-" for net in NETS]
+        print(f"| {precision} | {one_step_error(precision):.1e} | {' | '.join(costs)} |")
+
+
+if __name__ == "__main__":
+    main()
