@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kaleido_fast.attractors import Catalogue as Catalogue
-    from kaleido_fast.attractors import attractors as attractors
+    from kaleido_fast.basins import Catalogue as Catalogue
+    from kaleido_fast.basins import attractors as attractors
     from kaleido_fast.checkpoint import Checkpoint as Checkpoint
     from kaleido_fast.checkpoint import ModelCard as ModelCard
     from kaleido_fast.checkpoint import Scaling as Scaling
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Names load on first use, so that `kaleido-fast --help` need not wait for torch.
 _HOMES = {
-    "Catalogue": "attractors",
-    "attractors": "attractors",
+    "Catalogue": "basins",
+    "attractors": "basins",
     "Checkpoint": "checkpoint",
     "Dataset": "datasets",
     "InputError": "errors",

@@ -13,7 +13,7 @@ from kaleido_fast import names
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kaleido_fast.attractors import Catalogue
+    from kaleido_fast.basins import Catalogue
     from kaleido_fast.checkpoint import Checkpoint
 
 
@@ -48,7 +48,7 @@ def command(
 
     Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited attractor first.
     """
-    from kaleido_fast.attractors import attractors
+    from kaleido_fast.basins import attractors
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.files import atomic_path, check_writable
     from kaleido_fast.pictures import is_image_shape, save_picture

@@ -273,7 +273,9 @@ def _log(x):
     return _fma(exponent, _LN2_HIGH, _fma(-_HALF, z, r) + f)
 
 
-_TWO_OVER_PI, _PI_HALF_HIGH, _PI_HALF_LOW = _floats(2 / np.pi, np.pi / 2, np.pi / 2 - float(_f(np.pi / 2)))
+# pi / 2 in three parts: the first two are so short that their products with 0 .. 4 are exact even without fused multiply-add
+_TWO_OVER_PI, _PI_HALF_HIGH, _PI_HALF_MID = _floats(2 / np.pi, 6433 / 2**12, 1103 / 2**24)
+_PI_HALF_LOW = _f(np.pi / 2 - 6433 / 2**12 - 1103 / 2**24)
 _SIN = _floats(-0.000195166547, 0.00833217353, -0.166666549)
 _COS = _floats(2.44377282e-05, -0.00138873614, 0.0416666467)
 
@@ -283,7 +285,8 @@ def _cos_sin(angle):
     """(cos, sin) of 0 <= angle <= 2 pi, reduced to a quarter turn around 0."""
     shifted = _fma(angle, _TWO_OVER_PI, _ROUND)
     quarter = shifted - _ROUND
-    r = _fma(quarter, -_PI_HALF_LOW, _fma(quarter, -_PI_HALF_HIGH, angle))
+    r = _fma(quarter, -_PI_HALF_MID, _fma(quarter, -_PI_HALF_HIGH, angle))
+    r = _fma(quarter, -_PI_HALF_LOW, r)
     z = r * r
     sin = _fma(_polynomial(z, _SIN), z * r, r)
     cos = _fma(_polynomial(z, _COS), z * z, _fma(-_HALF, z, _ONE))
