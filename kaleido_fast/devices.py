@@ -55,6 +55,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
         memory=available_memory(),
         has_triton=has_triton,
         has_numba=has_numba,
+        has_bf16="avx512_bf16" in _cpu_field("flags").split(),
         interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
 
@@ -68,13 +69,18 @@ def available_memory() -> int:
 
 def cpu_name() -> str:
     """The processor as the system calls it."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_field(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _importable(name: str) -> bool:

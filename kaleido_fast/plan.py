@@ -202,6 +202,7 @@ class DeviceFacts:
         name: as the driver or the system calls it.
         memory: bytes free for the run.
         has_triton, has_numba: whether these libraries can be imported.
+        has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
         capability: CUDA compute capability such as (9, 0).
         n_sm: streaming multiprocessors.
         shared_memory: bytes a program may use, opt-in maximum.
@@ -213,6 +214,7 @@ class DeviceFacts:
     memory: int = 2**34
     has_triton: bool = False
     has_numba: bool = False
+    has_bf16: bool = False
     capability: tuple[int, int] = (0, 0)
     n_sm: int = 0
     shared_memory: int = 0
@@ -289,8 +291,10 @@ def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: Device
     if engine == "cpu":
         if facts.kind != "cpu":
             return f"the device is {facts.name or facts.kind}: pass device='cpu'"
-        if request.precision != "fp32":
-            return f"it computes in fp32, not {request.precision}: use engine='reference'"
+        if request.precision == "bf16" and not facts.has_bf16:
+            return "this processor does not multiply bf16: use engine='reference'"
+        if request.precision not in ("fp32", "bf16"):
+            return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
         return "" if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
     if not facts.has_triton:
         return "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
