@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.noise import jitter_noise, start_noise
-from kaleido_kernels.launch import LaunchRequest, NetShape, Schedule
+from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
+from kaleido_kernels.tiles import Tile
 
 HIDDEN = {
     "relu": lambda x, slope: F.relu(x),
@@ -110,3 +115,93 @@ def assert_close(got: Tensor, want: Tensor, atol: float, rtol: float, what: str)
     assert value <= atol, (
         f"{what}: error {value:.3g} > {atol:.3g} at {place}: {got.flatten()[worst]} vs {want.flatten()[worst]}"
     )
+
+
+def use_true_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend the interpreter for a test: it cuts bf16 instead of rounding, and multiplies bit patterns as integers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def rounded_cast(self, source, kind):
+        if source.dtype.scalar != tl.float32 or kind.scalar != tl.bfloat16:
+            return cast(self, source, kind)
+        bits = torch.from_numpy(source.data.copy()).to(torch.bfloat16).view(torch.int16)
+        return TensorHandle(bits.numpy().view("uint16"), tl.bfloat16)
+
+    def true_dot(self, a, b, *rest):
+        def wide(handle):
+            if handle.dtype.scalar != tl.bfloat16:
+                return handle
+            bits = torch.from_numpy(handle.data.view("int16").copy())
+            return TensorHandle(bits.view(torch.bfloat16).to(torch.float32).numpy(), tl.float32)
+
+        return dot(self, wide(a), wide(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", true_dot)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of the two kernels with the same calls: its tile, packing and launcher, so that both pass the same tests."""
+
+    tile: Tile
+    pack: Callable[..., Any]
+    launch: Callable[..., None]
+
+    def run(
+        self,
+        layers: Layers,
+        shape: NetShape,
+        request: LaunchRequest,
+        precision: str = "fp32",
+        *,
+        tile: Tile | None = None,
+        keep_draws: bool = True,
+        outputs: Outputs | None = None,
+    ) -> Outputs:
+        """A launch into new outputs full of NaN, or into the given ones."""
+        if outputs is None:
+            outputs = allocate_outputs(request, shape, torch.device("cpu"), keep_draws)
+            for tensor in (outputs.final, outputs.residual, outputs.draws):
+                if tensor is not None:
+                    tensor.fill_(float("nan"))
+        self.launch(self.pack(layers, shape, precision), request, tile or self.tile, outputs)
+        return outputs
+
+    def check(
+        self,
+        shape: NetShape,
+        request: LaunchRequest,
+        precision: str = "fp32",
+        atol: float = 3e-6,
+        rtol: float = 1e-5,
+        operand: torch.dtype | None = None,
+    ) -> None:
+        """The launch agrees with `sample` in draws, final states and residuals."""
+        layers = random_net(shape)
+        got, want = self.run(layers, shape, request, precision), sample(layers, shape, request, operand)
+        assert got.draws is not None
+        what = f"{shape.widths} {shape.activation} {shape.bound} {precision}"
+        assert_close(got.draws, want.draws, atol, rtol, f"{what} draws")
+        assert_close(got.final, want.final, atol, rtol, f"{what} final")
+        assert_close(got.residual, want.residual, 2 * atol, rtol, f"{what} residual")
+
+    def check_split(self, shape: NetShape, schedule: Schedule, n_chains: int, cuts: list[int]) -> None:
+        """A run in one launch has the bits of the same run cut into launches at ``cuts``."""
+        layers = random_net(shape)
+        request = LaunchRequest(n_chains, schedule, seed=5, first_chain=2**33)
+        whole = self.run(layers, shape, request)
+        parts: Outputs | None = None
+        start = None
+        for first, last in pairwise([0, *cuts, schedule.n_steps]):
+            piece = replace(request, first_step=first, run_steps=last - first, start=start)
+            parts = self.run(layers, shape, piece, outputs=parts)
+            start = parts.final.clone()
+        assert parts is not None and parts.draws is not None and whole.draws is not None
+        assert torch.equal(parts.draws, whole.draws), f"draws differ when cut at {cuts}"
+        assert torch.equal(parts.final, whole.final), f"final states differ when cut at {cuts}"
+        assert torch.equal(parts.residual, whole.residual), f"residuals differ when cut at {cuts}"

@@ -152,7 +152,7 @@ def narrow_kernel(
     w_high = load_layers(w_high_ptr, N_LAYERS, DIM_PADDED, WIDTH)
     w_low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if PRECISION == "fp16x3" else w_high
     bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if BIAS == "mma" else w_high
-    ones = tl.full([BLOCK, 16], 1.0, bias_ptr.dtype.element_ty)
+    ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
 
     end = first_step + run_steps
     step = first_step

@@ -326,6 +326,6 @@ def read_tuned(path: Path) -> dict[str, Any]:
         tiles = json.loads(path.read_text(encoding="utf-8"))["tiles"]
         for values in tiles.values():
             tile_from_json(values)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no tuned table: {error!r}; delete it or measure it again") from error
     return dict(tiles)

@@ -1,0 +1,162 @@
+"""The stream kernel under Triton's interpreter against plain torch: one tile a layer and two, every variant."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kernel_oracle import TRIPLES, Kernel, random_net, use_true_bfloat16
+
+from kaleido_kernels.launch import INITS, NOISES, LaunchRequest, NetShape, Schedule
+from kaleido_kernels.packing import pack_stream
+from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS
+from kaleido_kernels.stream import launch_stream
+from kaleido_kernels.tiles import Tile, stream_layout
+
+STREAM = Kernel(Tile("stream", 16, 4, 2), pack_stream, launch_stream)
+SMALL = NetShape((3, 13, 7, 11, 3))  # one tile a layer
+HALVES = NetShape((7, 131, 137, 7))  # two tiles a layer, one in the last
+WIDE_STATE = NetShape((151, 139, 151))  # two tiles a layer, two in the last
+FEW = Schedule(burn_in=1, n_draws=2, thin=2)
+OPERANDS = {"fp32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("n_chains", [1, 19])
+@pytest.mark.parametrize(
+    "widths", [(1, 10, 10, 1), (17, 61, 53, 17), (128, 67, 128), (7, 131, 137, 7), (151, 139, 151), (5, 5), (256, 256)]
+)
+def test_odd_sizes(widths, n_chains):
+    STREAM.check(NetShape(widths), LaunchRequest(n_chains, FEW, seed=3), atol=5e-6)
+
+
+def test_layouts():
+    assert stream_layout(SMALL).n_tiles == 4
+    assert stream_layout(HALVES).n_tiles == 5
+    assert stream_layout(WIDE_STATE).n_tiles == 4
+    with pytest.raises(ValueError, match="300 wide"):
+        stream_layout(NetShape((3, 300, 3)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_every_activation_and_bound(activation, bound):
+    low, high = BOUNDS[bound]
+    shape = NetShape((2, 11, 13, 2), activation, bound, low=low, high=high, negative_slope=0.2)
+    STREAM.check(shape, LaunchRequest(7, FEW, seed=1))
+
+
+@pytest.mark.parametrize("precision, atol, rtol", TRIPLES)
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+def test_one_step_of_every_precision(precision, atol, rtol, shape):
+    STREAM.check(shape, LaunchRequest(19, Schedule(), seed=2), precision, atol, rtol, OPERANDS[precision])
+
+
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+def test_one_step_of_bf16(monkeypatch, shape):
+    use_true_bfloat16(monkeypatch)
+    STREAM.check(shape, LaunchRequest(19, Schedule(), seed=2), "bf16", 2e-2, 0.0, torch.bfloat16)
+
+
+@pytest.mark.parametrize("bias", [(False,) * 4, (True, False, True, False)])
+def test_layers_without_bias(bias):
+    STREAM.check(replace(SMALL, bias=bias), LaunchRequest(9, FEW))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("settle", [0, 1, 9])
+@pytest.mark.parametrize("dim", [2, 7])
+def test_jitter(noise, settle, dim):
+    shape = NetShape((dim, 13, dim), low=-0.5, high=0.75)
+    schedule = Schedule(burn_in=2, n_draws=2, thin=3, settle=settle, jitter=0.3, noise=noise)
+    STREAM.check(shape, LaunchRequest(6, schedule, seed=2**64 - 3, first_chain=2**32 - 3), atol=6e-6)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_jitter_of_a_state_in_two_tiles(noise):
+    schedule = Schedule(burn_in=2, n_draws=1, thin=1, settle=0, jitter=0.3, noise=noise)
+    STREAM.check(WIDE_STATE, LaunchRequest(5, schedule, seed=9), atol=1e-5)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("first_chain", [2**32 - 3, 2**40])
+def test_start_noise_across_32_bits(init, first_chain):
+    shape = NetShape((37, 13, 37), low=-0.25, high=1.0)
+    STREAM.check(shape, LaunchRequest(7, Schedule(), seed=2**63 + 1, first_chain=first_chain, init=init))
+
+
+def test_given_states_and_chain_ids():
+    ids = torch.tensor([2**40, 3, 2**32 - 1, 2**32, 7])
+    jittered = Schedule(burn_in=3, n_draws=1, thin=1, settle=1, jitter=0.2)
+    STREAM.check(SMALL, LaunchRequest(5, jittered, chain_ids=ids))
+    STREAM.check(SMALL, LaunchRequest(5, jittered, chain_ids=ids, start=torch.rand(5, 3) * 2 - 1))
+
+
+@pytest.mark.parametrize("burn_in, n_draws, thin", [(0, 1, 1), (0, 5, 1), (4, 1, 3), (3, 2, 5)])
+def test_draws_and_thinning(burn_in, n_draws, thin):
+    STREAM.check(SMALL, LaunchRequest(3, Schedule(burn_in, n_draws, thin)))
+
+
+def test_no_chains_and_no_draws():
+    layers = random_net(SMALL)
+    assert STREAM.run(layers, SMALL, LaunchRequest(0, FEW)).final.shape == (0, 3)
+    request = LaunchRequest(5, FEW, seed=1)
+    kept, without = STREAM.run(layers, SMALL, request), STREAM.run(layers, SMALL, request, keep_draws=False)
+    assert torch.equal(kept.final, without.final)
+
+
+@pytest.mark.parametrize("jitter, noise", [(0.0, "normal"), (0.4, "normal"), (0.1, "upstream")])
+@pytest.mark.parametrize("cuts", [[1], [4], [5], [3, 4, 8]])
+def test_a_launch_cut_in_time_has_the_same_bits(jitter, noise, cuts):
+    schedule = Schedule(burn_in=2, n_draws=3, thin=3, settle=1, jitter=jitter, noise=noise)
+    STREAM.check_split(SMALL, schedule, 5, cuts)
+
+
+@pytest.mark.parametrize("shape", [HALVES, WIDE_STATE])
+def test_a_launch_of_two_tiles_a_layer_cut_in_time_has_the_same_bits(shape):
+    STREAM.check_split(shape, Schedule(burn_in=2, n_draws=2, thin=2), 3, [1, 4])
+
+
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+def test_chains_do_not_depend_on_neighbours_rows_or_tiles(shape):
+    schedule = Schedule(burn_in=2, n_draws=2, thin=2, settle=1, jitter=0.3)
+    layers = random_net(shape)
+    request = LaunchRequest(37, schedule, seed=4, first_chain=1000)
+    whole = STREAM.run(layers, shape, request)
+    ids = 1000 + torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    shuffled = STREAM.run(layers, shape, replace(request, chain_ids=ids))
+    assert torch.equal(shuffled.final, whole.final[ids - 1000])
+    assert torch.equal(shuffled.residual, whole.residual[ids - 1000])
+    few = STREAM.run(layers, shape, replace(request, n_chains=3, first_chain=1034))
+    assert torch.equal(few.final, whole.final[34:])
+    for block in (32, 64):
+        other = STREAM.run(layers, shape, request, tile=Tile("stream", block))
+        assert torch.equal(other.final, whole.final), f"block of {block}"
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+def test_nan_reaches_state_and_residual_of_its_chain_only(shape, noise):
+    start = torch.zeros(5, shape.dim)
+    start[2, 1] = float("nan")
+    request = LaunchRequest(5, Schedule(burn_in=2, jitter=0.3, settle=0, noise=noise), start=start)
+    got = STREAM.run(random_net(shape), shape, request)
+    bad = torch.tensor([False, False, True, False, False])
+    assert torch.equal(got.final.isnan(), bad[:, None].expand(5, shape.dim))
+    assert torch.equal(got.residual.isnan(), bad)
+
+
+def test_bad_input_is_refused_by_name():
+    layers = random_net(SMALL)
+    with pytest.raises(ValueError, match="kernel 'narrow'"):
+        STREAM.run(layers, SMALL, LaunchRequest(5, FEW), tile=Tile("narrow", 64))
+    long = LaunchRequest(5, Schedule(burn_in=2**30))
+    with pytest.raises(ValueError, match="launch at most"):
+        STREAM.run(layers, SMALL, long)
