@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -157,5 +159,6 @@ def test_impossible_tiles_are_refused(change, message):
 
 
 def test_the_package_and_its_tiles_load_neither_torch_nor_triton():
-    code = "import sys, kaleido_kernels, kaleido_kernels.tiles; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "kernels"}).returncode == 0
+    code = "import sys, kaleido_kernels.tiles; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "kernels")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
