@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 from kaleido_fast import fast_sample
 
@@ -20,7 +21,7 @@ CHAINS = 4096
 
 def one_step_error(precision: str) -> float:
     """Largest absolute error of a state after one step."""
-    options = {"n_chains": CHAINS, "burn_in": 0, "jitter": 0.0, "engine": "reference"}
+    options: dict[str, Any] = {"n_chains": CHAINS, "burn_in": 0, "jitter": 0.0, "engine": "reference"}
     exact = fast_sample("digits", precision="fp64", **options).draws
     return float((fast_sample("digits", precision=precision, **options).draws.double() - exact).abs().max())
 

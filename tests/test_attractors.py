@@ -55,7 +55,7 @@ def test_a_cycle_is_one_attractor_whatever_the_phase():
 
 def test_radius_of_a_linear_map_is_its_slope():
     """tanh(w x) has slope w at its fixed point 0 for w < 1."""
-    model = KaleidoMLP(ModelSpec((2, 2), bias=False))
+    model = KaleidoMLP(ModelSpec((2, 2), bias=(False,)))
     with torch.no_grad():
         model.linears[0].weight.copy_(torch.tensor([[0.6, 0.3], [-0.3, 0.6]]))
     catalogue = attractors(fast_sample(model, n_chains=50, tol=1e-6), model)

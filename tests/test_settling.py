@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def rotation(period: int, dim: int = 2) -> KaleidoMLP:
     """tanh(gain * R x) with R a turn by 2 pi / period: its attractor is a cycle of that period (2 flips the sign)."""
     angle = 2 * math.pi / period
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    model = KaleidoMLP(ModelSpec((2, 2), bias=False))
+    model = KaleidoMLP(ModelSpec((2, 2), bias=(False,)))
     with torch.no_grad():
         model.linears[0].weight.copy_(turn * 2.0)
     return model.eval()
@@ -82,8 +83,9 @@ def by_hand(model: KaleidoMLP, n: int, n_steps: int, tol: float, every: int, pat
     from kaleido_fast.plan import Trace
 
     steps = tuple(range(n_steps + 1))
-    options = {"n_chains": n, "burn_in": n_steps - 1, "tol": None, "engine": "reference"}
+    options: dict[str, Any] = {"n_chains": n, "burn_in": n_steps - 1, "tol": None, "engine": "reference"}
     states = fast_sample(model, **options, trace=Trace(tuple(range(n)), steps)).trace
+    assert states is not None
     change = (states[:, 1:] - states[:, :-1]).abs().amax(2)
     frozen_at = []
     for row in change:
