@@ -76,10 +76,8 @@ def write_json(report: BenchReport, path: Path) -> None:
 
 
 def print_tables(report: BenchReport, console: Console) -> None:
-    """Speeds, ratios to the peers, first calls, and who was left out."""
+    """Speeds with ratios to the peers, first calls, and who was left out."""
     console.print(_speed_table(report))
-    if any(result.peers for result in report.results):
-        console.print(_ratio_table(report))
     if any(result.first_calls for result in report.results):
         console.print(_first_call_table(report))
     for line in _remarks(report):
@@ -87,8 +85,9 @@ def print_tables(report: BenchReport, console: Console) -> None:
 
 
 def _speed_table(report: BenchReport) -> Table:
-    table = Table(title="chain-steps/s", title_justify="left", box=None, pad_edge=False)
-    for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", "peak MiB"):
+    engines = list(dict.fromkeys(name for result in report.results for name in result.engines))
+    table = Table(title="chain-steps/s, and how many times faster than each row an engine is", title_justify="left", box=None, pad_edge=False)
+    for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", *(f"{x} is x" for x in engines)):
         table.add_column(name, justify="left" if name in ("network", "engine") else "right")
     for result in report.results:
         size = f"{result.size.n_chains:,} x {result.size.n_steps}"
@@ -103,7 +102,7 @@ def _speed_table(report: BenchReport) -> Table:
                 *(short(value) for value in (speed.median, speed.p20, speed.p80)),
                 f"{result.flops(name) / 1e9:,.1f}",
                 f"{result.flops(name) / result.ceiling():.0%}",
-                _peak(result, name),
+                *(_ratio_cell(result, engine, name) for engine in engines),
             )
     return table
 
@@ -116,26 +115,15 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _ratio_table(report: BenchReport) -> Table:
-    table = Table(title="speed of the engine over the peer's", title_justify="left", box=None, pad_edge=False)
-    peers = peer_names(report)
-    for name in ("network", "engine", *peers):
-        table.add_column(name, justify="left" if name in ("network", "engine") else "right")
-    for result in report.results:
-        for engine in result.engines:
-            table.add_row(result.subject.name, f"[bold]{engine}[/bold]", *_ratio_cells(result, engine, peers))
-    return table
-
-
 def _first_call_table(report: BenchReport) -> Table:
     table = Table(title="first call, in a process of its own", title_justify="left", box=None, pad_edge=False)
-    for name in ("network", "engine", "start", "import s", "compile s", "pack s"):
-        table.add_column(name, justify="right" if name.endswith(" s") else "left")
+    for name in ("network", "engine", "start", "import s", "compile s", "pack s", "peak MiB"):
+        table.add_column(name, justify="left" if name in ("network", "engine", "start") else "right")
     for result in report.results:
         for engine, calls in result.first_calls.items():
             for kind, call in calls.items():
                 seconds = (call.import_seconds, call.compile_seconds, call.pack_seconds)
-                table.add_row(result.subject.name, engine, kind, *(f"{value:.3f}" for value in seconds))
+                table.add_row(result.subject.name, engine, kind, *(f"{x:.3f}" for x in seconds), _mib(call.peak_bytes))
     return table
 
 
@@ -145,18 +133,25 @@ def peer_names(report: BenchReport) -> list[str]:
     return [name for name in PEERS if name in timed]
 
 
-def _ratio_cells(result: NetworkResult, engine: str, peers: list[str]) -> list[str]:
-    return [ratio_text(result.ratio(engine, peer)) if peer in result.peers else "-" for peer in peers]
+def _ratio_cell(result: NetworkResult, engine: str, other: str) -> str:
+    """How many times faster an engine is; empty where either was not timed, or they are the same."""
+    if engine == other or not {engine, other} <= result.timings.keys():
+        return "-"
+    return ratio_text(result.ratio(engine, other))
 
 
 def ratio_text(ratio: Ratio) -> str:
     """A ratio; one inside the spread of the timings says so."""
-    return f"{ratio.value:.2f}{' (tie)' if ratio.tie else ''}"
+    return f"{ratio.value:.2f}{' tie' if ratio.tie else ''}"
 
 
 def _peak(result: NetworkResult, name: str) -> str:
     calls = result.first_calls.get(name)
-    return f"{calls['cached'].peak_bytes / 2**20:,.0f}" if calls else "-"
+    return _mib(calls["cached"].peak_bytes) if calls else "-"
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.0f}"
 
 
 def _remarks(report: BenchReport) -> list[str]:
@@ -202,7 +197,7 @@ def markdown_table(report: BenchReport) -> str:
                 f"{flops / result.ceiling():.0%}",
                 _peak(result, engine),
             ]
-            lines.append(_row([*cells, *_ratio_cells(result, engine, peers)]))
+            lines.append(_row([*cells, *(_ratio_cell(result, engine, peer) for peer in peers)]))
     notes = [
         f"`x NAME`: how many times faster than that peer ({', '.join(f'{n}: {PEERS[n].about}' for n in peers)})."
         if peers
