@@ -262,16 +262,32 @@ def test_number_of_threads_changes_no_bit_and_report_stays_in_the_calling_thread
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_report_can_stop_a_run(threads, count):
+def test_report_can_stop_a_run_on_all_threads(threads, count):
     threads(count)
-    request = SampleRequest(n_chains=20_000, burn_in=2000)
+    engine = CpuEngine(MODEL, SampleRequest(n_chains=20_000, burn_in=2000))
+    draws = torch.full((20_000, 1, 5), torch.nan)
 
     def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(CpuEngine(MODEL, request), torch.arange(20_000), report=stop)
+        engine.advance(torch.arange(20_000), None, 0, 2001, draws, stop)
     assert not [t for t in threading.enumerate() if t.name.startswith("kaleido")], "a thread outlived the run"
+    unfinished = int(draws.isnan().any(dim=2).sum())
+    assert unfinished > 10_000, f"{20_000 - unfinished} chains were run to their end"
+
+
+def test_residual_is_nan_where_one_value_is():
+    model = KaleidoMLP(ModelSpec((2, 2), bias=(False,)))
+    for nan_row in (0, 1):
+        with torch.no_grad():
+            model.linears[0].weight[nan_row] = torch.tensor([math.inf, -math.inf])
+            model.linears[0].weight[1 - nan_row] = torch.tensor([0.5, 0.25])
+        end = CpuEngine(model, SampleRequest(n_chains=1)).advance(
+            torch.zeros(1, dtype=torch.int64), torch.ones(1, 2), 0, 1, None, lambda _: None
+        )
+        assert end.state.isnan().tolist() == [[nan_row == 0, nan_row == 1]]
+        assert end.residual.isnan().all()
 
 
 @pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
@@ -339,3 +355,18 @@ def test_philox_words_of_the_loops_are_those_of_the_torch_code():
     model = KaleidoMLP(ModelSpec((9, 9), bound="sigmoid"))
     got = CpuEngine(model, SampleRequest(n_chains=1, seed=77)).start(torch.arange(1000))
     assert np.array_equal(got.numpy(), uniforms(77, torch.arange(1000), 9, 0).numpy())
+
+
+def test_code_is_compiled_without_a_place_to_keep_it(monkeypatch):
+    """A read-only installation without a home: numba raises where it finds no folder for its cache."""
+    compile_it, asked = cpu_kernels.numba.njit, []
+
+    def njit(**options):
+        asked.append(options)
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_it(**options)
+
+    monkeypatch.setattr(cpu_kernels.numba, "njit", njit)
+    assert cpu_kernels._entry(lambda x: x + 1)(41) == 42
+    assert [options.get("cache", False) for options in asked] == [True, False]

@@ -273,7 +273,8 @@ def _log(x):
     return _fma(exponent, _LN2_HIGH, _fma(-_HALF, z, r) + f)
 
 
-# pi / 2 in three parts: the first two so short that their products with 0 .. 4 are exact without a fused multiply-add too
+# pi / 2 in three parts; the first two are so short that their products with 0 .. 4 are exact, fused or not
+# too
 _TWO_OVER_PI, _PI_HALF_HIGH, _PI_HALF_MID = _floats(2 / np.pi, 6433 / 2**12, 4021 / 2**24)
 _PI_HALF_LOW = _f(np.pi / 2 - 6433 / 2**12 - 4021 / 2**24)
 _SIN = _floats(-0.000195166547, 0.00833217353, -0.166666549)
