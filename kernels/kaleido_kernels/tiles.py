@@ -198,6 +198,8 @@ def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFa
     else:
         need = stream_shared(shape, precision, tile)
     name = tile_name(tile)
+    if facts.capability[0] == 10 and precision == "fp16x3" and _fills_tensor_memory(tile):
+        return f"{name}: split fp32 needs more than the 512 columns of this GPU's tensor memory"
     if need > facts.shared_memory:
         return f"{name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
     if isinstance(tile, Tile):
@@ -205,6 +207,11 @@ def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFa
         if registers > MAX_REGISTERS:
             return f"{name}: needs about {registers} registers a thread, the GPU has {MAX_REGISTERS}"
     return None
+
+
+def _fills_tensor_memory(tile: Tile | WideTile) -> bool:
+    """Tiles that sm_100 compiled to a trap in split fp32; narrow 32, stream 128 and wide 128x128 compile there."""
+    return max(tile.cols, tile.last_cols) > 128 if isinstance(tile, WideTile) else tile == Tile("narrow", 64, 4)
 
 
 def tile_name(tile: Tile | WideTile) -> str:
