@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.plan import DeviceFacts
+from kaleido_kernels.tiles import read_tuned
+
+TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -48,6 +54,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
             capability=(properties.major, properties.minor),
             n_sm=properties.multi_processor_count,
             shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+            tuned=tuned_tiles(properties.name),
         )
     return DeviceFacts(
         kind="cpu",
@@ -58,6 +65,18 @@ def device_facts(device: torch.device) -> DeviceFacts:
         has_bf16="avx512_bf16" in _cpu_field("flags").split(),
         interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
+
+
+def tuned_tiles(gpu: str, folder: Path = TUNED) -> dict[str, Any]:
+    """Tiles measured best on a GPU, from ``folder``/NAME.json; none if there is no table. A bad one is passed over."""
+    path = folder / f"{gpu.replace(' ', '_')}.json"
+    if not path.is_file():
+        return {}
+    try:
+        return read_tuned(path)
+    except ValueError as problem:
+        warnings.warn(str(problem), stacklevel=2)
+        return {}
 
 
 def available_memory() -> int:

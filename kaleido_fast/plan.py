@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kaleido_fast.errors import InputError, unknown_name
@@ -206,6 +206,7 @@ class DeviceFacts:
         capability: CUDA compute capability such as (9, 0).
         n_sm: streaming multiprocessors.
         shared_memory: bytes a program may use, opt-in maximum.
+        tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
 
@@ -218,6 +219,7 @@ class DeviceFacts:
     capability: tuple[int, int] = (0, 0)
     n_sm: int = 0
     shared_memory: int = 0
+    tuned: dict[str, Any] = field(default_factory=dict)
     interpreter: bool = False
 
 
@@ -305,7 +307,7 @@ def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: Device
             else "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
         )
     try:
-        choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains)
+        choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains, facts.tuned)
     except ValueError as problem:
         return str(problem)
     return ""
@@ -354,7 +356,7 @@ def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts
     _check_memory(kept + working, request, dim, item, facts)
     kernel = ""
     if engine == "triton" and spec is not None:
-        kernel = choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains).explain()
+        kernel = choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains, facts.tuned).explain()
     return SamplePlan(engine, reason, rows, block, kept, working, kernel)
 
 

@@ -338,3 +338,30 @@ def test_every_configuration_passes(net):
 def test_other_devices_compile(arch):
     result = run_command("--arch", arch, "--precision", "fp16")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.6.0", "3.8.0"])
+def test_every_configuration_compiles_under_other_releases_of_triton(version, tmp_path):
+    """Registers may differ there, so that a verdict may fail; every kernel must compile to products."""
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+        f"triton=={version}",
+    ]
+    subprocess.run(install, check=True)
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), "kernels"])
+    command = [sys.executable, "-m", "kaleido_kernels.inspect", "--arch", "sm_90", "--json"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode in (0, 1), result.stderr[-2000:]
+    reports = json.loads(result.stdout)
+    assert len(reports) == 36
+    for report in reports:
+        assert report["loop_instructions"].get("HGMMA", 0) > 0, f"{report['net']} {report['precision']}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +97,23 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
     for step in range(schedule.n_steps):
         to_next = min(end - step for end in ends if end > step)
         assert schedule.is_jittered(step) == (step > 0 and to_next > settle)
+
+
+def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
+    from kaleido_fast.devices import tuned_tiles
+    from kaleido_fast.plan import net_shape
+    from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
+
+    key = tuned_key(net_shape(spec_of("points2d")), "bf16", 100_000)
+    table = {"device": "H200", "tiles": {key: tile_to_json(Tile("narrow", 128, 8))}}
+    (tmp_path / "My_GPU.json").write_text(json.dumps(table))
+    tuned = replace(H200, tuned=tuned_tiles("My GPU", tmp_path))
+    assert "narrow 128 chains (8 warps" in plan_for(tuned, "points2d", precision="bf16").kernel
+    assert "narrow 64 chains" in plan_for(H200, "points2d", precision="bf16").kernel
+    assert tuned_tiles("Other GPU", tmp_path) == {}
+    (tmp_path / "My_GPU.json").write_text("{")
+    with pytest.warns(UserWarning, match="is no tuned table"):
+        assert tuned_tiles("My GPU", tmp_path) == {}
 
 
 def test_explicit_options_win_over_recommended_ones():

@@ -37,7 +37,7 @@ def _kernels(spec: ModelSpec, n_chains: int, gpu: DeviceFacts) -> dict[str, str]
     from kaleido_kernels.tiles import choose
 
     return {
-        f"{precision} on {gpu.name}": choose(net_shape(spec), precision, gpu_facts(gpu), n_chains).explain()
+        f"{precision} on {gpu.name}": choose(net_shape(spec), precision, gpu_facts(gpu), n_chains, gpu.tuned).explain()
         for precision in names.PRECISIONS
         if precision != "fp64"
     }

@@ -44,7 +44,7 @@ class TritonEngine:
         layers = [_plain_layer(layer) for layer in model.linears]
         try:
             form = device_precision(layers, request.precision)
-            self.choice = choose(shape, form, gpu_facts(facts), request.n_chains)
+            self.choice = choose(shape, form, gpu_facts(facts), request.n_chains, facts.tuned)
         except ValueError as problem:
             raise InputError(f"engine 'triton': {problem}") from problem
         self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
