@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -308,8 +309,8 @@ def test_engine_all_skips_what_cannot_run_and_a_name_is_refused():
     (result,) = runner.run_bench(small_request(engine="all", peers=[])).results
     assert "reference" in result.engines
     if "triton" not in result.engines:
-        assert "cannot run" in result.skipped["triton"]
-        with pytest.raises(InputError, match="'triton' cannot run"):
+        assert "cannot run here" in result.skipped["triton"]
+        with pytest.raises(InputError, match="cannot run here"):
             runner.run_bench(small_request(engine="triton"))
 
 
@@ -459,3 +460,15 @@ def test_json_to_the_terminal_is_one_object(monkeypatch, capsys):
     status, output, _ = call(monkeypatch, capsys, *SMALL, "--net", "points1d", "--peers", "none", "--json", "-")
     assert status == 0
     assert json.loads(output)["results"][0]["contestants"].keys() == {"reference"}
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys; from kaleido_fast.cli import cli\n"
+        "try: cli.main(['bench', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, "help imports torch"
+    assert "--readme" in result.stdout

@@ -89,7 +89,9 @@ def resolve_engine(model: KaleidoMLP, engine: str, precision: str, device: torch
     try:
         plan = make_plan(request, model.spec, device_facts(device), model.spec.dim)
         EngineRun(model, engine, precision, device)(start_states(model, 2, device), 1)
-    except (ImportError, RuntimeError, InputError) as problem:
+    except InputError as problem:
+        raise InputError(f"cannot run here: {problem}") from problem
+    except (ImportError, RuntimeError) as problem:
         raise InputError(f"engine {engine!r} cannot run here: {one_line(problem)}") from problem
     return plan.engine
 

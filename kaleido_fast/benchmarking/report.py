@@ -86,8 +86,13 @@ def print_tables(report: BenchReport, console: Console) -> None:
 
 def _speed_table(report: BenchReport) -> Table:
     engines = list(dict.fromkeys(name for result in report.results for name in result.engines))
-    table = Table(title="chain-steps/s, and how many times faster than each row an engine is", title_justify="left", box=None, pad_edge=False)
-    for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", *(f"{x} is x" for x in engines)):
+    table = Table(
+        title="chain-steps/s, and how many times faster than each row an engine is",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", *(f"{x}\nis x" for x in engines)):
         table.add_column(name, justify="left" if name in ("network", "engine") else "right")
     for result in report.results:
         size = f"{result.size.n_chains:,} x {result.size.n_steps}"
