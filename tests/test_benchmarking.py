@@ -100,6 +100,7 @@ def test_ratio_within_the_spread_is_a_tie():
     assert timing.compare([1.0, 1.3, 0.8], [1.1, 1.2, 0.9]).tie
     slower = timing.compare([2.0, 2.1], [1.0, 1.1])
     assert slower.value < 1 and not slower.tie
+    assert timing.compare([1.0], [9.0]).tie, "one timing has no spread"
     with pytest.raises(ValueError, match="at least one round"):
         timing.spread([])
 

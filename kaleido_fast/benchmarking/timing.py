@@ -56,7 +56,10 @@ def spread(seconds: Sequence[float]) -> Spread:
 def compare(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Speed of ``ours`` over ``theirs`` from seconds for the same work; bounds from the far ends of both spreads."""
     a, b = spread(ours), spread(theirs)
-    return Ratio(b.median / a.median, b.p20 / a.p80, b.p80 / a.p20)
+    value = b.median / a.median
+    if min(len(ours), len(theirs)) < 2:  # a single timing has no spread: nothing can be told apart
+        return Ratio(value, min(value, 1.0), max(value, 1.0))
+    return Ratio(value, b.p20 / a.p80, b.p80 / a.p20)
 
 
 def turn_order(names: Sequence[str], round_number: int) -> list[str]:
