@@ -243,6 +243,7 @@ def run_plan(
     draws = torch.empty(n, request.n_draws, subject.dim, dtype=dtype, device=device)
     residual = torch.empty(n, dtype=torch.float32, device=device)
     steps, period = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(2))
+    outcome = torch.empty(n, dtype=torch.int8, device=device)
     meter = _Meter(n, request.schedule.n_steps, callback)
     chain_steps = 0
     try:
@@ -251,6 +252,7 @@ def run_plan(
             chains = torch.arange(rows.start, rows.stop, device=device) + request.first_chain
             end = run_block(phases, request, chains, None if z0 is None else z0[rows], draws[rows], meter.add)
             residual[rows], steps[rows], period[rows] = end.residual, end.steps, end.period
+            outcome[rows] = judge(draws[rows, -1], end.residual, end.period, request.tol)
             chain_steps += end.chain_steps
             meter.finish(rows.stop)
         traced = None if request.trace is None else _trace(phases, request, request.trace, z0, device)
@@ -258,7 +260,6 @@ def run_plan(
         raise SamplingInterruptedError(meter.chains_done, n) from stop
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    outcome = judge(draws[:, -1], residual, period, request.tol)
     stats = SampleStats(
         n_chains=n,
         n_steps=request.schedule.n_steps,
