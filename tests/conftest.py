@@ -20,6 +20,9 @@ from kaleido_fast.model import KaleidoMLP, ModelSpec
 settings.register_profile("kaleido", deadline=None)
 settings.load_profile("kaleido")
 
+# Small networks: a second thread gains nothing, and its spin locks cost minutes where cores are shared.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped, with the reason, where there is no CUDA device."""

@@ -22,7 +22,7 @@ from conftest import random_mlp  # isort: skip
 
 def run(*args: str, cwd, **options) -> subprocess.CompletedProcess:
     """Run the program in ``cwd``, wide enough that nothing wraps."""
-    env = {**os.environ, "COLUMNS": "200"}
+    env = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kaleido_fast", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
 
