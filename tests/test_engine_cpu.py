@@ -12,7 +12,7 @@ from conftest import assert_states_close, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
+from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains, workspace_bytes
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
@@ -346,6 +346,13 @@ def test_units_are_whole_tiles_and_calls_make_progress(n, tile, threads, flops):
     assert unit % tile == 0 and unit >= tile
     assert unit == tile or unit * threads <= n + tile * threads, "no thread is left without work"
     assert steps_per_call(flops, unit) >= 1
+
+
+@pytest.mark.parametrize("widths", [(1, 10, 1), (64, 256, 256, 64), (3072, 2000, 3072)])
+def test_memory_of_a_thread_is_what_is_planned(widths):
+    tile = make_tile(ModelSpec(widths), 128, "bf16", cpu_kernels)
+    buffers = (tile.state, tile.moved, tile.hidden, tile.other, tile.pairs)
+    assert sum(buffer.nbytes for buffer in buffers) == workspace_bytes(widths, 128)
 
 
 def test_philox_words_of_the_loops_are_those_of_the_torch_code():

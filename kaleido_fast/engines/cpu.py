@@ -49,6 +49,7 @@ class CpuEngine:
         self.request, self.spec = request, model.spec
         self.layers = pack_layers(model, request.precision, cpu_kernels)
         self.steps = _steps(request, cpu_kernels)
+        self.start(torch.zeros(1, dtype=torch.int64))  # compiles, or loads, the loops: setting up, not sampling
 
     def start(self, chains: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""

@@ -54,5 +54,5 @@ def steps_per_call(flops_per_step: int, unit: int) -> int:
 
 
 def workspace_bytes(widths: Sequence[int], tile: int) -> int:
-    """Memory of one thread's buffers."""
-    return 4 * tile * 2 * (widths[0] + max(widths))
+    """Memory of one thread's buffers for tiles of ``tile`` chains, in any precision."""
+    return 4 * tile * (2 * widths[0] + 2 * max(widths) + (max(widths) + 1) // 2)
