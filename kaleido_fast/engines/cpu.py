@@ -215,7 +215,7 @@ def _bf16_pairs(weight: Tensor) -> Tensor:
 def make_tile(spec: ModelSpec, chains: int, precision: str, kernels: Any) -> cpu_kernels.Tile:
     """One thread's buffers for tiles of ``chains`` chains."""
     state, widest, lanes = chains * spec.dim, chains * max(spec.widths), kernels.LANES
-    pairs = chains * (max(spec.widths) + 1) // 2 if precision == "bf16" else 0
+    pairs = chains * ((max(spec.widths) + 1) // 2) if precision == "bf16" else 0
     return kernels.Tile(
         chains=np.zeros(chains, np.int64),
         state=_aligned(state),
