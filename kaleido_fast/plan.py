@@ -350,7 +350,7 @@ def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts
     rows = tile_rows(width, facts.kind)
     item = 8 if request.precision == "fp64" else 4
     kept = request.n_chains * (request.n_draws * dim * item + 4 + 8 + 1)
-    block = rows * max(1, 2**16 // rows)
+    block = rows * max(1, min(2**16, 2**24 // dim) // rows)  # states of a block stay below 64 MiB
     weights = (spec.n_parameters if spec else 0) * item
     working = weights + 4 * rows * width * item + block * (dim * item + 16)
     _check_memory(kept + working, request, dim, item, facts)
