@@ -29,8 +29,9 @@ class Sizes:
     full: Size
 
 
-# Eager torch takes about 0.3 to 0.4 s for a quick timing on two cores, 5 to 12 s for a full one. The widest network does
-# not get its 100,000 chains: one step of them takes 75 s there, and its speed per chain is the same from some thousand on.
+# Eager torch takes about 0.3 to 0.4 s for a quick timing on two cores, 5 to 12 s for a full one. The widest network
+# does not get its 100,000 chains: one step of them takes 75 s there, and its speed per chain is the same from some
+# thousand on.
 SIZES = {
     "points1d": Sizes(Size(100_000, 16), Size(100_000, 200)),
     "points2d": Sizes(Size(100_000, 5), Size(100_000, 50)),
