@@ -81,8 +81,20 @@ PICTURE_CHAINS = 1000
     help="0 to 2^64-1; the same seed gives the same bits. 'random' draws one and reports it.",
 )
 @click.option("--first-chain", type=int, default=0, show_default=True, help="Absolute id of the first chain.")
-@click.option("--engine", type=Name("engine", names.ENGINES), default="auto", show_default=True)
-@click.option("--precision", type=Name("precision", names.PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--engine",
+    type=Name("engine", names.ENGINES),
+    default="auto",
+    show_default=True,
+    help="auto: the fastest that can run.",
+)
+@click.option(
+    "--precision",
+    type=Name("precision", names.PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Operands of the products; sums are fp32 (fp64 in fp64).",
+)
 @click.option(
     "--polish",
     type=int,
