@@ -200,6 +200,14 @@ def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFa
     name = tile_name(tile)
     if facts.capability[0] == 10 and precision == "fp16x3" and _fills_tensor_memory(tile):
         return f"{name}: split fp32 needs more than the 512 columns of this GPU's tensor memory"
+    if (
+        isinstance(tile, Tile)
+        and tile.kernel == "stream"
+        and facts.capability[0] == 8
+        and stream_layout(shape).width > 128
+    ):
+        # In every tile tried: Triton's prefetch pass, which runs for these GPUs alone, stops with an error.
+        return f"{name}: Triton cannot compile widths over 128 with jitter for compute capability 8"
     if need > facts.shared_memory:
         return f"{name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
     if isinstance(tile, Tile):
