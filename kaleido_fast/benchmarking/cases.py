@@ -29,16 +29,16 @@ class Sizes:
     full: Size
 
 
-# Eager torch takes about 0.3 to 0.4 s for a quick timing on two cores, 5 to 12 s for a full one. The widest network
-# does not get its 100,000 chains: one step of them takes 75 s there, and its speed per chain is the same from some
-# thousand on.
+# Eager torch takes about 0.3 to 0.7 s for a quick timing on two cores, 1 to 7 s for a full one. The two widest
+# networks do not get their 100,000 chains: one step of cifar takes 75 s there, and the speed per chain is the same from
+# some thousand on.
 SIZES = {
-    "points1d": Sizes(Size(100_000, 16), Size(100_000, 200)),
-    "points2d": Sizes(Size(100_000, 5), Size(100_000, 50)),
-    "digits": Sizes(Size(10_000, 5), Size(100_000, 5)),
-    "deep128": Sizes(Size(20_000, 4), Size(100_000, 16)),
-    "mnist": Sizes(Size(2_000, 3), Size(100_000, 2)),
-    "cifar": Sizes(Size(256, 2), Size(5_000, 2)),
+    "points1d": Sizes(Size(100_000, 32), Size(100_000, 100)),
+    "points2d": Sizes(Size(100_000, 5), Size(100_000, 30)),
+    "digits": Sizes(Size(10_000, 5), Size(100_000, 3)),
+    "deep128": Sizes(Size(20_000, 4), Size(100_000, 6)),
+    "mnist": Sizes(Size(4_000, 2), Size(50_000, 2)),
+    "cifar": Sizes(Size(1_024, 1), Size(5_000, 2)),
 }
 _CPU_CORES = 2
 _GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
