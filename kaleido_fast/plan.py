@@ -30,6 +30,8 @@ RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
 MAX_PERIOD = 2**16
 LOW_PRECISIONS = ("tf32", "fp16", "bf16")
+STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
+HELD_BLOCKS = 4  # at work, waiting (2) and being written
 MAX_STEPS = 2**31 - 1  # the step is one 32-bit word of the noise counter
 
 
@@ -339,8 +341,12 @@ def tile_rows(width: int, kind: str) -> int:
     return max(64, min(4096, 2 ** int(math.log2(max(rows, 1)))))
 
 
-def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, dim: int) -> SamplePlan:
+def make_plan(
+    request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, dim: int, *, streamed: bool = False
+) -> SamplePlan:
     """Choose engine, tiles, blocks and memory for a request on a device.
+
+    With ``streamed`` the draws of a block leave the memory once the block is done: a few blocks are held, not the run.
 
     Raises:
         InputError: the engine cannot run it, or the draws do not fit the device's memory.
@@ -349,8 +355,12 @@ def make_plan(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts
     width = max(spec.widths) if spec else dim
     rows = tile_rows(width, facts.kind)
     item = 8 if request.precision == "fp64" else 4
-    kept = request.n_chains * (request.n_draws * dim * item + 4 + 8 + 1)
     block = rows * max(1, min(2**16, 2**24 // dim) // rows)  # states of a block stay below 64 MiB
+    per_chain = request.n_draws * dim * item + 4 + 8 + 1
+    kept = request.n_chains * per_chain
+    if streamed:
+        block = rows * max(1, min(2**15, STREAMED_VALUES // (dim * request.n_draws)) // rows)
+        kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
     weights = (spec.n_parameters if spec else 0) * item
     working = weights + 4 * rows * width * item + block * (dim * item + 16)
     _check_memory(kept + working, request, dim, item, facts)

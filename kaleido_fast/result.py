@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -74,6 +74,36 @@ class SampleStats:
     def chain_steps_per_second(self) -> float:
         """Throughput."""
         return self.chain_steps / self.seconds if self.seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class ChainArrays:
+    """What a run finds out about chains, one row a chain; shapes and types as in `SampleResult`."""
+
+    draws: Tensor
+    residual: Tensor
+    steps: Tensor
+    period: Tensor
+    outcome: Tensor
+
+    @classmethod
+    def empty(cls, n: int, request: SampleRequest, dim: int, device: torch.device) -> ChainArrays:
+        """Arrays to be filled, for ``n`` chains."""
+        dtype = torch.float64 if request.precision == "fp64" else torch.float32
+        return cls(
+            torch.empty(n, request.n_draws, dim, dtype=dtype, device=device),
+            torch.empty(n, dtype=torch.float32, device=device),
+            torch.empty(n, dtype=torch.int32, device=device),
+            torch.empty(n, dtype=torch.int32, device=device),
+            torch.empty(n, dtype=torch.int8, device=device),
+        )
+
+    def __getitem__(self, rows: slice) -> ChainArrays:
+        """A view of some rows."""
+        return ChainArrays(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.residual)
 
 
 @dataclass(frozen=True)

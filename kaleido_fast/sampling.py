@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,16 @@ from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError, SamplingInterruptedError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
-from kaleido_fast.plan import SamplePlan, SampleRequest, Trace, make_plan, merge_options
-from kaleido_fast.result import SampleResult, SampleStats, judge, outcome_shares, quantiles, residual_quantiles
+from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, make_plan, merge_options
+from kaleido_fast.result import (
+    ChainArrays,
+    SampleResult,
+    SampleStats,
+    judge,
+    outcome_shares,
+    quantiles,
+    residual_quantiles,
+)
 from kaleido_fast.settling import Phase, run_block
 from kaleido_fast.versions import library_versions
 
@@ -51,6 +59,25 @@ class Subject:
     data_range: tuple[float, float]
     recommended: dict[str, Any]
     model_hash: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is sampled, what is asked for, how and where it is computed."""
+
+    subject: Subject
+    request: SampleRequest
+    plan: SamplePlan
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Block:
+    """Chains of a run at their end: ``rows`` are their places in the run (chain id less ``first_chain``)."""
+
+    rows: slice
+    chains: ChainArrays
+    chain_steps: int
 
 
 def fast_sample(
@@ -123,38 +150,74 @@ def fast_sample(
         InputError: a value outside of what is said here, or a run that does not fit the memory.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
     """
-    subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
-    options: dict[str, Any] = {"burn_in": burn_in, "thin": thin, "jitter": jitter, "settle": settle}
-    explicit = {name: value for name, value in options.items() if value is not None}
-    if tol != "recommended":
-        explicit["tol"] = tol
-    merged = _without_tol_where_jittered(merge_options(explicit, subject.recommended), explicit)
-    request = SampleRequest(
+    run = prepare_run(
+        model,
+        dim=dim,
+        data_range=data_range,
+        z0=z0,
+        device=device,
         n_chains=n_chains,
         first_chain=first_chain,
+        burn_in=burn_in,
         n_draws=n_draws,
-        seed=secrets.randbits(64) if seed is None else seed,
+        thin=thin,
+        seed=seed,
         init=init,
         noise=noise,
-        precision=precision,
-        engine=engine,
-        trace=trace,
+        jitter=jitter,
+        settle=settle,
+        tol=tol,
         patience=patience,
         check_every=check_every,
         max_period=max_period,
         retire_cycles=retire_cycles,
+        precision=precision,
         polish=polish,
-        **merged,
+        engine=engine,
+        trace=trace,
     )
-    target = resolve_device(device)
-    plan = make_plan(request, subject.spec, device_facts(target), subject.dim)
-    start = None if z0 is None else _checked_z0(z0, request, subject, target)
+    start = None if z0 is None else _checked_z0(z0, run.request, run.subject, run.device)
     if not progress:
-        return run_plan(subject, request, plan, target, z0=start, callback=callback)
+        return run_plan(run.subject, run.request, run.plan, run.device, z0=start, callback=callback)
     from kaleido_fast.progress import sampling_bar
 
     with sampling_bar(callback) as bar:
-        return run_plan(subject, request, plan, target, z0=start, callback=bar)
+        return run_plan(run.subject, run.request, run.plan, run.device, z0=start, callback=bar)
+
+
+def prepare_run(
+    model: nn.Module | str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dim: int | None = None,
+    data_range: tuple[float, float] | None = None,
+    z0: Tensor | None = None,
+    streamed: bool = False,
+    **options: Any,
+) -> Run:
+    """Everything that can be settled, and refused, before a run: see `fast_sample` for the options.
+
+    Args:
+        streamed: draws are written as they are made, so that not all need to fit the memory.
+
+    Raises:
+        InputError: as `fast_sample`.
+    """
+    subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
+    names = (*RECOMMENDABLE, "seed")
+    explicit = {name: options[name] for name in RECOMMENDABLE if name != "tol" and options.get(name) is not None}
+    if options.get("tol", "recommended") != "recommended":
+        explicit["tol"] = options["tol"]
+    merged = _without_tol_where_jittered(merge_options(explicit, subject.recommended), explicit)
+    seed = options.get("seed", 0)
+    request = SampleRequest(
+        seed=secrets.randbits(64) if seed is None else seed,
+        **merged,
+        **{name: value for name, value in options.items() if name not in names},
+    )
+    target = resolve_device(device)
+    plan = make_plan(request, subject.spec, device_facts(target), subject.dim, streamed=streamed)
+    return Run(subject, request, plan, target)
 
 
 def _without_tol_where_jittered(options: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
@@ -239,22 +302,13 @@ def run_plan(
     began = time.perf_counter()
     phases = build_phases(subject, request, plan, device)
     n = request.n_chains
-    dtype = torch.float64 if request.precision == "fp64" else torch.float32
-    draws = torch.empty(n, request.n_draws, subject.dim, dtype=dtype, device=device)
-    residual = torch.empty(n, dtype=torch.float32, device=device)
-    steps, period = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(2))
-    outcome = torch.empty(n, dtype=torch.int8, device=device)
-    meter = _Meter(n, request.schedule.n_steps, callback)
+    run = Run(subject, request, plan, device)
+    whole = ChainArrays.empty(n, request, subject.dim, device)
+    meter = Meter(n, request.schedule.n_steps, callback)
     chain_steps = 0
     try:
-        for start in range(0, n, plan.block_chains):
-            rows = slice(start, min(start + plan.block_chains, n))
-            chains = torch.arange(rows.start, rows.stop, device=device) + request.first_chain
-            end = run_block(phases, request, chains, None if z0 is None else z0[rows], draws[rows], meter.add)
-            residual[rows], steps[rows], period[rows] = end.residual, end.steps, end.period
-            outcome[rows] = judge(draws[rows, -1], end.residual, end.period, request.tol)
-            chain_steps += end.chain_steps
-            meter.finish(rows.stop)
+        for block in run_blocks(run, phases, split(n, plan.block_chains), meter, whole=whole, z0=z0):
+            chain_steps += block.chain_steps
         traced = None if request.trace is None else _trace(phases, request, request.trace, z0, device)
     except KeyboardInterrupt as stop:
         raise SamplingInterruptedError(meter.chains_done, n) from stop
@@ -267,15 +321,71 @@ def run_plan(
         seconds=meter.seconds(),
         setup_seconds=meter.began - began,
         compile_seconds=sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases),
-        residual_quantiles=residual_quantiles(residual),
-        outcome_shares=outcome_shares(outcome),
-        steps_quantiles=quantiles(steps.to(torch.float32)),
+        residual_quantiles=residual_quantiles(whole.residual),
+        outcome_shares=outcome_shares(whole.outcome),
+        steps_quantiles=quantiles(whole.steps.to(torch.float32)),
         engine=plan.engine,
         device=str(device),
         precision=request.precision,
         versions=library_versions(),
     )
-    return SampleResult(draws, residual, steps, period, outcome, traced, stats, request, plan, subject.model_hash)
+    return SampleResult(
+        whole.draws,
+        whole.residual,
+        whole.steps,
+        whole.period,
+        whole.outcome,
+        traced,
+        stats,
+        request,
+        plan,
+        subject.model_hash,
+    )
+
+
+def split(n_chains: int, size: int) -> Iterator[slice]:
+    """0 .. n_chains in slices of ``size``, the last one shorter."""
+    return (slice(first, min(first + size, n_chains)) for first in range(0, n_chains, size))
+
+
+def run_blocks(
+    run: Run,
+    phases: list[Phase],
+    spans: Iterable[slice],
+    meter: Meter,
+    *,
+    whole: ChainArrays | None = None,
+    z0: Tensor | None = None,
+) -> Iterator[Block]:
+    """Compute chains span by span, each as one `Block` when it is done; any split gives the same bits.
+
+    Args:
+        run: what to compute.
+        phases: its engines, see `build_phases`.
+        spans: places of chains in the run, taken one at a time, so that somebody else may take others.
+        meter: counts progress.
+        whole: arrays of the whole run to be filled, of which the blocks are views; None makes new ones for each span.
+        z0: (n_chains, D) start states of the whole run, None for start noise.
+    """
+    request, device = run.request, run.device
+    for span in spans:
+        made = (
+            ChainArrays.empty(span.stop - span.start, request, run.subject.dim, device)
+            if whole is None
+            else whole[span]
+        )
+        chain_steps = 0
+        for part in split(span.stop - span.start, run.plan.block_chains):
+            chains = made[part]
+            first = span.start + part.start
+            ids = torch.arange(first, first + len(chains), device=device) + request.first_chain
+            start = None if z0 is None else z0[first : first + len(chains)]
+            end = run_block(phases, request, ids, start, chains.draws, meter.add)
+            chains.residual[:], chains.steps[:], chains.period[:] = end.residual, end.steps, end.period
+            chains.outcome[:] = judge(chains.draws[:, -1], end.residual, end.period, request.tol)
+            chain_steps += end.chain_steps
+            meter.finish(len(chains))
+        yield Block(span, made, chain_steps)
 
 
 def build_phases(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> list[Phase]:
@@ -322,12 +432,14 @@ def _checked_z0(z0: Tensor, request: SampleRequest, subject: Subject, device: to
     return z0.detach().to(device, torch.float64 if request.precision == "fp64" else torch.float32)
 
 
-class _Meter:
+class Meter:
     """Counts chain-steps and tells the callback, at most ten times a second."""
 
-    def __init__(self, n_chains: int, n_steps: int, callback: Callback | None) -> None:
-        self.n_chains, self.total, self.callback = n_chains, n_chains * n_steps, callback
-        self.chains_done = self.done = 0
+    def __init__(self, n_chains: int, n_steps: int, callback: Callback | None, chains_done: int = 0) -> None:
+        self.n_chains, self.n_steps, self.callback = n_chains, n_steps, callback
+        self.total = n_chains * n_steps
+        self.chains_done = chains_done
+        self.done = chains_done * n_steps
         self.began = self.told = time.perf_counter()
 
     def add(self, chain_steps: int) -> None:
@@ -337,10 +449,10 @@ class _Meter:
             self.told = now
             self.callback(SampleProgress(self.chains_done, self.n_chains, self.done, self.total, now - self.began))
 
-    def finish(self, chains_done: int) -> None:
-        """Count all chains up to here as done, steps that they were spared included."""
-        self.chains_done = chains_done
-        self.add(chains_done * self.total // self.n_chains - self.done)
+    def finish(self, chains: int) -> None:
+        """Count this many more chains as done, steps that they were spared included."""
+        self.chains_done += chains
+        self.add(self.chains_done * self.n_steps - self.done)
 
     def seconds(self) -> float:
         return time.perf_counter() - self.began
