@@ -38,7 +38,7 @@ SIZES = {
     "digits": Sizes(Size(10_000, 5), Size(100_000, 3)),
     "deep128": Sizes(Size(20_000, 4), Size(100_000, 6)),
     "mnist": Sizes(Size(4_000, 2), Size(50_000, 2)),
-    "cifar": Sizes(Size(1_024, 1), Size(5_000, 2)),
+    "cifar": Sizes(Size(512, 2), Size(5_000, 2)),
 }
 _CPU_CORES = 2
 _GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
