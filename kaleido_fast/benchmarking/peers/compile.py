@@ -16,6 +16,7 @@ MODES = {"cpu": ("default", "max-autotune-no-cudagraphs"), "cuda": ("default", "
 
 def build(setting: Setting) -> Contestant:
     """The mode with the fastest two steps; a quick run takes the first."""
+    torch.compiler.reset()  # or after some networks its limit of recompilations leaves the next ones to eager torch
     z0 = start_states(setting.model, setting.n_chains, setting.device)
     seconds: dict[str, float] = {}
     runs: dict[str, Run] = {}
