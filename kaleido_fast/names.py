@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ENGINES = ("auto", "triton", "cpu", "reference")
+KERNELS = ("auto", "narrow", "stream", "wide", "graph")
 PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
 BOUNDS = ("tanh", "sigmoid")

@@ -20,11 +20,12 @@ from kaleido_fast.names import (
     DEFAULT_TOL,
     ENGINES,
     INITS,
+    KERNELS,
     NOISES,
     PRECISIONS,
 )
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, choose
+from kaleido_kernels.tiles import Choice, GpuFacts, choose
 
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
@@ -67,6 +68,7 @@ class SampleRequest:
         precision: "fp32", "fp64" (reference only), "tf32", "fp16" or "bf16" (rounded operands, fp32 sums).
         polish: with a precision below fp32, steps before the first draw from which on all is run in fp32.
         engine: "auto", "triton", "cpu" or "reference".
+        kernel: of the Triton engine: "narrow", "stream", "wide" or "graph"; "auto" lets the plan choose.
         trace: states to record, or None.
 
     Raises:
@@ -91,6 +93,7 @@ class SampleRequest:
     precision: str = "fp32"
     polish: int = 0
     engine: str = "auto"
+    kernel: str = "auto"
     trace: Trace | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +112,11 @@ class SampleRequest:
         _check_name("noise", self.noise, NOISES)
         _check_name("precision", self.precision, PRECISIONS)
         _check_name("engine", self.engine, ENGINES)
+        _check_name("kernel", self.kernel, KERNELS)
+        if self.kernel != "auto" and self.engine not in ("auto", "triton"):
+            raise InputError(
+                f"kernel {self.kernel!r} with engine {self.engine!r}: kernels are of engine 'triton'; leave one out"
+            )
         _check_scale("jitter", self.jitter, positive=False)
         if self.tol is not None:
             _check_scale("tol", self.tol, positive=True)
@@ -268,7 +276,7 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
     Raises:
         InputError: an engine asked for by name that cannot run this.
     """
-    asked = request.engine
+    asked = request.engine if request.kernel == "auto" else "triton"
     if spec is None:
         if asked not in ("auto", "reference"):
             raise InputError(
@@ -278,7 +286,8 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
     able = {name: _why_not(name, request, spec, facts) for name in ("triton", "cpu")}
     if asked in able:
         if able[asked]:
-            raise InputError(f"engine {asked!r} cannot run this: {able[asked]}")
+            what = f"engine {asked!r}" if request.kernel == "auto" else f"kernel {request.kernel!r}"
+            raise InputError(f"{what} cannot run this: {able[asked]}")
         return asked, "asked for by name"
     if asked == "reference":
         return asked, "asked for by name"
@@ -302,17 +311,23 @@ def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: Device
         return "" if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
     if not facts.has_triton:
         return "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
-    if facts.kind == "cpu":
-        return (
-            ""
-            if facts.interpreter
-            else "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
-        )
+    if facts.kind == "cpu" and not facts.interpreter:
+        return "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
     try:
-        choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains, facts.tuned)
+        choose_kernel(request, spec, facts)
     except ValueError as problem:
         return str(problem)
     return ""
+
+
+def choose_kernel(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, precision: str | None = None) -> Choice:
+    """The Triton engine's kernel and tile for a request; ``precision`` is the device's form of it where known.
+
+    Raises:
+        ValueError: none fits; why.
+    """
+    form = precision or request.precision
+    return choose(net_shape(spec), form, gpu_facts(facts), request.n_chains, facts.tuned, request.kernel)
 
 
 def net_shape(spec: ModelSpec) -> NetShape:
@@ -366,7 +381,7 @@ def make_plan(
     _check_memory(kept + working, request, dim, item, facts)
     kernel = ""
     if engine == "triton" and spec is not None:
-        kernel = choose(net_shape(spec), request.precision, gpu_facts(facts), request.n_chains, facts.tuned).explain()
+        kernel = choose_kernel(request, spec, facts).explain()
     return SamplePlan(engine, reason, rows, block, kept, working, kernel)
 
 

@@ -102,6 +102,7 @@ def fast_sample(
     precision: str = "fp32",
     polish: int = 0,
     engine: str = "auto",
+    kernel: str = "auto",
     device: str | torch.device | None = None,
     trace: Trace | None = None,
     callback: Callback | None = None,
@@ -140,6 +141,8 @@ def fast_sample(
         precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
         polish: with "tf32", "fp16" or "bf16", the last steps before the first draw, and all after it, run in fp32.
         engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
+        kernel: of engine "triton": "narrow", "stream", "wide" or "graph"; "auto" takes the one measured best on this
+            GPU, else the first that fits. One asked for by name runs or raises.
         device: "cpu", "cuda", "cuda:1"; None takes the GPU if there is one.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.
@@ -174,6 +177,7 @@ def fast_sample(
         precision=precision,
         polish=polish,
         engine=engine,
+        kernel=kernel,
         trace=trace,
     )
     start = None if z0 is None else _checked_z0(z0, run.request, run.subject, run.device)

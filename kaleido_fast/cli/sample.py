@@ -89,6 +89,13 @@ PICTURE_CHAINS = 1000
     help="auto: the fastest that can run.",
 )
 @click.option(
+    "--kernel",
+    type=Name("kernel", names.KERNELS),
+    default="auto",
+    show_default=True,
+    help="Of the Triton engine; auto: the one measured best on this GPU, else the first that fits.",
+)
+@click.option(
     "--precision",
     type=Name("precision", names.PRECISIONS),
     default="fp32",

@@ -12,11 +12,12 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.plan import DeviceFacts, SampleRequest, gpu_facts, net_shape
+from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
+from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule
 from kaleido_kernels.packing import device_precision, pack_narrow, pack_stream
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Choice, choose
+from kaleido_kernels.tiles import Choice
 
 PROGRAMS_PER_SM = 1  # of the wide kernel: its shared memory leaves room for no second one
 INTERPRETER_PROGRAMS = 2
@@ -44,7 +45,7 @@ class TritonEngine:
         layers = [_plain_layer(layer) for layer in model.linears]
         try:
             form = device_precision(layers, request.precision)
-            self.choice = choose(shape, form, gpu_facts(facts), request.n_chains, facts.tuned)
+            self.choice = choose_kernel(request, model.spec, facts, form)
         except ValueError as problem:
             raise InputError(f"engine 'triton': {problem}") from problem
         self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
@@ -114,6 +115,11 @@ def _launcher(
 
         stream = pack_stream(layers, shape, precision, device)
         return lambda request, outputs: launch_stream(stream, request, tile, outputs)  # type: ignore[arg-type]
+    if isinstance(tile, GraphTile):
+        from kaleido_kernels.graph import GraphRunner, pack_graph
+
+        packed = pack_graph(layers, shape, precision, device)
+        return GraphRunner(packed, tile, capture=device.type == "cuda" and torch.version.hip is None).launch
     from kaleido_kernels.wide import allocate_scratch, launch_wide, pack_wide
 
     wide = pack_wide(layers, shape, tile, precision, device)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.roofline import (
     FILL_CYCLES,
     NOTE,
@@ -34,7 +35,16 @@ from kaleido_kernels.roofline import (
 )
 from kaleido_kernels.sass import Program, count_kinds, parse_program, path_counts
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, StreamLayout, Tile, choose, narrow_layout, stream_layout
+from kaleido_kernels.tiles import (
+    AnyTile,
+    GpuFacts,
+    StreamLayout,
+    Tile,
+    choose,
+    kernel_of,
+    narrow_layout,
+    stream_layout,
+)
 from kaleido_kernels.verdicts import (
     REGISTERS,
     SHARED_LIMITS,
@@ -69,13 +79,13 @@ class Job:
 
     net: str
     shape: NetShape
-    tile: Tile | WideTile
+    tile: AnyTile
     precision: str
     jitter: str
 
     @property
     def kernel(self) -> str:
-        return "wide" if isinstance(self.tile, WideTile) else self.tile.kernel
+        return kernel_of(self.tile)
 
     @property
     def tile_text(self) -> str:
@@ -83,6 +93,8 @@ class Job:
         if isinstance(tile, WideTile):
             path = "" if tile.use_tma else " pointers"
             return f"{tile.rows}x{tile.cols}/{tile.last_cols}x{tile.inner} w{tile.warps} s{tile.stages}{path}"
+        if isinstance(tile, GraphTile):
+            return f"{tile.rows}x{tile.cols} w{tile.warps}, blocks of {tile.block_chains}"
         return f"{tile.block_chains} w{tile.num_warps} s{tile.num_stages}"
 
 
@@ -160,8 +172,8 @@ FACTS = {
 """What a plan would know of a GPU of each architecture."""
 
 
-def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[Tile | WideTile]:
-    """The tiles that the plan can choose: without a tuned table it is one."""
+def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[AnyTile]:
+    """The tiles that the plan can choose: without a tuned table it is one, and never the graph path's."""
     return [choose(shape, precision, FACTS[arch]).tile]
 
 
@@ -198,6 +210,10 @@ def kernel_source(job: Job, use_asm: bool) -> tuple[Any, dict[str, str], dict[st
         from kaleido_kernels.wide import aot_signature as wide_signature
 
         return wide_signature(job.shape, job.precision, job.tile, variant, use_asm)
+    if isinstance(job.tile, GraphTile):
+        from kaleido_kernels.graph import aot_signature as graph_signature
+
+        return graph_signature(job.shape, job.precision, job.tile, variant, use_asm)
     if job.tile.kernel == "stream":
         from kaleido_kernels.stream import aot_signature as stream_signature
 
@@ -240,7 +256,7 @@ def _run_tool(name: str, options: list[str], binary: bytes) -> str:
 def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
     """What the verdicts are about."""
     tile = job.tile
-    rows = tile.rows if isinstance(tile, WideTile) else tile.block_chains
+    rows = tile.block_chains if isinstance(tile, Tile) else tile.rows
     return Evidence(
         kernel=job.kernel,
         precision=job.precision,
@@ -284,6 +300,8 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
     tile, shape = job.tile, job.shape
     if isinstance(tile, WideTile):
         work = wide_work(shape, tile, job.precision, **wide_counts(evidence.program))
+    elif isinstance(tile, GraphTile):
+        raise ValueError("the cost of the graph path is the library's: its fused kernel alone has no estimate")
     elif tile.kernel == "stream":
         work = stream_estimate(job, tile, evidence)
     else:

@@ -230,3 +230,10 @@ def row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS: tl.constexpr
         return tl.load(chain_ids_ptr + rows, mask=row_mask, other=0)
     else:
         return first_chain + rows
+
+
+@triton.jit
+def is_jittered(step, burn_in, thin, settle):
+    """Whether the schedule puts noise on the input of ``step``: not on step 0 nor in the last ``settle`` of a draw."""
+    draw = tl.maximum(step - burn_in, 0) // thin
+    return (step > 0) & (step < burn_in + (draw + 1) * thin - settle)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, graph_candidates
 from kaleido_kernels.shapes import NetShape, next_power_of_two
 from kaleido_kernels.wide_plan import OPERAND_BYTES, WideTile, operand_parts, shared_bytes, wide_candidates
 
@@ -24,6 +25,8 @@ STREAM_EDGE = 16
 """Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
 BIAS_COLUMNS = 2
 """Spare columns that a folded bias takes: high and low part."""
+KERNELS = ("narrow", "stream", "wide", "graph")
+"""Names of the ways to run a network, as `choose` takes them."""
 CHAIN_BUCKETS = (8_192, 131_072)
 """Tuned tables distinguish launches up to these many chains, and larger ones."""
 
@@ -53,6 +56,9 @@ class Tile:
             raise ValueError(
                 f"{self.num_warps} warps and {self.num_stages} stages: choose 1, 2, 4 or 8 warps and 1 to 8 stages"
             )
+
+
+AnyTile = Tile | WideTile | GraphTile
 
 
 @dataclass(frozen=True)
@@ -187,8 +193,12 @@ def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
     return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
 
 
-def refusal(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> str | None:
+def refusal(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> str | None:
     """Why a tile cannot run ``shape`` on a GPU: limit and need; None if it can. ``precision`` is a device precision."""
+    if isinstance(tile, GraphTile):
+        if precision in GRAPH_FORMS:
+            return None
+        return f"graph: precision {precision!r} is not offered there: use fp32, fp16 or bf16, or another kernel"
     if isinstance(tile, WideTile):
         need = shared_bytes(tile, precision)
     elif max(shape.widths) > (128 if tile.kernel == "narrow" else 256):
@@ -222,52 +232,68 @@ def _fills_tensor_memory(tile: Tile | WideTile) -> bool:
     return max(tile.cols, tile.last_cols) > 128 if isinstance(tile, WideTile) else tile == Tile("narrow", 64, 4)
 
 
-def tile_name(tile: Tile | WideTile) -> str:
+def tile_name(tile: AnyTile) -> str:
     """A tile in a few words, for explanations."""
+    if isinstance(tile, GraphTile):
+        return f"graph of products over blocks of {tile.block_chains:,} chains"
     if isinstance(tile, WideTile):
         loads = "copy engine" if tile.use_tma else "pointers"
         return f"wide {tile.rows}x{tile.cols}x{tile.inner} ({tile.warps} warps, {tile.stages} stages, {loads})"
     return f"{tile.kernel} {tile.block_chains} chains ({tile.num_warps} warps, {tile.num_stages} stages)"
 
 
-def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile | WideTile]:
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
     """Tiles worth considering, best first; `refusal` says which of them cannot run.
 
     narrow 64/4: most programs on a multiprocessor, so that one's products cover another's activations. stream 128/8:
     half the weight traffic of 64 chains. ieee products use ordinary units: large unrolled networks compile for minutes.
     """
-    found: list[Tile | WideTile] = []
+    found: list[AnyTile] = []
     if precision != "ieee" or shape.n_layers * narrow_layout(shape).width <= 256:
         found += [Tile("narrow", 64, 4), Tile("narrow", 32, 4)]
     if precision != "ieee":
         found += [Tile("stream", 128, 8, 2), Tile("stream", 64, 4, 2)]
-    wide: list[Tile | WideTile] = [*wide_candidates(shape, precision, facts.uses_tma)]
+    wide: list[AnyTile] = [*wide_candidates(shape, precision, facts.uses_tma)]
     if facts.uses_tma:
         wide += wide_candidates(shape, precision, use_tma=False)
     return found + wide
+
+
+def kernel_of(tile: AnyTile) -> str:
+    """ "narrow", "stream", "wide" or "graph"."""
+    if isinstance(tile, Tile):
+        return tile.kernel
+    return "wide" if isinstance(tile, WideTile) else "graph"
 
 
 @dataclass(frozen=True)
 class Choice:
     """The tile for a launch, and for each better one before it why it was refused."""
 
-    tile: Tile | WideTile
+    tile: AnyTile
     refused: tuple[str, ...] = ()
     tuned: bool = False
+    forced: bool = False
 
     @property
     def kernel(self) -> str:
-        """ "narrow", "stream" or "wide"."""
-        return "wide" if isinstance(self.tile, WideTile) else self.tile.kernel
+        """ "narrow", "stream", "wide" or "graph"."""
+        return kernel_of(self.tile)
 
     def explain(self) -> str:
         """The choice in one line."""
         how = "measured best on this GPU" if self.tuned else "first that fits"
+        how = f"asked for by name, {how}" if self.forced else how
         return f"{tile_name(self.tile)}, {how}" + "".join(f"; not {reason}" for reason in self.refused)
 
 
 def choose(
-    shape: NetShape, precision: str, facts: GpuFacts, n_chains: int = 100_000, tuned: dict[str, Any] | None = None
+    shape: NetShape,
+    precision: str,
+    facts: GpuFacts,
+    n_chains: int = 100_000,
+    tuned: dict[str, Any] | None = None,
+    kernel: str = "auto",
 ) -> Choice:
     """The kernel and tile for a launch: the tuned one if there is one and it fits, else the first candidate that fits.
 
@@ -277,6 +303,7 @@ def choose(
         facts: the GPU.
         n_chains: chains of the launch; matters only to a tuned table.
         tuned: what `read_tuned` returned.
+        kernel: one of `KERNELS` by name, or "auto" for any.
 
     Raises:
         ValueError: a GPU too old for the precision, or no tile fits: the limit and the need.
@@ -290,15 +317,21 @@ def choose(
     measured = (tuned or {}).get(tuned_key(shape, form, n_chains))
     if measured is not None:
         tile = tile_from_json(measured)
-        if refusal(shape, form, tile, facts) is None:
-            return Choice(tile, tuned=True)
+        if kernel in ("auto", kernel_of(tile)) and refusal(shape, form, tile, facts) is None:
+            return Choice(tile, tuned=True, forced=kernel != "auto")
     refused: list[str] = []
-    for tile in candidates(shape, form, facts):
+    # The graph path is taken where a tuned table says so or where it is asked for, never by default.
+    possible = [*graph_candidates(shape, form)] if kernel == "graph" else candidates(shape, form, facts)
+    named = [tile for tile in possible if kernel in ("auto", kernel_of(tile))]
+    if kernel != "auto" and not named:
+        raise ValueError(f"kernel {kernel!r} does not compute {precision}" + (" this way" if form == "ieee" else ""))
+    for tile in named:
         reason = refusal(shape, form, tile, facts)
         if reason is None:
-            return Choice(tile, tuple(dict.fromkeys(refused)))
+            return Choice(tile, tuple(dict.fromkeys(refused)), forced=kernel != "auto")
         refused.append(reason)
-    raise ValueError(f"no tile fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
+    what = "no tile" if kernel == "auto" else f"no tile of kernel {kernel!r}"
+    raise ValueError(f"{what} fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
 
 
 def tuned_key(shape: NetShape, precision: str, n_chains: int) -> str:
@@ -309,13 +342,12 @@ def tuned_key(shape: NetShape, precision: str, n_chains: int) -> str:
     return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}-{chains}"
 
 
-def tile_to_json(tile: Tile | WideTile) -> dict[str, Any]:
+def tile_to_json(tile: AnyTile) -> dict[str, Any]:
     """A tile as plain values."""
-    values = asdict(tile)
-    return {"kernel": "wide", **values} if isinstance(tile, WideTile) else values
+    return {"kernel": kernel_of(tile), **asdict(tile)}
 
 
-def tile_from_json(values: dict[str, Any]) -> Tile | WideTile:
+def tile_from_json(values: dict[str, Any]) -> AnyTile:
     """The inverse of `tile_to_json`.
 
     Raises:
@@ -323,9 +355,8 @@ def tile_from_json(values: dict[str, Any]) -> Tile | WideTile:
     """
     fields = dict(values)
     try:
-        if fields.get("kernel") == "wide":
-            del fields["kernel"]
-            return WideTile(**fields)
+        if fields.get("kernel") in ("wide", "graph"):
+            return WideTile(**fields) if fields.pop("kernel") == "wide" else GraphTile(**fields)
         return Tile(**fields)
     except TypeError as error:
         raise ValueError(f"not a tile: {values}: {error}") from error

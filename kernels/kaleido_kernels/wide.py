@@ -37,6 +37,7 @@ from kaleido_kernels.steps import (
     add_jitter,
     bound_output,
     dense_layer,
+    is_jittered,
     row_chains,
     row_residual,
     start_tile,
@@ -136,13 +137,6 @@ def put_input(
     if keep:
         row = (program * ROWS + tl.arange(0, ROWS)).to(tl.int64) * STATE_WIDTH
         tl.store(state_ptr + row[:, None] + col[None, :], x)
-
-
-@triton.jit
-def is_jittered(step, burn_in, thin, settle):
-    """Whether the schedule puts noise on the input of ``step``: not on step 0 nor in the last ``settle`` of a draw."""
-    draw = tl.maximum(step - burn_in, 0) // thin
-    return (step > 0) & (step < burn_in + (draw + 1) * thin - settle)
 
 
 @triton.jit

@@ -1,0 +1,436 @@
+"""The graph path: matrix products by the vendor's library, everything else of a step in one fused kernel.
+
+For wide networks the library's products are hard to beat. A block of chains whose activations stay in the second-level
+cache runs step by step:
+
+    addmm chain     operand -> h -> h -> ... -> raw sums; bias and ReLU in the product's epilogue
+    fused kernel    bound, residual, noise, clamp; the operand of the next step
+
+On a CUDA device the step is captured once in a CUDA graph and replayed: step number, chain ids and the number of the
+last step are read from device memory. On CPU tensors the same code runs uncaptured (TRITON_INTERPRET=1).
+
+Hidden layers' biases have the type of the operands, as the epilogue wants it; sums, the last bias, bound and state are
+fp32. Products in fp32 are plain fp32, never TF32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, padded_width
+from kaleido_kernels.launch import (
+    OPERANDS,
+    QUIET,
+    LaunchRequest,
+    NetShape,
+    Outputs,
+    Schedule,
+    check_tensors,
+    use_asm_on,
+)
+from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision
+from kaleido_kernels.steps import (
+    add_jitter,
+    bound_output,
+    hidden_activation,
+    is_jittered,
+    row_residual,
+    start_tile,
+    to_operand,
+)
+
+STEP, END, ROWS_USED, SEED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+CONTROL_VALUES = 4
+ACTIVATE_BLOCK = 1024
+
+
+@triton.jit
+def write_input(
+    x, operand_ptr, state_ptr, place, operand_place, mask, first_col, step, burn_in, thin, settle, jitter, seed, chains,
+    LOW: tl.constexpr, HIGH: tl.constexpr, JITTER: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Stores the input of ``step`` from x: jittered where the schedule says so, as fp32 and as operand."""
+    if JITTER == "normal" or JITTER == "uniform":
+        if is_jittered(step, burn_in, thin, settle):
+            x = add_jitter(x, jitter, seed, chains, first_col, step, LOW, HIGH, JITTER, DIM, ROWS, COLS)
+    tl.store(state_ptr + place, x, mask=mask)
+    high, _ = to_operand(x, PRECISION)
+    tl.store(operand_ptr + operand_place, high, mask=mask)
+
+
+@triton.jit(do_not_specialize=("burn_in", "thin", "settle"))
+def graph_step_kernel(
+    raw_ptr,  # (block, DIM_PADDED) fp32: sums of the last layer without bias; unused with FIRST
+    bias_ptr,  # (DIM_PADDED,) fp32 of the last layer; unused with FIRST
+    operand_ptr,  # (block, DIM_PADDED): the input of the next step; its padding stays zero
+    state_ptr,  # (block, DIM) fp32: the input of the step that ends, then that of the next
+    result_ptr,  # (block, DIM) fp32: with FIRST == "given" the states to start from, else the state after the step
+    residual_ptr,  # (block,) fp32
+    chains_ptr,  # (block,) int64
+    control_ptr,  # (CONTROL_VALUES,) int64: step, end of the launch, rows in use, seed
+    jitter,
+    burn_in: tl.int32,
+    thin: tl.int32,
+    settle: tl.int32,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    BOUND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    JITTER: tl.constexpr,
+    INIT: tl.constexpr,
+    FIRST: tl.constexpr,
+    USE_ASM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Grid: (block / ROWS,). FIRST: "" ends a step; "noise" and "given" make the input of the launch's first step."""
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = local.to(tl.int64)
+    step = tl.load(control_ptr + STEP).to(tl.int32)
+    end_step = tl.load(control_ptr + END).to(tl.int32)
+    seed = tl.load(control_ptr + SEED)
+    row_mask = rows < tl.load(control_ptr + ROWS_USED)
+    chains = tl.load(chains_ptr + rows, mask=row_mask, other=0)
+    residual = tl.zeros([ROWS], tl.float32)
+    past = step + 1 - burn_in
+    keep = (step + 1 == end_step) | ((past > 0) & (past % thin == 0))
+    for block in range((DIM + COLS - 1) // COLS):
+        first_col = block * COLS
+        col = first_col + tl.arange(0, COLS)
+        # Rows that are not in use get zeros for a state: what is left there of other chains might be NaN.
+        used = row_mask[:, None] & (col < DIM)[None, :]
+        mask = tl.broadcast_to((col < DIM)[None, :], (ROWS, COLS))
+        place = rows[:, None] * DIM + col[None, :]
+        operand_place = rows[:, None] * DIM_PADDED + col[None, :]
+        if FIRST == "noise":
+            x = start_tile(seed, chains, first_col, LOW, HIGH, INIT, DIM, ROWS, COLS)
+            next_step = step
+        elif FIRST == "given":
+            x = tl.load(result_ptr + place, mask=used, other=0.0)
+            next_step = step
+        else:
+            x = tl.load(raw_ptr + operand_place, mask=used, other=0.0)
+            x = x + tl.load(bias_ptr + col, mask=col < DIM, other=0.0)[None, :]
+            x = bound_output(x, BOUND, USE_ASM)
+            next_step = step + 1
+            if step + 1 == end_step:
+                change = x - tl.load(state_ptr + place, mask=used, other=0.0)
+                residual = tl.maximum(
+                    residual, row_residual(change, first_col, DIM, COLS), propagate_nan=tl.PropagateNan.ALL
+                )
+            if JITTER == "upstream":
+                x = add_jitter(x, jitter, seed, chains, first_col, next_step, LOW, HIGH, JITTER, DIM, ROWS, COLS)
+            if keep:
+                tl.store(result_ptr + place, x, mask=used)
+        # Not after the last step, where the state before it is still to be read by other threads.
+        if next_step != end_step:
+            write_input(
+                x, operand_ptr, state_ptr, place, operand_place, mask, first_col, next_step, burn_in, thin, settle,
+                jitter, seed, chains, LOW, HIGH, JITTER, DIM, PRECISION, ROWS, COLS,
+            )  # fmt: skip
+    if FIRST == "":
+        if step + 1 == end_step:
+            tl.store(residual_ptr + rows, residual, mask=row_mask)
+
+
+@triton.jit
+def activate_kernel(
+    h_ptr,
+    n_values,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    USE_ASM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A hidden activation in place, for those that no product's epilogue has. Grid: (cdiv(n_values, BLOCK),)."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < n_values
+    x = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    high, _ = to_operand(hidden_activation(x, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM), PRECISION)
+    tl.store(h_ptr + place, high, mask=mask)
+
+
+@dataclass(frozen=True)
+class GraphWeights:
+    """A network as the graph path reads it.
+
+    Args:
+        shape: what was packed.
+        precision: "ieee", "fp16" or "bf16".
+        weights: (padded out, padded in) a layer, operands.
+        biases: (padded out,) a layer, zeros where there is none: operands, the last one fp32.
+    """
+
+    shape: NetShape
+    precision: str
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+
+def pack_graph(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> GraphWeights:
+    """Pack for `GraphRunner`. ``precision`` is "fp32", "fp16" or "bf16".
+
+    Raises:
+        ValueError: weights that do not fit the shape or the precision, or a precision that this path lacks.
+    """
+    check_layers(layers, shape)
+    device_precision(layers, precision)  # refuses weights outside the range of the precision
+    if precision not in GRAPH_FORMS:
+        raise ValueError(f"graph: precision {precision!r} is not offered: use fp32, fp16 or bf16, or kernel='wide'")
+    form = GRAPH_FORMS[precision]
+    weights, biases = [], []
+    for index, (weight, bias) in enumerate(layers):
+        n_out, n_in = weight.shape
+        padded = torch.zeros(padded_width(n_out), padded_width(n_in))
+        padded[:n_out, :n_in] = weight.detach().cpu()
+        row = torch.zeros(len(padded))
+        if bias is not None:
+            row[:n_out] = bias.detach().cpu()
+        last = index == shape.n_layers - 1
+        weights.append(padded.to(OPERAND_TYPES[form]).to(device))
+        biases.append((row if last else row.to(OPERAND_TYPES[form])).to(device))
+    return GraphWeights(shape, form, tuple(weights), tuple(biases))
+
+
+@dataclass(frozen=True)
+class GraphBuffers:
+    """The static memory of a block: what a captured graph reads and writes. It needs no particular content.
+
+    Args:
+        operand: (block, padded D): the input of a step; zero beyond D.
+        hidden: two of (block, padded widest hidden layer) values, flat, used in turns.
+        raw: (block, padded D) fp32.
+        state, result: (block, D) fp32.
+        residual: (block,) fp32.
+        chains: (block,) int64.
+        control: (CONTROL_VALUES,) int64.
+    """
+
+    operand: Tensor
+    hidden: tuple[Tensor, Tensor]
+    raw: Tensor
+    state: Tensor
+    result: Tensor
+    residual: Tensor
+    chains: Tensor
+    control: Tensor
+
+
+def allocate_buffers(packed: GraphWeights, tile: GraphTile) -> GraphBuffers:
+    """Buffers of one block on the weights' device."""
+    shape, n, device = packed.shape, tile.block_chains, packed.weights[0].device
+    operand, dim = OPERAND_TYPES[packed.precision], padded_width(shape.dim)
+    hidden = n * padded_width(max(shape.hidden, 1))
+    return GraphBuffers(
+        torch.zeros(n, dim, dtype=operand, device=device),
+        (torch.empty(hidden, dtype=operand, device=device), torch.empty(hidden, dtype=operand, device=device)),
+        torch.empty(n, dim, device=device),
+        torch.empty(n, shape.dim, device=device),
+        torch.empty(n, shape.dim, device=device),
+        torch.empty(n, device=device),
+        torch.zeros(n, dtype=torch.int64, device=device),
+        torch.zeros(CONTROL_VALUES, dtype=torch.int64, device=device),
+    )
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """fp32 products without TF32 and 16-bit ones with fp32 sums, whatever the host program allows; restored after."""
+    cuda = torch.backends.cuda.matmul
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = [getattr(cuda, name) for name in names]
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        for name in names:
+            setattr(cuda, name, False)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for name, value in zip(names, before, strict=True):
+            setattr(cuda, name, value)
+
+
+class GraphRunner:
+    """Runs launches with one set of buffers; two launches at a time need two runners.
+
+    Args:
+        packed: the network.
+        tile: size of a block and of the fused kernel's programs.
+        capture: whether to capture the step in a CUDA graph; needs a CUDA device.
+    """
+
+    def __init__(self, packed: GraphWeights, tile: GraphTile, *, capture: bool) -> None:
+        self.packed, self.tile = packed, tile
+        self.device = packed.weights[0].device
+        self.buffers = allocate_buffers(packed, tile)
+        self.capture = capture
+        self._captured: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
+
+    def launch(self, request: LaunchRequest, outputs: Outputs) -> None:
+        """Run a launch, block by block; see `kaleido_kernels.launch`.
+
+        Raises:
+            ValueError: tensors that do not fit.
+        """
+        check_tensors(request, self.packed.shape, self.device, outputs)
+        size = self.tile.block_chains
+        with torch.inference_mode(), exact_products(self.device):
+            for first in range(0, request.n_chains, size):
+                self._run_block(request, outputs, slice(first, min(first + size, request.n_chains)))
+
+    def _run_block(self, request: LaunchRequest, outputs: Outputs, rows: slice) -> None:
+        buffers, n = self.buffers, rows.stop - rows.start
+        schedule, last_step = request.schedule, request.first_step + request.n_run
+        self._load(request, rows, last_step)
+        self._fused(schedule, request.init, "noise" if request.start is None else "given")
+        step = self._step_runner(schedule)
+        for number in range(request.first_step, last_step):
+            step()
+            draw = schedule.draw_at(number)
+            if outputs.draws is not None and number + 1 == schedule.draw_end(draw):
+                outputs.draws[rows, draw] = buffers.result[:n]
+        outputs.final[rows] = buffers.result[:n]
+        outputs.residual[rows] = buffers.residual[:n]
+
+    def _load(self, request: LaunchRequest, rows: slice, last_step: int) -> None:
+        """Chains, start states and control values of a block into the static buffers."""
+        buffers, n = self.buffers, rows.stop - rows.start
+        if request.chain_ids is not None:
+            buffers.chains[:n] = request.chain_ids[rows]
+        else:
+            first = request.first_chain + rows.start
+            torch.arange(first, first + n, out=buffers.chains[:n])
+        if request.start is not None:
+            buffers.result[:n] = request.start[rows]
+        # Filled one by one: a copy from a list would wait for the device.
+        for place, value in enumerate((request.first_step, last_step, n, request.signed_seed)):
+            buffers.control[place].fill_(value)
+
+    def _step_runner(self, schedule: Schedule) -> Any:
+        """One step as a function without arguments: a captured graph's replay, or the step itself."""
+        if not self.capture or torch.cuda.is_current_stream_capturing():
+            return lambda: self._step(schedule)
+        key = (schedule.jitter_kind, schedule.jitter, schedule.burn_in, schedule.thin, schedule.settle)
+        if key not in self._captured:
+            self._captured = {key: self._capture_step(schedule)}
+        return self._captured[key].replay
+
+    def _capture_step(self, schedule: Schedule) -> torch.cuda.CUDAGraph:
+        """The step as a CUDA graph. The run before it, which compiles and sets up, is undone afterwards."""
+        before = [tensor.clone() for tensor in self._changed()]
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            self._step(schedule)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use other devices meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            self._step(schedule)
+        for tensor, value in zip(self._changed(), before, strict=True):
+            tensor.copy_(value)
+        return graph
+
+    def _changed(self) -> tuple[Tensor, ...]:
+        """What a step reads and overwrites."""
+        buffers = self.buffers
+        return buffers.operand, buffers.state, buffers.control
+
+    def _step(self, schedule: Schedule) -> None:
+        """All layers, the fused kernel, and the step counter: what is captured."""
+        self._products()
+        self._fused(schedule, "uniform", "")
+        self.buffers.control[0].add_(1)
+
+    def _products(self) -> None:
+        """The addmm chain from ``operand`` to ``raw``."""
+        packed, buffers, n = self.packed, self.buffers, self.tile.block_chains
+        h = buffers.operand
+        for index, (weight, bias) in enumerate(zip(packed.weights[:-1], packed.biases[:-1], strict=True)):
+            out = buffers.hidden[index % 2][: n * len(weight)].view(n, len(weight))
+            if packed.shape.activation == "relu":
+                torch._addmm_activation(bias, h, weight.t(), out=out)
+            else:
+                torch.addmm(bias, h, weight.t(), out=out)
+                self._activate(out)
+            h = out
+        last = packed.weights[-1].t()
+        if packed.precision == "ieee":
+            torch.mm(h, last, out=buffers.raw)
+        elif self.device.type == "cuda":
+            torch.mm(h, last, out_dtype=torch.float32, out=buffers.raw)
+        else:  # torch has 16-bit products with fp32 results on CUDA devices only
+            torch.mm(h.to(torch.float32), last.to(torch.float32), out=buffers.raw)
+
+    def _activate(self, h: Tensor) -> None:
+        shape = self.packed.shape
+        activate_kernel[(triton.cdiv(h.numel(), ACTIVATE_BLOCK),)](
+            h,
+            h.numel(),
+            ACTIVATION=shape.activation,
+            NEGATIVE_SLOPE=shape.negative_slope,
+            PRECISION=self.packed.precision,
+            USE_ASM=use_asm_on(self.device),
+            BLOCK=ACTIVATE_BLOCK,
+        )
+
+    def _fused(self, schedule: Schedule, init: str, first: str) -> None:
+        buffers, packed, tile = self.buffers, self.packed, self.tile
+        variant = {"JITTER": schedule.jitter_kind, "INIT": init, "FIRST": first}
+        graph_step_kernel[(tile.block_chains // tile.rows,)](
+            buffers.raw,
+            packed.biases[-1],
+            *(buffers.operand, buffers.state, buffers.result, buffers.residual, buffers.chains, buffers.control),
+            *(float(schedule.jitter), schedule.burn_in, schedule.thin, schedule.settle),
+            **constants(packed.shape, packed.precision, tile, variant, use_asm_on(self.device)),
+            num_warps=tile.warps,
+        )
+
+
+def constants(
+    shape: NetShape, precision: str, tile: GraphTile, variant: dict[str, Any], use_asm: bool
+) -> dict[str, Any]:
+    """The compile-time constants of the fused kernel. ``variant``: JITTER, INIT, FIRST."""
+    return {
+        "DIM": shape.dim,
+        "DIM_PADDED": padded_width(shape.dim),
+        "LOW": shape.low,
+        "HIGH": shape.high,
+        "BOUND": shape.bound,
+        "PRECISION": precision,
+        "USE_ASM": use_asm,
+        "ROWS": tile.rows,
+        "COLS": tile.cols,
+        **variant,
+    }
+
+
+def aot_signature(
+    shape: NetShape, precision: str, tile: GraphTile, variant: dict[str, Any] | None = None, use_asm: bool = True
+) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
+    """What a launch would compile: (kernel, signature, constants, num_warps, num_stages).
+
+    ``precision`` is "fp32", "fp16" or "bf16"; ``variant`` overrides the end of a step without jitter.
+    """
+    form = GRAPH_FORMS[precision]
+    chosen = {"JITTER": QUIET["JITTER"], "INIT": QUIET["INIT"], "FIRST": "", **(variant or {})}
+    values = constants(shape, form, tile, chosen, use_asm)
+    signature = dict.fromkeys(("raw_ptr", "bias_ptr", "state_ptr", "result_ptr", "residual_ptr"), "*fp32")
+    signature |= {"operand_ptr": OPERANDS[form], "chains_ptr": "*i64", "control_ptr": "*i64", "jitter": "fp32"}
+    signature |= dict.fromkeys(("burn_in", "thin", "settle"), "i32") | dict.fromkeys(values, "constexpr")
+    signature = {name: signature[name] for name in graph_step_kernel.arg_names}
+    return graph_step_kernel, signature, values, tile.warps, 1

@@ -1,0 +1,71 @@
+"""Blocks and memory of the graph path: plain Python, no torch, no Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kaleido_kernels.shapes import NetShape
+
+GRAPH_FORMS = {"fp32": "ieee", "fp16x3": "ieee", "ieee": "ieee", "fp16": "fp16", "bf16": "bf16"}
+"""How the graph path computes a precision: fp32 by plain fp32 products. tf32 is missing, for nobody tests it there."""
+GRAPH_BYTES = {"ieee": 4, "fp16": 2, "bf16": 2}
+GRAPH_BLOCKS = (16_384, 8_192, 4_096, 2_048, 1_024)
+"""Chains of a block, the largest first: whole tiles of 256 rows, so that no product has a ragged edge."""
+WIDTH_MULTIPLE = 16
+"""Widths are padded to whole 32-byte lines of 16-bit values, which every product of the library takes."""
+L2_BYTES = 40 * 2**20
+"""Second-level cache to plan for: an A100's 40 MiB, an H100's and an H200's 50 MiB."""
+
+
+@dataclass(frozen=True)
+class GraphTile:
+    """How the graph path works: products of the library over blocks of chains, one fused kernel for the rest.
+
+    Args:
+        block_chains: chains of a block; every product has exactly this many rows, the last block is padded.
+        rows: chains of one program of the fused kernel.
+        cols: values of a chain that it handles at once.
+        warps: warps of such a program.
+    """
+
+    block_chains: int = 16_384
+    rows: int = 16
+    cols: int = 64
+    warps: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            if not 4 <= value <= 256 or value & (value - 1):
+                raise ValueError(f"{name} is {value}: it must be a power of two from 4 to 256")
+        if self.block_chains < 1 or self.block_chains % self.rows:
+            raise ValueError(f"block_chains is {self.block_chains}: it must be a multiple of rows, {self.rows}")
+        if self.warps not in (1, 2, 4, 8):
+            raise ValueError(f"warps is {self.warps}: choose 1, 2, 4 or 8")
+
+
+def padded_width(width: int) -> int:
+    """Width of a layer as stored."""
+    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+def hidden_bytes(shape: NetShape, precision: str, block_chains: int) -> int:
+    """Bytes of the activations that a layer reads and writes: what should stay in the second-level cache."""
+    width = padded_width(max(shape.hidden, 1))
+    return 2 * width * GRAPH_BYTES[GRAPH_FORMS[precision]] * block_chains
+
+
+def graph_bytes(shape: NetShape, precision: str, tile: GraphTile) -> int:
+    """Bytes of all buffers of a block: activations, operand and fp32 state, raw outputs, results, chain ids."""
+    item = GRAPH_BYTES[GRAPH_FORMS[precision]]
+    per_chain = padded_width(shape.dim) * (item + 4) + 4 * 2 * shape.dim + 4 + 8
+    return hidden_bytes(shape, precision, tile.block_chains) + per_chain * tile.block_chains
+
+
+def graph_candidates(shape: NetShape, precision: str) -> list[GraphTile]:
+    """Tiles worth trying, best first: the largest block whose activations stay in cache, then smaller, then larger."""
+    if precision not in GRAPH_FORMS:
+        return []
+    fitting = [n for n in GRAPH_BLOCKS if hidden_bytes(shape, precision, n) <= L2_BYTES] or [GRAPH_BLOCKS[-1]]
+    others = [n for n in GRAPH_BLOCKS if n not in fitting]
+    return [GraphTile(n) for n in (*fitting, *reversed(others))]
