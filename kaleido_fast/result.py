@@ -47,6 +47,8 @@ class SampleStats:
         residual_quantiles: 0, 10, 50, 90, 99, 100 % of the last residuals, NaN left out.
         outcome_shares: share of chains by outcome name.
         steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they settled.
+        steps_histogram: chains that settled, by the steps they took, in bins that double: {"1-8": 12, "9-16": 70, ...};
+            chains that did not settle are in none.
         engine, device, precision: what really ran.
         versions: of the libraries.
     """
@@ -60,6 +62,7 @@ class SampleStats:
     residual_quantiles: dict[str, float]
     outcome_shares: dict[str, float]
     steps_quantiles: dict[str, float]
+    steps_histogram: dict[str, int]
     engine: str
     device: str
     precision: str
@@ -178,3 +181,17 @@ def quantiles(values: Tensor) -> dict[str, float]:
     if not len(ordered):
         return {f"{p}%": float("nan") for p in points}
     return {f"{p}%": float(ordered[round(p / 100 * (len(ordered) - 1))]) for p in points}
+
+
+FIRST_BIN = 8  # steps: two checks at the default distance, before which nothing is frozen
+
+
+def steps_histogram(steps: Tensor, outcome: Tensor) -> dict[str, int]:
+    """Count chains that settled (fixed point or cycle) by their steps, (n,) each, in bins 1-8, 9-16, 17-32, ..."""
+    settled = steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)]
+    counts: dict[str, int] = {}
+    first, last = 1, FIRST_BIN
+    while len(settled) and first <= int(settled.max()):
+        counts[f"{first}-{last}"] = int(((settled >= first) & (settled <= last)).sum())
+        first, last = last + 1, 2 * last
+    return counts

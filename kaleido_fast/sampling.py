@@ -30,6 +30,7 @@ from kaleido_fast.result import (
     outcome_shares,
     quantiles,
     residual_quantiles,
+    steps_histogram,
 )
 from kaleido_fast.settling import Phase, run_block
 from kaleido_fast.versions import library_versions
@@ -328,6 +329,7 @@ def run_plan(
         residual_quantiles=residual_quantiles(whole.residual),
         outcome_shares=outcome_shares(whole.outcome),
         steps_quantiles=quantiles(whole.steps.to(torch.float32)),
+        steps_histogram=steps_histogram(whole.steps, whole.outcome) if request.freezes else {},
         engine=plan.engine,
         device=str(device),
         precision=request.precision,

@@ -238,3 +238,13 @@ def test_quantiles_of_steps_are_reported():
     steps = np.sort(result.steps.numpy())
     assert result.stats.steps_quantiles["50%"] in steps
     assert result.stats.steps_quantiles["100%"] == steps[-1]
+    histogram = result.stats.steps_histogram
+    settled = steps[np.isin(result.outcome.numpy(), (Outcome.FIXED_POINT, Outcome.CYCLE))]
+    assert sum(histogram.values()) == len(settled) > 0
+    for bin_, count in histogram.items():
+        first, last = map(int, bin_.split("-"))
+        assert count == ((settled >= first) & (settled <= last)).sum(), bin_
+
+
+def test_a_jittered_run_has_no_histogram_of_steps():
+    assert fast_sample(contracting(), n_chains=5, jitter=0.3).stats.steps_histogram == {}

@@ -168,10 +168,16 @@ def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
         "residual_quantiles": stats.residual_quantiles,
         "outcome_shares": stats.outcome_shares,
         "steps_quantiles": stats.steps_quantiles,
+        "steps_histogram": stats.steps_histogram,
         "work_saved": stats.work_saved,
         "precision": stats.precision,
         "files": [str(path) for path in written],
     }
+
+
+def _histogram(counts: dict[str, int], n_chains: int) -> str:
+    """Shares of all chains by steps to settle, in one line."""
+    return ", ".join(f"{count / n_chains:.1%} in {steps}" for steps, count in counts.items()) + " steps"
 
 
 def _print_table(result: SampleResult, written: list[Path]) -> None:
@@ -194,6 +200,7 @@ def _print_table(result: SampleResult, written: list[Path]) -> None:
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
         ("residual", f"quantiles {residuals}"),
         *([("steps", f"quantiles {settled}; {stats.work_saved:.0%} of the work saved")] if request.freezes else []),
+        *([("settled", _histogram(stats.steps_histogram, stats.n_chains))] if stats.steps_histogram else []),
         *([("outcome", shares)] if request.freezes or stats.outcome_shares["non_finite"] else []),
         ("files", ", ".join(map(str, written))),
     ):
