@@ -42,7 +42,7 @@ class TritonEngine:
             request.burn_in, request.n_draws, request.thin, request.settle, request.jitter, request.noise
         )
         shape = net_shape(model.spec)
-        layers = [_plain_layer(layer) for layer in model.linears]
+        layers = plain_layers(model)
         try:
             form = device_precision(layers, request.precision)
             self.choice = choose_kernel(request, model.spec, facts, form)
@@ -93,6 +93,11 @@ class TritonEngine:
         if variant not in self._launched:
             self._launched.add(variant)
             self.compile_seconds += time.perf_counter() - began
+
+
+def plain_layers(model: KaleidoMLP) -> list[tuple[Tensor, Tensor | None]]:
+    """(weight, bias) of every layer, fp32 on the host, as kernels are packed from."""
+    return [_plain_layer(layer) for layer in model.linears]
 
 
 def _plain_layer(layer: torch.nn.Linear) -> tuple[Tensor, Tensor | None]:
