@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint, save_checkpoint
+from kaleido_fast.classifier import classify
 from kaleido_fast.datasets import Dataset, load_dataset
 from kaleido_fast.presets import PRESETS
-from kaleido_fast.quality import class_entropy, class_shares, classify, manifold_scores, nearest_example_mse
+from kaleido_fast.quality import class_entropy, class_shares, manifold_scores, nearest_example_mse
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.training import train
 
