@@ -1,0 +1,47 @@
+"""``kaleido-fast reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, make_folder, reproduce
+
+
+@click.command(name="reproduce")
+@click.argument("name", metavar=f"[{'|'.join((*KALEIDOSCOPES, ALL))}]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write [default: reproduced/NAME; a folder each for all]."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="IDX file of MNIST images [default: fetched by name].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of training and sampling, 0 to 2^64-1.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, for a quick look [default: the recipe's].")
+@click.option(
+    "--chains", "n_chains", type=click.IntRange(min=10), help="Chains measured [default: the kaleidoscope's]."
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of trained models [default: the user's cache].")
+@click.option("--device", default="auto", show_default=True, help="auto: a GPU where there is one.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(name: str, out: Path | None, quiet: bool, **settings: object) -> None:
+    """Make the paper's kaleidoscopes: train or reuse the model, sample, write pictures and a report."""
+    entries = chosen(name)
+    tell = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
+    folders = _folders(name, out)
+    for folder in folders.values():
+        make_folder(folder)
+    for entry in entries:
+        tell(f"{entry.name}: {entry.expected} on 2 CPU cores, less with a trained model in the cache")
+        job = Job(progress=not quiet, tell=tell, **settings)  # type: ignore[arg-type]
+        report = reproduce(entry.name, folders[entry.name], job)
+        if not quiet:
+            click.echo(f"{entry.name}: {report.folder / 'report.md'} and {len(report.written) - 1} files beside it")
+
+
+def _folders(name: str, out: Path | None) -> dict[str, Path]:
+    """Where each kaleidoscope goes."""
+    base = out or Path("reproduced")
+    if out is None or name == ALL:
+        make_folder(base)
+        return {entry.name: base / entry.name for entry in chosen(name)}
+    return {name: out}

@@ -1,0 +1,116 @@
+"""The paper's kaleidoscopes, each from one command: pictures, an animation and measured figures.
+
+One module a kaleidoscope, with ``run(job, report)``; `KALEIDOSCOPES` lists them without loading any.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.files import check_writable
+
+if TYPE_CHECKING:
+    from kaleido_fast.reproducing.report import Report
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Kaleidoscope:
+    """One entry of the list.
+
+    Args:
+        name: its name on the command line, and of its module here.
+        title: heading of its report.
+        minutes: expected time on 2 CPU cores, with nothing in the cache.
+    """
+
+    name: str
+    title: str
+    minutes: float
+
+    @property
+    def expected(self) -> str:
+        """The expected time in words."""
+        return f"about {self.minutes:g} minutes" if self.minutes >= 2 else f"about {self.minutes * 60:.0f} seconds"
+
+
+KALEIDOSCOPES: dict[str, Kaleidoscope] = {
+    entry.name: entry
+    for entry in (
+        Kaleidoscope("points1d", "Four points on a line", 0.5),
+        Kaleidoscope("points2d", "Four points in the plane", 0.5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every reproduction is told.
+
+    Args:
+        seed: of training and of sampling.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", ...
+        data: path of the MNIST images where they are not to be fetched by name; ``mnist`` alone reads it.
+        steps: training steps for a quick look; None for the recipe's own.
+        n_chains: chains that figures are measured on; None for the kaleidoscope's own number.
+        cache: folder that keeps trained models; None for `models.cache_folder`.
+        progress: show progress bars.
+        tell: called with one line on what happens now.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    data: Path | None = None
+    steps: int | None = None
+    n_chains: int | None = None
+    cache: Path | None = None
+    progress: bool = False
+    tell: Callable[[str], None] = lambda _: None
+
+
+def chosen(name: str) -> list[Kaleidoscope]:
+    """The entries that a name stands for; an unknown one raises `InputError` with the nearest."""
+    if name == ALL:
+        return list(KALEIDOSCOPES.values())
+    if name not in KALEIDOSCOPES:
+        raise unknown_name("kaleidoscope", name, (*KALEIDOSCOPES, ALL))
+    return [KALEIDOSCOPES[name]]
+
+
+def reproduce(name: str, folder: Path, job: Job) -> Report:
+    """Make one kaleidoscope: train or reuse its model, sample, write pictures, ``report.json`` and ``report.md``.
+
+    Args:
+        name: one of `KALEIDOSCOPES`.
+        folder: where to write; made if its parent exists.
+        job: settings.
+
+    Raises:
+        InputError: unknown name, a folder that cannot be written, matplotlib missing, data that cannot be used.
+    """
+    from kaleido_fast.plots import check_can_plot
+    from kaleido_fast.reproducing.report import Report
+
+    (entry,) = chosen(name)
+    check_can_plot("the reports of reproduce")
+    make_folder(folder)
+    report = Report(entry.name, entry.title, folder)
+    importlib.import_module(f"kaleido_fast.reproducing.{entry.name}").run(job, report)
+    report.write()
+    return report
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder if need be, and refuse one that cannot be written, before any work is done."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output {folder} is a file: give a folder")
+    if not folder.exists():
+        check_writable(folder)
+        folder.mkdir()
+    check_writable(folder / "report.md")

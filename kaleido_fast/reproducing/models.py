@@ -1,0 +1,133 @@
+"""Models that reproductions train once and keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
+from kaleido_fast.datasets import Dataset
+from kaleido_fast.devices import resolve_device
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import write_error
+from kaleido_fast.model import ModelSpec
+from kaleido_fast.presets import NetworkShape, TrainingRecipe
+from kaleido_fast.progress import training_bar
+from kaleido_fast.reproducing import Job
+from kaleido_fast.training import UnstableModelWarning, train
+
+SECONDS = "training_seconds"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what its training took.
+
+    Args:
+        checkpoint: the model, its card and the file that keeps it.
+        seconds: wall time of the training, when it was done.
+        reused: whether the cache had it.
+    """
+
+    checkpoint: Checkpoint
+    seconds: float
+    reused: bool
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this program, by the platform's custom; it is not made."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~\\AppData\\Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "kaleido-fast" / "models"
+
+
+def network_spec(shape: NetworkShape) -> ModelSpec:
+    """The specification of a reference network."""
+    return ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
+
+
+def trained(
+    job: Job,
+    name: str,
+    dataset: Dataset,
+    spec: ModelSpec,
+    recipe: TrainingRecipe,
+    *,
+    sampling: dict[str, float] | None = None,
+    seed: int | None = None,
+) -> Trained:
+    """Train a model, or take it from the cache where the same one has been trained before.
+
+    Ctrl-C keeps the unfinished run there; the same call goes on from it.
+
+    Args:
+        job: gives seed, device, cache and, where set, the number of steps.
+        name: first part of the file's name.
+        dataset, spec, recipe: what is trained.
+        sampling: recommended settings, written into the card.
+        seed: another seed than the job's.
+
+    Raises:
+        InputError: a recipe or data that cannot be used, or a cache that cannot be written.
+    """
+    seed = job.seed if seed is None else seed
+    if job.steps is not None:
+        recipe = replace(recipe, steps=job.steps)
+    path = _cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
+    if path.is_file():
+        checkpoint = load_checkpoint(path)
+        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), reused=True)
+    job.tell(f"training {name}: {recipe.steps:,} steps")
+    began = time.perf_counter()
+    with warnings.catch_warnings(), training_bar() if job.progress else nullcontext() as callback:
+        warnings.simplefilter("ignore", UnstableModelWarning)  # reports state the share of stable examples themselves
+        result = train(
+            dataset,
+            spec=spec,
+            recipe=recipe,
+            seed=seed,
+            device=job.device,
+            state=path.with_suffix(".training"),
+            callback=callback,
+        )
+    seconds = time.perf_counter() - began
+    card = replace(
+        result.card,
+        name=name,
+        sampling=result.card.sampling if sampling is None else dict(sampling),
+        diagnostics={**result.card.diagnostics, SECONDS: seconds},
+    )
+    return Trained(keep(path, result.model, card), seconds, reused=False)
+
+
+def keep(path: Path, model: object, card: ModelCard) -> Checkpoint:
+    """Write a model into the cache and read it back; the unfinished run is removed."""
+    from kaleido_fast.model import KaleidoMLP
+
+    assert isinstance(model, KaleidoMLP)
+    save_checkpoint(path, model, card)
+    path.with_suffix(".training").unlink(missing_ok=True)
+    return load_checkpoint(path)
+
+
+def _cached_path(job: Job, name: str, key: list[object]) -> Path:
+    folder = cache_folder() if job.cache is None else job.cache
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise write_error(folder, problem) from problem
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cache {folder} cannot be written: pass --cache with a folder of yours")
+    text = json.dumps([key, resolve_device(job.device).type], sort_keys=True)
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"

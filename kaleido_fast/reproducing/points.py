@@ -1,0 +1,97 @@
+"""What the two kaleidoscopes of points share: training, end points, basins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.plan import Trace
+from kaleido_fast.presets import PRESETS
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.models import Trained, network_spec, trained
+from kaleido_fast.reproducing.report import Report
+from kaleido_fast.result import SampleResult
+from kaleido_fast.sampling import fast_sample
+
+REACHED = 0.02  # a chain this near to a training point has arrived there
+N_CHAINS = 10_000
+SHOWN = 2000  # chains in pictures
+MOVED = 400  # chains in the animation
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where chains end.
+
+    Args:
+        basin: (n,) int64 number of the training point, -1 further than `REACHED` from all.
+        distance: (n,) largest difference of a value to the nearest point.
+        shares: share of chains at each point.
+    """
+
+    basin: Tensor
+    distance: Tensor
+    shares: list[float]
+
+
+def train_points(job: Job, name: str) -> tuple[Dataset, Trained]:
+    """The preset's points and its network, trained on them."""
+    preset = PRESETS[name]
+    data = load_dataset(name, bound=preset.network.bound)
+    return data, trained(job, name, data, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
+
+
+def find_ends(final: Tensor, points: Tensor) -> Ends:
+    """Which point (k, D) every end state (n, D) is at."""
+    far = (final[:, None] - points[None]).abs().amax(dim=2)
+    distance, basin = far.min(dim=1)
+    basin = torch.where(distance <= REACHED, basin, -1)
+    counts = torch.bincount(basin[basin >= 0], minlength=len(points))
+    return Ends(basin, distance, (counts / len(final)).tolist())
+
+
+def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...]) -> SampleResult:
+    """Chains of the kaleidoscope with the states of some of them at ``steps``."""
+    n = job.n_chains or N_CHAINS
+    return fast_sample(
+        made.checkpoint.path,
+        n_chains=n,
+        seed=job.seed,
+        init=init,
+        device=job.device,
+        trace=Trace(tuple(range(min(n, SHOWN))), steps),
+        progress=job.progress,
+    )
+
+
+def describe(report: Report, made: Trained, data: Dataset, result: SampleResult, ends: Ends) -> None:
+    """The table of points, and the sentence that says how the chains ended."""
+    n = len(ends.basin)
+    arrived = int((ends.basin >= 0).sum())
+    report.text(
+        f"Trained on {len(data)} points in {made.seconds:.1f} s. {arrived:,} of {n:,} chains end within {REACHED} of a "
+        f"training point, the furthest {float(ends.distance.max()):.4f} away; half of them have settled after "
+        f"{result.stats.steps_quantiles['50%']:.0f} steps, 99 % after {result.stats.steps_quantiles['99%']:.0f}."
+    )
+    report.table(
+        ("training point", "attractor", "basin share"),
+        [
+            (", ".join(f"{value:g}" for value in point), "yes" if share > 0 else "no", f"{share:.3f}")
+            for point, share in zip(data.data.tolist(), ends.shares, strict=True)
+        ],
+    )
+    report.record(
+        n_chains=n,
+        chains_at_a_point=arrived,
+        furthest=float(ends.distance.max()),
+        attractors=sum(share > 0 for share in ends.shares),
+        basin_shares=ends.shares,
+        steps_quantiles=result.stats.steps_quantiles,
+        training_seconds=made.seconds,
+        recipe=made.checkpoint.card.recipe,
+        diagnostics=made.checkpoint.card.diagnostics,
+        seed=result.request.seed,
+    )

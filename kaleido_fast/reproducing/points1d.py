@@ -1,0 +1,59 @@
+"""The 1-D kaleidoscope: X = {-0.8, -0.2, 0.2, 0.8}, 10 layers of 10, tanh."""
+
+from __future__ import annotations
+
+import torch
+
+from kaleido_fast import plots
+from kaleido_fast.animation import frame_steps, make_frames, write_gif
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
+from kaleido_fast.reproducing.report import Report
+
+SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
+COBWEB_STARTS = (-0.97, -0.55, -0.42, -0.02, 0.05, 0.45, 0.56, 0.95)
+COBWEB_STEPS = 12
+
+
+def run(job: Job, report: Report) -> None:
+    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    data, made = train_points(job, "points1d")
+    model, spec = made.checkpoint.model, made.checkpoint.model.spec
+    steps = tuple(sorted({*SHOWN_STEPS, *frame_steps(max(SHOWN_STEPS))}))
+    result = sample_points(job, made, "uniform", steps)
+    ends = find_ends(result.final.cpu(), data.data)
+    describe(report, made, data, result, ends)
+    grid = torch.linspace(spec.low, spec.high, 2001)[:, None]
+    paths = [torch.tensor(COBWEB_STARTS)[:, None]]
+    with torch.no_grad():
+        image = model(grid)
+        for _ in range(COBWEB_STEPS):
+            paths.append(model(paths[-1]))
+    x, y, points = grid[:, 0].numpy(), image[:, 0].numpy(), data.data[:, 0].numpy()
+    report.picture(
+        "function",
+        plots.learned_function(x, y, points),
+        "The learned function is flat around each training point: a whole interval is sent to it",
+    )
+    report.picture(
+        "loss",
+        plots.loss_profile(x, (y - x) ** 2, points),
+        "The loss: deep at the training points, and at the unstable fixed points between them, which repel chains",
+    )
+    assert result.trace is not None
+    states = result.trace.cpu()
+    shown = [steps.index(step) for step in SHOWN_STEPS]
+    report.picture(
+        "chains",
+        plots.positions_1d(states[:, shown, 0].numpy(), SHOWN_STEPS, points, (spec.low, spec.high)),
+        f"{len(states):,} chains from uniform noise over the steps",
+    )
+    report.picture(
+        "cobweb",
+        plots.cobweb(x, y, torch.cat(paths, dim=1).numpy(), points),
+        "Cobweb plot: chains bounce between function and diagonal until they sit on a training point",
+    )
+    moving = [i for i, step in enumerate(steps) if step <= 20]
+    frames = make_frames(states[:MOVED, moving], [steps[i] for i in moving], spec, made.checkpoint.card.scaling)
+    with report.file("chains.gif", f"{MOVED} chains: value from left to right, one row a chain") as path:
+        write_gif(frames, path, frames_per_second=3)

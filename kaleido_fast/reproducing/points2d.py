@@ -1,0 +1,54 @@
+"""The 2-D kaleidoscope: the four points {0.2, 0.8} x {0.2, 0.8}, 7 layers of 50, sigmoid."""
+
+from __future__ import annotations
+
+import torch
+
+from kaleido_fast import plots
+from kaleido_fast.animation import make_frames, write_gif
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
+from kaleido_fast.reproducing.report import Report
+from kaleido_fast.sampling import fast_sample
+
+SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
+GRID = 200
+
+
+def run(job: Job, report: Report) -> None:
+    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    data, made = train_points(job, "points2d")
+    model, spec = made.checkpoint.model, made.checkpoint.model.spec
+    steps = (*range(21), 50)
+    # The package's normal start noise is N(mid, half-range) clipped to the range: N(0.5, 0.5 I) here, as in the paper.
+    result = sample_points(job, made, "normal", steps)
+    ends = find_ends(result.final.cpu(), data.data)
+    describe(report, made, data, result, ends)
+    assert result.trace is not None
+    states, points, bounds = result.trace.cpu(), data.data.numpy(), (spec.low, spec.high)
+    line = torch.linspace(spec.low, spec.high, GRID)
+    starts = torch.cartesian_prod(line, line).flip(1)  # rows of the grid: second value
+    with torch.no_grad():
+        loss = (model(starts) - starts).square().mean(dim=1).reshape(GRID, GRID)
+    report.picture(
+        "loss",
+        plots.surface(loss.numpy(), bounds, points, "mean squared error of f(x) against x"),
+        "The loss: deep at the four training points, and at unstable fixed points on the borders of their basins",
+    )
+    shown = [steps.index(step) for step in SHOWN_STEPS]
+    basin = ends.basin[: len(states)].numpy()
+    report.picture(
+        "chains",
+        plots.positions_2d(states[:, shown].numpy(), SHOWN_STEPS, basin, points, bounds),
+        f"{len(states):,} chains from N(0.5, 0.5 I), clipped to the square, coloured by where they end",
+    )
+    mapped = fast_sample(made.checkpoint.path, n_chains=len(starts), z0=starts, device=job.device)
+    basins = find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID)
+    report.picture(
+        "basins",
+        plots.basin_map(basins.numpy(), bounds, points),
+        "Basins: every start in the square, coloured by the training point it ends at (grey: none)",
+    )
+    frames = make_frames(states[:MOVED, :21], steps[:21], spec, made.checkpoint.card.scaling)
+    with report.file("chains.gif", f"{MOVED} chains over the steps") as path:
+        write_gif(frames, path, frames_per_second=3)

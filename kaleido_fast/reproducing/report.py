@@ -1,0 +1,91 @@
+"""A report: text, tables and pictures in reading order, written as report.md and report.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from kaleido_fast.files import atomic_path
+from kaleido_fast.versions import library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+
+class Report:
+    """Collects what a reproduction shows.
+
+    Pictures are written at once, under the folder; text and figures by `write`.
+
+    Args:
+        name: of the kaleidoscope.
+        title: heading.
+        folder: an existing folder.
+    """
+
+    def __init__(self, name: str, title: str, folder: Path) -> None:
+        self.name, self.title, self.folder = name, title, folder
+        self.figures: dict[str, Any] = {}
+        self.written: list[Path] = []
+        self._parts: list[str] = []
+
+    def text(self, text: str) -> None:
+        """A paragraph of Markdown."""
+        self._parts.append(text)
+
+    def heading(self, text: str) -> None:
+        """A heading below the title."""
+        self._parts.append(f"## {text}")
+
+    def record(self, **figures: Any) -> None:
+        """Figures for report.json, as plain values."""
+        self.figures |= figures
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table; numbers are to be formatted by the caller."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        self._parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+    def picture(self, name: str, picture: Image.Image | Figure, caption: str) -> None:
+        """Write ``name``.png and show it with its caption."""
+        from kaleido_fast.pictures import save_picture
+
+        if isinstance(picture, Image.Image):
+            save_picture(picture, self.folder / f"{name}.png")
+        else:
+            from kaleido_fast.plots import save_figure
+
+            save_figure(picture, self.folder / f"{name}.png")
+        self.written.append(self.folder / f"{name}.png")
+        self._show(f"{name}.png", caption)
+
+    @contextmanager
+    def file(self, name: str, caption: str, *, show: bool = True) -> Iterator[Path]:
+        """Give the path for a file that the caller writes; then show it, or (``show`` off) link to it."""
+        path = self.folder / name
+        yield path
+        self.written.append(path)
+        if show:
+            self._show(name, caption)
+        else:
+            self._parts.append(f"[{caption}]({name})")
+
+    def _show(self, name: str, caption: str) -> None:
+        self._parts.append(f"![{caption}]({name})\n\n*{caption}*")
+
+    def write(self) -> None:
+        """Write report.md and report.json."""
+        facts = {"kaleidoscope": self.name, "versions": library_versions(), **self.figures}
+        made = f"Made by `kaleido-fast reproduce {self.name}`."
+        text = "\n\n".join([f"# {self.title}", made, *self._parts]) + "\n"
+        for name, content in (("report.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"), ("report.md", text)):
+            with atomic_path(self.folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+            self.written.append(self.folder / name)
