@@ -13,6 +13,31 @@ class InputError(ValueError):
     """
 
 
+class CrewError(InputError):
+    """Another worker of the same run failed, or the leader did; ``told`` if somebody else prints it."""
+
+    def __init__(self, text: str, *, told: bool) -> None:
+        super().__init__(text)
+        self.told = told
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, with another exit status."""
+
+
+class StreamInterruptedError(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM while blocks were written; it says what is kept and how to go on.
+
+    Args:
+        text: that.
+        terminated: whether it was SIGTERM.
+    """
+
+    def __init__(self, text: str, *, terminated: bool) -> None:
+        super().__init__(text)
+        self.terminated = terminated
+
+
 class SamplingInterruptedError(KeyboardInterrupt):
     """Ctrl-C during sampling; ``done`` of ``n_chains`` chains were complete. A `KeyboardInterrupt` to its caller."""
 

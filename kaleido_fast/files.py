@@ -20,6 +20,17 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"output {path} is a folder: give a file name, for example {path / 'samples.npy'}")
+    check_folder(path)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"output {path} is read-only: choose another name or make it writable")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse an output path whose folder does not exist or cannot be written.
+
+    Raises:
+        InputError: as said.
+    """
     folder = path.parent
     if not folder.exists():
         raise InputError(f"output folder {folder} does not exist: create it or write elsewhere")
@@ -30,8 +41,6 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as problem:
         raise write_error(path, problem) from problem
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"output {path} is read-only: choose another name or make it writable")
 
 
 def write_error(path: Path, problem: OSError) -> InputError:
@@ -65,6 +74,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise write_error(path, problem) from problem
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were added to a folder, or taken from it, last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _publish(temporary: Path, path: Path) -> None:

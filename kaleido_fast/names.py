@@ -18,4 +18,5 @@ DEFAULT_TOL = 1e-4
 DEFAULT_PATIENCE = 1
 DEFAULT_CHECK_EVERY = 4
 DEFAULT_MAX_PERIOD = 64
-OUTPUT_ENDINGS = (".npy", ".npz", ".safetensors")
+OUTPUT_ENDINGS = (".npy", ".npz", ".safetensors", ".zarr")
+STORED_DTYPES = ("float32", "float16", "uint8")

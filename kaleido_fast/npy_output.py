@@ -1,0 +1,146 @@
+"""An .npy file written block by block, beside which a folder ``NAME.npy.partial`` lives until the file is whole.
+
+The folder holds ``draws.npy``, an .npy for each array that is known of chains, ``blocks.npy`` (one byte a block, set
+when the block is on disk) and ``record.json``. Blocks are written with plain writes at their places: through a memory
+map, a full disk would be a signal (SIGBUS) and not an error. Unlike a store it has no checksums, and one writer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path, sync_folder, write_error
+from kaleido_fast.layout import Layout
+
+RECORD, MARKS = "record.json", "blocks"
+
+
+class NpyOutput:
+    """See `BlockOutput`; ``path`` is the final name."""
+
+    def __init__(self, path: Path, layout: Layout, record: dict[str, Any]) -> None:
+        self.path, self.layout, self.record = path, layout, record
+        self.folder = partial_folder(path)
+        self.shapes = {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}
+        self.offsets = {name: self._header_bytes(name) for name in self.shapes}
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout, record: dict[str, Any], *, overwrite: bool = False) -> NpyOutput:
+        """Begin a file; ``overwrite`` throws an earlier unfinished one away. The caller holds the lock."""
+        folder = partial_folder(path)
+        try:
+            if overwrite and folder.is_dir():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            for name, (shape, dtype) in {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}.items():
+                made = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
+                made.flush()
+                del made
+            stated = {"chunk_chains": layout.chunk_chains, "record": record}
+            with atomic_path(folder / RECORD) as temporary:  # last: a folder without it is not begun
+                temporary.write_text(json.dumps(stated))
+            sync_folder(folder)
+            sync_folder(folder.parent)
+        except OSError as problem:
+            raise write_error(path, problem) from problem
+        return cls(path, layout, record)
+
+    def done(self) -> np.ndarray:
+        """(n_blocks,) bool: which blocks are whole."""
+        return self._load(MARKS, slice(0, self.layout.n_blocks)).astype(bool)
+
+    def write(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `BlockOutput.write`."""
+        first = self.layout.rows(block).start
+        try:
+            for name in self.layout.shapes():
+                self._store(name, first, arrays[name])
+            self._store(MARKS, block, np.ones(1, np.uint8))
+        except FileNotFoundError as problem:
+            raise InputError(
+                f"{self.folder} was moved or removed while it was written; put it back and give the same command"
+            ) from problem
+        except OSError as problem:
+            raise write_error(self.path, problem) from problem
+
+    def read(self, name: str, block: int) -> np.ndarray:
+        """See `BlockOutput.read`."""
+        return self._load(name, self.layout.rows(block))
+
+    def finish(self) -> list[str]:
+        """Give the file its final name, and put its record beside it."""
+        from kaleido_fast.writers import record_path
+
+        beside = record_path(self.path)
+        try:
+            with atomic_path(beside) as temporary:
+                temporary.write_text(json.dumps(self.record, sort_keys=True, indent=1) + "\n")
+            (self.folder / "draws.npy").replace(self.path)
+            sync_folder(self.path.parent)
+            self.discard()
+        except OSError as problem:
+            raise write_error(self.path, problem) from problem
+        return [str(self.path), str(beside)]
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+    def _header_bytes(self, name: str) -> int:
+        with (self.folder / f"{name}.npy").open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            return file.tell()
+
+    def _row(self, name: str) -> tuple[int, tuple[int, ...], np.dtype]:
+        """Bytes, shape and type of one row of an array."""
+        shape, dtype = self.shapes[name]
+        kind = np.dtype(dtype)
+        return int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize, shape[1:], kind
+
+    def _store(self, name: str, first: int, values: np.ndarray) -> None:
+        with (self.folder / f"{name}.npy").open("rb+", buffering=0) as file:
+            file.seek(self.offsets[name] + first * self._row(name)[0])
+            data = memoryview(np.ascontiguousarray(values, self._row(name)[2]).tobytes())
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+
+    def _load(self, name: str, rows: slice) -> np.ndarray:
+        row_bytes, shape, dtype = self._row(name)
+        try:
+            with (self.folder / f"{name}.npy").open("rb") as file:
+                file.seek(self.offsets[name] + rows.start * row_bytes)
+                held = file.read((rows.stop - rows.start) * row_bytes)
+            return np.frombuffer(held, dtype).reshape(-1, *shape)
+        except (OSError, ValueError) as problem:
+            raise InputError(f"{self.folder} cannot be read: {problem}; delete it to start anew") from problem
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the blocks of an unfinished .npy are."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """``chunk_chains`` and the record of an unfinished .npy; None if none was begun.
+
+    Raises:
+        InputError: it was, and is damaged.
+    """
+    place = partial_folder(path) / RECORD
+    if not place.is_file():
+        return None
+    try:
+        stated = json.loads(place.read_text())
+        return int(stated["chunk_chains"]), dict(stated["record"])
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"{place} is damaged: delete {place.parent} to start anew") from problem

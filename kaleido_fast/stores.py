@@ -1,0 +1,391 @@
+"""Chunked stores of draws: a Zarr v3 group that any number of processes fill block by block.
+
+Arrays ``draws`` (n_chains, n_draws, D), ``residual``, ``steps``, ``period``, ``outcome`` (n_chains,), and ``blocks``:
+one row a block with its number and the checksums of its chunks. That row is written last, when the chunks are on
+disk: a block counts when its row is there. Chunks are compressed (Zstandard) and checksummed (CRC-32C) by Zarr's
+codecs. The group's attribute ``kaleido_fast`` holds the record of the run, and checksums of all metadata.
+Nothing in a store depends on the time, the machine, the number of workers or the order in which blocks were written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_fast.encoding import Encoding
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import check_folder, sync_folder, write_error
+from kaleido_fast.layout import PER_CHAIN, Layout
+
+ENTRY, VERSION = "kaleido_fast", 1
+ARRAYS = ("draws", *PER_CHAIN)
+MARKS = "blocks"
+_DIMENSIONS = ("chain", "draw", "dim")
+_CRC_BYTES = 4  # at the end of every chunk, little-endian
+
+
+def import_zarr() -> Any:
+    """The zarr library.
+
+    Raises:
+        InputError: it is not installed, or too old.
+    """
+    try:
+        import zarr
+    except ImportError as problem:
+        raise InputError("a .zarr output needs zarr: pip install 'kaleido-fast[store]'") from problem
+    if int(zarr.__version__.split(".")[0]) < 3:
+        raise InputError(f"zarr {zarr.__version__} is too old: pip install 'kaleido-fast[store]' brings 3.1 or newer")
+    return zarr
+
+
+class ZarrOutput:
+    """A store on a local or shared file system, see `BlockOutput`.
+
+    Args:
+        path: the store's folder.
+        layout: as stated in its record.
+        record: of the run.
+        writable: whether blocks will be written.
+    """
+
+    def __init__(self, path: Path, layout: Layout, record: dict[str, Any], *, writable: bool = False) -> None:
+        self.path, self.layout, self.record = path, layout, record
+        self.store = _durable_store(path, writable=writable)
+        group = import_zarr().open_group(self.store, mode="r+" if writable else "r", use_consolidated=False)
+        # Without this Zarr drops chunks that hold nothing but the fill value, such as draws that are all NaN.
+        config = {"write_empty_chunks": True}
+        self.arrays: dict[str, Any] = {name: group[name].with_config(config) for name in (*ARRAYS, MARKS)}
+        self.fingerprint = zlib.crc32(_canonical(record))
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout, record: dict[str, Any], *, overwrite: bool = False) -> ZarrOutput:
+        """Make an empty store; it appears when its metadata are whole. The caller holds the lock.
+
+        Raises:
+            InputError: the folder cannot be written, or ``path`` is something else than a store.
+        """
+        import_zarr()
+        check_folder(path)
+        if overwrite and (path.exists() or path.is_symlink()):
+            _check_removable(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            _write_metadata(temporary, layout, record)
+            if overwrite and path.exists():
+                path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}.part"))
+            temporary.rename(path)
+            sync_folder(path.parent)
+        except OSError as problem:
+            raise write_error(path, problem) from problem
+        finally:
+            remove_leftovers(path)
+        return cls(path, layout, record, writable=True)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> ZarrOutput:
+        """Open an existing store.
+
+        Raises:
+            InputError: it is missing, foreign, or its metadata are damaged.
+        """
+        import_zarr()
+        stated = read_metadata(path)
+        record = stated["record"]
+        encoding = Encoding.from_record(record)
+        assert encoding is not None
+        n_chains, n_draws, dim, chunk = (int(stated[name]) for name in ("n_chains", "n_draws", "dim", "chunk_chains"))
+        try:
+            return cls(path, Layout(n_chains, n_draws, dim, chunk, encoding), record, writable=writable)
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise _unreadable(path, problem) from problem
+
+    def done(self) -> np.ndarray:
+        """(n_blocks,) bool: which blocks are whole; one listing of a folder."""
+        done = np.zeros(self.layout.n_blocks, bool)
+        for name in _names(self.path / MARKS):
+            _, _, number = name.removesuffix(".0").partition("c.")
+            if number.isdecimal() and int(number) < len(done):
+                done[int(number)] = True
+        return done
+
+    def write(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `BlockOutput.write`."""
+        rows = self.layout.rows(block)
+        try:
+            for name in ARRAYS:
+                self.arrays[name][rows] = arrays[name]
+            mark = [self.fingerprint, block, *(self.store.checksums.pop(self._key(name, block)) for name in ARRAYS)]
+            self.arrays[MARKS][block] = np.array(mark, np.uint32)
+            self.store.checksums.clear()
+        except FileNotFoundError as problem:
+            raise InputError(
+                f"{self.path} was moved or removed while it was written; put it back and give the same command to go on"
+            ) from problem
+        except OSError as problem:
+            raise write_error(self.path, problem) from problem
+
+    def read(self, name: str, block: int) -> np.ndarray:
+        """See `BlockOutput.read`."""
+        place = f"{name}/{self._chunk(name, block)}"
+        try:
+            mark = self.arrays[MARKS][block]
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as problem:
+            raise _damaged(self.path, f"{MARKS}/{self._chunk(MARKS, block)}", block, problem) from problem
+        if not mark.any():
+            raise InputError(
+                f"{self.path}: block {block} ({place}) is missing: the run is unfinished; its command again goes on"
+            )
+        if mark[0] != self.fingerprint or mark[1] != block % 2**32:
+            raise _damaged(self.path, f"{MARKS}/{self._chunk(MARKS, block)}", block, "it belongs elsewhere")
+        try:
+            held = _tail(self.path / place)
+            if held != mark[2 + ARRAYS.index(name)]:
+                raise _damaged(self.path, place, block, "it is not the one that was written")
+            return np.asarray(self.arrays[name][self.layout.rows(block)])
+        except FileNotFoundError:
+            raise _damaged(self.path, place, block, "it is not there") from None
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as problem:
+            if isinstance(problem, InputError):
+                raise
+            raise _damaged(self.path, place, block, problem) from problem
+
+    def drop_damaged(self) -> list[str]:
+        """Read every whole block; forget the damaged ones, so that they are computed again. Says what was wrong."""
+        found = []
+        for block in np.flatnonzero(self.done()):
+            try:
+                for name in ARRAYS:
+                    self.read(name, int(block))
+            except InputError as problem:
+                found.append(str(problem))
+                self.forget(int(block))
+        return found
+
+    def forget(self, block: int) -> None:
+        """Take back that a block is whole."""
+        try:
+            (self.path / MARKS / self._chunk(MARKS, block)).unlink(missing_ok=True)
+            sync_folder(self.path / MARKS)
+        except OSError as problem:
+            raise write_error(self.path, problem) from problem
+
+    def remove_parts(self) -> None:
+        """Remove what a killed writer left; only while nobody writes."""
+        for name in (*ARRAYS, MARKS):
+            for entry in _names(self.path / name):
+                if entry.endswith(".part"):
+                    (self.path / name / entry).unlink(missing_ok=True)
+
+    def finish(self) -> list[str]:
+        """Nothing is left to do: a store is whole when its blocks are."""
+        return [str(self.path)]
+
+    def _chunk(self, name: str, block: int) -> str:
+        return self.arrays[name].metadata.encode_chunk_key((block, *[0] * (self.arrays[name].ndim - 1)))
+
+    def _key(self, name: str, block: int) -> str:
+        return f"{name}/{self._chunk(name, block)}"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is meant as a store."""
+    return path.suffix == ".zarr"
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What the group states: sizes, ``record``; all metadata are compared with their checksums.
+
+    Raises:
+        InputError: missing, foreign or damaged.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}: give the folder of a store that kaleido-fast wrote")
+    try:
+        group = json.loads((path / "zarr.json").read_bytes())
+        stated = group["attributes"].get(ENTRY) if group["node_type"] == "group" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise _unreadable(path, problem) from problem
+    if not isinstance(stated, dict):
+        raise InputError(f"{path} is not a store of draws that kaleido-fast wrote: give another path")
+    if group.get("zarr_format") != 3 or stated.get("checksum") != _checksum(stated):
+        raise InputError(
+            f"{path}/zarr.json is damaged: its checksum does not match; restore it, or --overwrite starts anew"
+        )
+    if stated["version"] != VERSION:
+        raise InputError(f"{path} has version {stated['version']} of the store, this release reads {VERSION}")
+    for name, checksum in stated["arrays"].items():
+        place = path / name / "zarr.json"
+        try:
+            held = _digest(json.loads(place.read_bytes()))
+        except (OSError, ValueError) as problem:
+            raise _unreadable(place, problem) from problem
+        if held != checksum:
+            raise InputError(f"{place} is damaged: its checksum does not match; restore it, or --overwrite starts anew")
+    return stated
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove half-made and replaced stores beside ``path``; only while the lock is held."""
+    for place in path.parent.glob(f".{_escape(path.name)}.*.part"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _escape(name: str) -> str:
+    import glob
+
+    return glob.escape(name)
+
+
+def _write_metadata(path: Path, layout: Layout, record: dict[str, Any]) -> None:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    zarr = import_zarr()
+    store = _durable_store(path, writable=True)
+    group = zarr.create_group(store)
+    common: dict[str, Any] = {
+        "chunk_key_encoding": {"name": "default", "separator": "."},
+        "compressors": [ZstdCodec(level=1), Crc32cCodec()],
+        "filters": None,
+    }
+    chunk = min(layout.chunk_chains, layout.n_chains)
+    for name, (shape, dtype) in layout.shapes().items():
+        scaled = name == "draws" and dtype == "uint8"
+        attributes = {"scale_factor": layout.encoding.scale, "add_offset": layout.encoding.offset} if scaled else {}
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=(chunk, *shape[1:]),
+            dtype=dtype,
+            fill_value=np.nan if dtype.startswith("float") else 0 if dtype == "uint8" else -1,
+            dimension_names=_DIMENSIONS[: len(shape)],
+            attributes=attributes,
+            **common,
+        )
+    columns = 2 + len(ARRAYS)
+    group.create_array(
+        MARKS,
+        shape=(layout.n_blocks, columns),
+        chunks=(1, columns),
+        dtype="uint32",
+        fill_value=0,
+        dimension_names=("block", "mark"),
+        **common,
+    )
+    names = (*ARRAYS, MARKS)
+    stated: dict[str, Any] = {
+        "format": "kaleido-fast store",
+        "version": VERSION,
+        "n_chains": layout.n_chains,
+        "n_draws": layout.n_draws,
+        "dim": layout.dim,
+        "chunk_chains": layout.chunk_chains,
+        "record": record,
+        "arrays": {name: _digest(json.loads((path / name / "zarr.json").read_bytes())) for name in names},
+    }
+    group.attrs[ENTRY] = {**stated, "checksum": _checksum(stated)}
+
+
+def _durable_store(path: Path, *, writable: bool) -> Any:
+    """Zarr's store of local files, whose files are on disk under their names when ``set`` returns."""
+    import_zarr()
+    from zarr.storage import LocalStore
+
+    class DurableStore(LocalStore):
+        """Also notes the CRC-32C at the end of each chunk that it writes."""
+
+        def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+            super().__init__(root, read_only=read_only)
+            self.checksums: dict[str, int] = {}
+
+        async def set(self, key: str, value: Any) -> None:
+            import asyncio
+
+            await asyncio.to_thread(self._write, key, value)
+
+        def set_sync(self, key: str, value: Any) -> None:
+            self._write(key, value)
+
+        def _write(self, key: str, value: Any) -> None:
+            data = memoryview(value.as_buffer_like())
+            place = self.root / key
+            if key.endswith("zarr.json"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                self.checksums[key] = int.from_bytes(data[-_CRC_BYTES:], "little")
+            write_durably(place, data)
+
+    return DurableStore(path, read_only=not writable)
+
+
+def write_durably(place: Path, data: memoryview) -> None:
+    """A file that is on disk, whole and under its name, on return; its folder has to exist."""
+    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+        sync_folder(place.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _check_removable(path: Path) -> None:
+    """Only a store is replaced: whatever else bears the name stays."""
+    if not path.is_dir() or path.is_symlink() or not set(_names(path)) <= {"zarr.json", MARKS, *ARRAYS}:
+        raise InputError(f"output {path} is not a store that kaleido-fast wrote, and stays: choose another name")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [place.name for place in folder.iterdir()]
+    except OSError as problem:
+        raise InputError(
+            f"{folder} cannot be listed: {problem.strerror}; is the store whole and readable?"
+        ) from problem
+
+
+def _tail(place: Path) -> int:
+    with place.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _CRC_BYTES))
+        return int.from_bytes(file.read(_CRC_BYTES), "little")
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def _checksum(stated: Mapping[str, Any]) -> str:
+    return _digest({name: value for name, value in stated.items() if name != "checksum"})
+
+
+def _damaged(path: Path, place: str, block: int, problem: object) -> InputError:
+    text = " ".join(str(problem).split())[:200] or type(problem).__name__
+    return InputError(
+        f"{path}: chunk {place} of block {block} is damaged: {text}; the run's command with --repair computes it again"
+    )
+
+
+def _unreadable(path: Path, problem: Exception) -> InputError:
+    text = " ".join(str(problem).split())[:200] or type(problem).__name__
+    return InputError(f"{path} cannot be read as a store of draws: {text}; it may be damaged or foreign")
