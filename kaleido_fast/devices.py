@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.plan import DeviceFacts
+from kaleido_fast.versions import library_versions
 from kaleido_kernels.tiles import read_tuned
 
 TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
@@ -67,16 +71,44 @@ def device_facts(device: torch.device) -> DeviceFacts:
     )
 
 
-def tuned_tiles(gpu: str, folder: Path = TUNED) -> dict[str, Any]:
-    """Tiles measured best on a GPU, from ``folder``/NAME.json; none if there is no table. A bad one is passed over."""
-    path = folder / f"{gpu.replace(' ', '_')}.json"
-    if not path.is_file():
-        return {}
-    try:
-        return read_tuned(path)
-    except ValueError as problem:
-        warnings.warn(str(problem), stacklevel=2)
-        return {}
+def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
+    """Tiles measured best on a GPU, from table NAME.json of each folder that has one, the first folder winning.
+
+    A table that is malformed, or of another GPU or Triton, is passed over with one line of warning.
+
+    Args:
+        gpu: name of the GPU.
+        folders: None for the person's own tables and then the shipped ones.
+    """
+    triton = library_versions("triton")["triton"]
+    tiles: dict[str, Any] = {}
+    for folder in reversed([user_data() / "tuned", TUNED] if folders is None else folders):
+        path = folder / table_name(gpu)
+        if not path.is_file():
+            continue
+        try:
+            tiles |= read_tuned(path, gpu, triton)
+        except ValueError as problem:
+            warnings.warn(f"ignored: {problem}", stacklevel=2)
+    return tiles
+
+
+def table_name(gpu: str) -> str:
+    """File name of a GPU's tuned table."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json"
+
+
+def user_data() -> Path:
+    """The folder for what the program keeps for a person, after each platform's custom; it need not exist."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - does not fail where there is no home
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Application Support"
+    else:  # XDG Base Directory Specification: a relative path there is to be ignored
+        given = Path(os.environ.get("XDG_DATA_HOME", ""))
+        base = given if given.is_absolute() else home / ".local" / "share"
+    return base / "kaleido-fast"
 
 
 def available_memory() -> int:

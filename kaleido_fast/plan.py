@@ -327,7 +327,7 @@ def choose_kernel(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, p
         ValueError: none fits; why.
     """
     form = precision or request.precision
-    return choose(net_shape(spec), form, gpu_facts(facts), request.n_chains, facts.tuned, request.kernel)
+    return choose(net_shape(spec), form, gpu_facts(facts), facts.tuned, request.kernel)
 
 
 def net_shape(spec: ModelSpec) -> NetShape:

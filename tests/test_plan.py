@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.plan import DeviceFacts, Schedule, make_plan, merge_options
 from kaleido_fast.presets import NETWORKS
+from kaleido_fast.versions import library_versions
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
 BARE = DeviceFacts("cpu", "bare")
@@ -104,16 +105,17 @@ def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
     from kaleido_fast.plan import net_shape
     from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
 
-    key = tuned_key(net_shape(spec_of("points2d")), "bf16", 100_000)
-    table = {"device": "H200", "tiles": {key: tile_to_json(Tile("narrow", 128, 8))}}
+    key = tuned_key(net_shape(spec_of("points2d")), "bf16")
+    versions = library_versions("triton")
+    table = {"device": "My GPU", "triton": versions["triton"], "tiles": {key: tile_to_json(Tile("narrow", 128, 8))}}
     (tmp_path / "My_GPU.json").write_text(json.dumps(table))
-    tuned = replace(H200, tuned=tuned_tiles("My GPU", tmp_path))
+    tuned = replace(H200, tuned=tuned_tiles("My GPU", [tmp_path]))
     assert "narrow 128 chains (8 warps" in plan_for(tuned, "points2d", precision="bf16").kernel
     assert "narrow 64 chains" in plan_for(H200, "points2d", precision="bf16").kernel
-    assert tuned_tiles("Other GPU", tmp_path) == {}
+    assert tuned_tiles("Other GPU", [tmp_path]) == {}
     (tmp_path / "My_GPU.json").write_text("{")
     with pytest.warns(UserWarning, match="is no tuned table"):
-        assert tuned_tiles("My GPU", tmp_path) == {}
+        assert tuned_tiles("My GPU", [tmp_path]) == {}
 
 
 def test_explicit_options_win_over_recommended_ones():

@@ -31,16 +31,19 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
         click.echo(f"{name:12} {text}")
 
 
-def _kernels(spec: ModelSpec, n_chains: int, gpu: DeviceFacts) -> dict[str, str]:
+def _kernels(spec: ModelSpec, gpu: DeviceFacts) -> dict[str, str]:
     """The kernel and tile that would run on a GPU, by precision."""
     from kaleido_fast.plan import gpu_facts, net_shape
     from kaleido_kernels.tiles import choose
 
-    return {
-        f"{precision} on {gpu.name}": choose(net_shape(spec), precision, gpu_facts(gpu), n_chains, gpu.tuned).explain()
-        for precision in names.PRECISIONS
-        if precision != "fp64"
-    }
+    kernels = {}
+    for precision in [name for name in names.PRECISIONS if name != "fp64"]:
+        try:
+            text = choose(net_shape(spec), precision, gpu_facts(gpu), gpu.tuned).explain()
+        except ValueError as problem:
+            text = f"no: {problem}"
+        kernels[f"{precision} on {gpu.name}"] = text
+    return kernels
 
 
 def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads in use",
         "device": f"{target}: {facts.name}, {facts.memory / 2**30:.1f} GiB free",
+        "tuned tiles": f"{len(facts.tuned)} of this GPU" if facts.tuned else "none: kaleido-fast tune, on a GPU",
         "model": f"{model}: {'-'.join(map(str, spec.widths))}",
         **{f"--engine {engine}": text for engine, text in plans.items()},
-        **_kernels(spec, n_chains, facts if facts.kind == "cuda" else H200),
+        **_kernels(spec, facts if facts.kind == "cuda" else H200),
     }

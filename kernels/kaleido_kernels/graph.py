@@ -16,6 +16,7 @@ fp32. Products in fp32 are plain fp32, never TF32.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ from kaleido_kernels.steps import (
 
 STEP, END, ROWS_USED, SEED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CONTROL_VALUES = 4
+SWITCHES = threading.RLock()
 ACTIVATE_BLOCK = 1024
 
 
@@ -248,20 +250,16 @@ def allocate_buffers(packed: GraphWeights, tile: GraphTile) -> GraphBuffers:
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """fp32 products without TF32 and 16-bit ones with fp32 sums, whatever the host program allows; restored after."""
-    cuda = torch.backends.cuda.matmul
-    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-    before = [getattr(cuda, name) for name in names]
-    precision = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        for name in names:
-            setattr(cuda, name, False)
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    exact: list[tuple[Any, str, Any]] = [(backend, "fp32_precision", "ieee") for backend in (cuda, cpu)]
+    exact += [(cuda, f"allow_{name}_reduced_precision_reduction", False) for name in ("fp16", "bf16")]
+    # The switches are the process's: a thread that restored them would change the products of the others.
+    with SWITCHES, contextlib.ExitStack() as restored:
+        for place, name, value in exact:
+            restored.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
         with torch.autocast(device.type, enabled=False):
             yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        for name, value in zip(names, before, strict=True):
-            setattr(cuda, name, value)
 
 
 class GraphRunner:
@@ -288,7 +286,7 @@ class GraphRunner:
         """
         check_tensors(request, self.packed.shape, self.device, outputs)
         size = self.tile.block_chains
-        with torch.inference_mode(), exact_products(self.device):
+        with torch.inference_mode():
             for first in range(0, request.n_chains, size):
                 self._run_block(request, outputs, slice(first, min(first + size, request.n_chains)))
 
@@ -352,7 +350,8 @@ class GraphRunner:
 
     def _step(self, schedule: Schedule) -> None:
         """All layers, the fused kernel, and the step counter: what is captured."""
-        self._products()
+        with exact_products(self.device):  # not around replays, which do not ask: other threads would have to wait
+            self._products()
         self._fused(schedule, "uniform", "")
         self.buffers.control[0].add_(1)
 

@@ -27,8 +27,6 @@ BIAS_COLUMNS = 2
 """Spare columns that a folded bias takes: high and low part."""
 KERNELS = ("narrow", "stream", "wide", "graph")
 """Names of the ways to run a network, as `choose` takes them."""
-CHAIN_BUCKETS = (8_192, 131_072)
-"""Tuned tables distinguish launches up to these many chains, and larger ones."""
 
 
 @dataclass(frozen=True)
@@ -291,17 +289,17 @@ def choose(
     shape: NetShape,
     precision: str,
     facts: GpuFacts,
-    n_chains: int = 100_000,
     tuned: dict[str, Any] | None = None,
     kernel: str = "auto",
 ) -> Choice:
     """The kernel and tile for a launch: the tuned one if there is one and it fits, else the first candidate that fits.
 
+    The number of chains does not matter: kernels round differently, and a chain's bits must not depend on its company.
+
     Args:
         shape: the network.
         precision: a device precision, "fp32" standing for "fp16x3".
         facts: the GPU.
-        n_chains: chains of the launch; matters only to a tuned table.
         tuned: what `read_tuned` returned.
         kernel: one of `KERNELS` by name, or "auto" for any.
 
@@ -314,7 +312,7 @@ def choose(
             f"precision {precision!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
             f"{facts.capability[1]}: use engine='cpu' or another GPU"
         )
-    measured = (tuned or {}).get(tuned_key(shape, form, n_chains))
+    measured = (tuned or {}).get(tuned_key(shape, form))
     if measured is not None:
         tile = tile_from_json(measured)
         if kernel in ("auto", kernel_of(tile)) and refusal(shape, form, tile, facts) is None:
@@ -334,12 +332,10 @@ def choose(
     raise ValueError(f"{what} fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
 
 
-def tuned_key(shape: NetShape, precision: str, n_chains: int) -> str:
-    """The key of a tuned table: padded width, depth, activation, precision and bucket of chains."""
-    bucket = next((limit for limit in CHAIN_BUCKETS if n_chains <= limit), None)
+def tuned_key(shape: NetShape, precision: str) -> str:
+    """The key of a tuned table: padded width, depth, activation and device precision."""
     width = next_power_of_two(max(shape.hidden, 1))
-    chains = f"to{bucket}" if bucket else f"over{CHAIN_BUCKETS[-1]}"
-    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}-{chains}"
+    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}"
 
 
 def tile_to_json(tile: AnyTile) -> dict[str, Any]:
@@ -362,16 +358,30 @@ def tile_from_json(values: dict[str, Any]) -> AnyTile:
         raise ValueError(f"not a tile: {values}: {error}") from error
 
 
-def read_tuned(path: Path) -> dict[str, Any]:
-    """A tuned table: JSON {"device": ..., "tiles": {key: tile}}; returns the tiles. Never read at import.
+def read_tuned(path: Path, device: str | None = None, triton: str | None = None) -> dict[str, Any]:
+    """A tuned table: JSON {"device": ..., "triton": ..., "tiles": {key: tile}}; returns the tiles. Not read at import.
+
+    Args:
+        path: the file.
+        device: name of the GPU that it must be of; None for any.
+        triton: version of Triton that it must be of, in its first two numbers; None for any.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: not such a file, or one of another GPU or Triton.
     """
     try:
-        tiles = json.loads(path.read_text(encoding="utf-8"))["tiles"]
+        table = json.loads(path.read_text(encoding="utf-8"))
+        tiles = table["tiles"]
         for values in tiles.values():
             tile_from_json(values)
+        for name, wanted in (("device", device), ("triton", triton)):
+            found = str(table.get(name, "unknown"))
+            same = found == wanted if name == "device" else found.split(".")[:2] == (wanted or "").split(".")[:2]
+            if wanted is not None and not same:
+                raise ValueError(f"it is of {name} {found}, this is {wanted}")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no tuned table: {error!r}; delete it or measure it again") from error
+        text = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is no tuned table for here: {text}; delete it or measure it again") from error
     return dict(tiles)
