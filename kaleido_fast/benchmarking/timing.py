@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 # Thread pools of BLAS and inference libraries keep their threads spinning for some milliseconds after a call, which
 # would be charged to whoever runs next.
 SETTLE_SECONDS = 0.03
@@ -80,6 +82,7 @@ def time_alternating(
     clock: Callable[[], float] = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
     after: Callable[[str, float], None] = lambda name, seconds: None,
+    measure: Callable[[Timed], float] | None = None,
 ) -> dict[str, list[float]]:
     """Time every run once a round.
 
@@ -89,6 +92,7 @@ def time_alternating(
         synchronise: waits until the device is idle; called before the clock is read.
         clock, pause: replaced in tests.
         after: called with name and seconds of each timing.
+        measure: takes the time of one run, such as a `stopwatch`, in place of ``synchronise`` and ``clock``.
 
     Returns:
         Raw seconds by name, in order of rounds.
@@ -97,10 +101,36 @@ def time_alternating(
     for round_number in range(rounds):
         for name in turn_order(list(runs), round_number):
             pause(SETTLE_SECONDS)
-            synchronise()
-            began = clock()
-            uncounted = runs[name]()
-            synchronise()
-            seconds[name].append(clock() - began - uncounted)
+            if measure is not None:
+                seconds[name].append(measure(runs[name]))
+            else:
+                synchronise()
+                began = clock()
+                uncounted = runs[name]()
+                synchronise()
+                seconds[name].append(clock() - began - uncounted)
             after(name, seconds[name][-1])
     return seconds
+
+
+def stopwatch(device: torch.device) -> Callable[[Timed], float]:
+    """Takes the seconds of one run: by CUDA events on a GPU, by the clock elsewhere.
+
+    Events are recorded on the current stream, so that gaps in which the GPU waits for the host count.
+    """
+
+    def by_events(run: Timed) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        uncounted = run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 - uncounted
+
+    def by_clock(run: Timed) -> float:
+        began = time.perf_counter()
+        uncounted = run()
+        return time.perf_counter() - began - uncounted
+
+    return by_events if device.type == "cuda" else by_clock

@@ -1,0 +1,88 @@
+"""Which tiles are worth timing on a GPU: plain Python, no torch, no Triton.
+
+Where `tiles.candidates` lists what the plan takes without a measurement, this lists what a measurement may find better,
+without what the plan's own estimate says is far behind.
+"""
+
+from __future__ import annotations
+
+from kaleido_kernels.graph_plan import GraphTile, graph_candidates
+from kaleido_kernels.roofline import Gpu, TileWork, estimate, narrow_work, stream_work, wide_work
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import (
+    AnyTile,
+    GpuFacts,
+    Tile,
+    candidates,
+    kernel_of,
+    narrow_layout,
+    refusal,
+    stream_layout,
+    stream_shared,
+)
+from kaleido_kernels.wide_plan import WideTile
+
+SLOWER_THAN_KIN = 1.6
+"""A tile is left out if the estimate puts it this far behind the best of its kernel, where the model compares well."""
+SLOWER_THAN_ALL = 4.0
+"""... or this far behind the best of all kernels, between which it compares badly."""
+LIBRARY_SHARE = 0.6
+"""Assumed share of the matrix peak that the library's products reach."""
+PLAIN_FLOPS = 60e12
+"""Assumed rate of fp32 products on the ordinary units of a data-centre GPU."""
+
+
+def trial_tiles(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
+    """Tiles to time for ``shape``; the plan's own choice comes first. ``precision`` is a device precision."""
+    plausible = [*candidates(shape, precision, facts), *_variants(shape, precision, facts)]
+    tiles = [tile for tile in dict.fromkeys(plausible) if refusal(shape, precision, tile, facts) is None]
+    expected = {tile: expected_milliseconds(shape, precision, tile, facts) for tile in tiles}
+    best = min(expected.values(), default=0.0)
+    kin: dict[str, float] = {}
+    for tile, time in expected.items():
+        kin[kernel_of(tile)] = min(time, kin.get(kernel_of(tile), time))
+    return [
+        tile
+        for place, tile in enumerate(tiles)
+        if place == 0
+        or (expected[tile] <= SLOWER_THAN_KIN * kin[kernel_of(tile)] and expected[tile] <= SLOWER_THAN_ALL * best)
+    ]
+
+
+def _variants(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
+    """Other splits of the same work: more or fewer chains, warps and loads in flight."""
+    found: list[AnyTile] = []
+    if precision != "ieee":
+        found += [Tile("narrow", chains, warps) for chains, warps in ((128, 8), (128, 4), (32, 1))]
+        found += [Tile("stream", *rest) for rest in ((128, 8, 3), (64, 4, 3), (128, 4, 2))]
+        inner = 64 if precision in ("fp16", "bf16", "fp16x3") else 32
+        if facts.uses_tma:
+            found += [WideTile(128, 128, last, inner, 8, 4) for last in (128, 64)]
+            found += [WideTile(64, 256, 128, inner, 8, 4), WideTile(64, 128, 64, inner, 4, 4)]
+        else:
+            found += [WideTile(128, 128, 64, inner, 8, 3, use_tma=False)]
+    return [*found, *graph_candidates(shape, precision)]
+
+
+def expected_milliseconds(
+    shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts, n_chains: int = 100_000, n_steps: int = 300
+) -> float:
+    """The plan's estimate from sizes alone, without compiling: good for order, not for truth (see `roofline`)."""
+    if isinstance(tile, GraphTile):
+        rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * Gpu().tensor_flops
+        blocks = -(-n_chains // tile.block_chains)
+        return 1e3 * shape.flops_per_step * blocks * tile.block_chains * n_steps / rate
+    return estimate(_work(shape, precision, tile, facts), n_chains, n_steps).milliseconds
+
+
+def _work(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> TileWork:
+    if isinstance(tile, WideTile):
+        return wide_work(shape, tile, precision)
+    if tile.kernel == "stream":
+        programs = facts.shared_memory // stream_shared(shape, precision, tile)
+        n_tiles = stream_layout(shape).n_tiles
+        return stream_work(
+            shape, tile.block_chains, tile.num_warps, precision, {}, n_tiles=n_tiles, programs=min(2, programs)
+        )
+    bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
+    return narrow_work(shape, tile.block_chains, tile.num_warps, precision, {}, bias_rows=bias_rows)
