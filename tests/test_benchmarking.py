@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from kaleido_fast import ModelCard, save_checkpoint
-from kaleido_fast.benchmarking import bars, cases, ceiling, cold, contest, machine, report, runner, timing
+from kaleido_fast.benchmarking import bars, cases, ceiling, cold, contest, machine, peers, report, runner, timing
 from kaleido_fast.benchmarking.cases import SIZES, Size, Subject
 from kaleido_fast.benchmarking.peers import PEERS, Setting, build_peer, choose_peers
 from kaleido_fast.cli import main
@@ -187,6 +187,11 @@ def test_compiled_peer_reproduces_the_reference():
     z0 = contest.start_states(model, 37, CPU)
     peer = build_peer(PEERS["compile"], Setting(model, len(z0), CPU, threads=1, quick=True))
     assert contest.check_contestant(peer, z0, contest.reference_states(model, z0)) < 1e-5
+
+
+def test_adapters_are_short_enough_to_be_judged_at_a_glance():
+    adapters = [path for path in Path(peers.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    assert max(len(path.read_text().splitlines()) for path in adapters) < 40
 
 
 def test_a_peer_that_gives_nan_or_another_shape_is_refused():

@@ -100,11 +100,8 @@ def start_states(model: KaleidoMLP, n_chains: int, device: torch.device) -> Tens
     """Start states of every contestant: uniform noise of seed 0, (n_chains, D) fp32."""
     spec = model.spec
     block = max(1, 2**22 // spec.dim)  # the noise works in int64: without blocks it would need 50 times its result
-    parts = [
-        start_noise(0, torch.arange(first, min(first + block, n_chains)), spec.dim, "uniform", spec.low, spec.high)
-        for first in range(0, n_chains, block)
-    ]
-    return torch.cat(parts).to(device)
+    chains = torch.arange(n_chains, device=device).split(block)
+    return torch.cat([start_noise(0, part, spec.dim, "uniform", spec.low, spec.high) for part in chains])
 
 
 def reference_states(model: KaleidoMLP, z0: Tensor, precision: str = "fp32", **options: Any) -> list[Tensor]:

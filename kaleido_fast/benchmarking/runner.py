@@ -24,7 +24,7 @@ from kaleido_fast.benchmarking.contest import (
     start_states,
 )
 from kaleido_fast.benchmarking.machine import describe_run
-from kaleido_fast.benchmarking.peers import Peer, Setting, build_peer
+from kaleido_fast.benchmarking.peers import Peer, Setting, build_peer, forget_compiled
 from kaleido_fast.benchmarking.timing import Ratio, Spread, Timed, compare, spread, time_alternating
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
@@ -213,6 +213,7 @@ def _run_network(
     for case in cases if request.first_calls else ():
         part.at(0.0, f"first call of {case.engine}")
         first_calls[case.engine] = _first_calls(request, case, cold_too=first or not request.quick)
+    forget_compiled(request.peers)
     z0 = start_states(model, size.n_chains, request.device)
     ready, failed = _prepare(request, model, engines, z0, part)
     ready = {name: entry for name, entry in ready.items() if _warms_up(name, entry, z0, size.n_steps, failed)}

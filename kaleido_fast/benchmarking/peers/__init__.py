@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from kaleido_fast.benchmarking.contest import Contestant
+from kaleido_fast.benchmarking.contest import Contestant, Run
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import KaleidoMLP
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Setting:
         device: where the states lie.
         threads: CPU threads that every contestant may use.
         quick: whether to spend little time on finding the best variant.
+        precision: of weights and states, where the adapter has a choice.
+        seconds: after which no further variant is tried.
     """
 
     model: KaleidoMLP
@@ -30,6 +39,13 @@ class Setting:
     device: torch.device
     threads: int
     quick: bool = False
+    precision: str = "fp32"
+    seconds: float = math.inf
+
+    def network(self) -> tuple[KaleidoMLP, torch.dtype]:
+        """The model and its dtype in this precision; a copy where that is not fp32."""
+        dtype = DTYPES[self.precision]
+        return (self.model if dtype == torch.float32 else copy.deepcopy(self.model).to(dtype)), dtype
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class Peer:
         needs: modules that must be importable.
         devices: kinds of device it runs on.
         in_quick: part of a quick run where no peer is named.
+        precision: of its weights and states.
+        any_rows: whether it takes any number of chains, whatever it was built for.
     """
 
     name: str
@@ -51,21 +69,28 @@ class Peer:
     needs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     in_quick: bool = True
+    precision: str = "fp32"
+    any_rows: bool = False
 
 
+GPU = ("cuda",)
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("eager", "eager", "x = model(x) in a loop"),
+        Peer("eager", "eager", "x = model(x) in a loop", any_rows=True),
         Peer("chunked", "chunked", "eager over chunks, the best of several sizes"),
         # a cold start of the C++ compiler alone took 50 s
         Peer("compile", "compile", "torch.compile, the best of its modes", in_quick=False),
-        Peer("published", "published", "the published procedure: noise, error and clamp each step"),
-        Peer("jax", "jax", "jit of a scan over the steps", ("jax",)),
+        Peer("published", "published", "the published procedure: noise, error and clamp each step", any_rows=True),
+        Peer("jax", "jax", "jit of a loop over the steps", ("jax",)),
         Peer("onnxruntime", "onnxruntime", "one session call a step, bound buffers", ("onnxruntime", "onnx")),
         Peer("openvino", "openvino", "one inference call a step, bound buffers", ("openvino", "onnx"), ("cpu",)),
-        Peer("eager-fp16", "eager_fp16", "eager in 16-bit floats", devices=("cuda",)),
-        Peer("eager-bf16", "eager_bf16", "eager in bfloat16", devices=("cuda",)),
+        Peer("cudagraph", "cudagraph", "eager, one step in a CUDA graph", devices=GPU),
+        Peer("eager-fp16", "eager", "eager in 16-bit floats", devices=GPU, precision="fp16", any_rows=True),
+        Peer("eager-bf16", "eager", "eager in bfloat16", devices=GPU, precision="bf16", any_rows=True),
+        Peer("chunked-fp16", "chunked", "chunked in 16-bit floats", devices=GPU, precision="fp16"),
+        Peer("cudagraph-fp16", "cudagraph", "cudagraph in 16-bit floats", devices=GPU, precision="fp16"),
+        Peer("compile-fp16", "compile", "compile in 16-bit floats", devices=GPU, in_quick=False, precision="fp16"),
     )
 }
 
@@ -116,5 +141,20 @@ def choose_peers(names: tuple[str, ...], device: torch.device, *, quick: bool) -
 
 
 def build_peer(peer: Peer, setting: Setting) -> Contestant:
-    """Load a peer's adapter and build it."""
-    return importlib.import_module(f"{__name__}.{peer.module}").build(setting)
+    """Load a peer's adapter and build it in the peer's precision."""
+    adapter = importlib.import_module(f"{__name__}.{peer.module}")
+    return adapter.build(replace(setting, precision=peer.precision))
+
+
+def two_steps_seconds(run: Run, z0: Tensor) -> float:
+    """Seconds of two steps, after three that are not timed: how adapters choose between variants."""
+    float(run(z0, 3)[0, 0])  # reading a value waits for the device
+    began = time.perf_counter()
+    float(run(z0, 2)[0, 0])
+    return time.perf_counter() - began
+
+
+def forget_compiled(peers: Iterable[Peer]) -> None:
+    """Before another network: past torch's limit of recompilations the next ones would be left to eager torch."""
+    if any(peer.module == "compile" for peer in peers):
+        torch.compiler.reset()

@@ -10,13 +10,14 @@ from kaleido_fast.benchmarking.peers import Setting
 
 
 def build(setting: Setting) -> Contestant:
-    """Eager torch in fp32."""
+    """Eager torch with weights and states in the setting's precision; states are returned in fp32."""
+    model, dtype = setting.network()
 
     @torch.inference_mode()
     def run(z0: Tensor, n_steps: int) -> Tensor:
-        x = z0
+        x = z0.to(dtype)
         for _ in range(n_steps):
-            x = setting.model(x)
-        return x
+            x = model(x)
+        return x.to(torch.float32)
 
-    return Contestant(run)
+    return Contestant(run, precision=setting.precision)

@@ -23,7 +23,7 @@ def build(setting: Setting) -> Contestant:
         return (high - low) * torch.rand(x.shape) + high
 
     def counted(x: Tensor, step: int) -> Tensor:
-        return jitter_noise(0, torch.arange(len(x)), x.shape[1], step + 1, "upstream", low, high)
+        return jitter_noise(0, torch.arange(len(x), device=x.device), x.shape[1], step + 1, "upstream", low, high)
 
     @torch.no_grad()
     def run(x: Tensor, n_steps: int, noise: Callable[[Tensor, int], Tensor] = drawn) -> Tensor:
