@@ -11,101 +11,114 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
-from kaleido_fast.model import ModelSpec
-from kaleido_fast.pictures import image_grid, is_image_shape
+from kaleido_fast.pictures import image_grid
+from kaleido_fast.shown import Shown
 
-MOST_FRAMES = 80
 SQUARE = 360  # pixels of a frame of points
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 _MARGIN = 8
 _LABEL = 18
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
+_BAR = 4
 
 
-def frame_steps(n_steps: int, most: int = MOST_FRAMES) -> tuple[int, ...]:
-    """Steps to show of a run: 0, then every one while there is room, then ever wider apart up to ``n_steps``."""
-    if n_steps < most:
-        return tuple(range(n_steps + 1))
-    head = most // 2
-    ratio = (n_steps / head) ** (1 / (most - head))
-    steps = {*range(head + 1), *(round(head * ratio**i) for i in range(most - head)), n_steps}
-    return tuple(sorted(steps))
+def check_can_show(shown: Shown) -> None:
+    """Refuse samples that are neither pictures nor points: `InputError`."""
+    if not shown.are_pictures and shown.spec.dim > 2:
+        raise InputError(
+            f"samples of shape {shown.spec.sample_shape} are neither pictures nor points of one or two values: "
+            f"pass --shape HEIGHT,WIDTH, with a product of {shown.spec.dim}"
+        )
 
 
-def can_animate(spec: ModelSpec) -> bool:
-    """Whether samples can be shown moving: pictures, or one or two values."""
-    return is_image_shape(spec.sample_shape) or spec.dim <= 2
-
-
-def make_frames(states: Tensor, steps: Sequence[int], spec: ModelSpec, scaling: Scaling) -> list[Image.Image]:
+def make_frames(shown: Shown) -> list[Image.Image]:
     """One frame for each step: a sheet of all chains, or their positions for samples of one or two values.
 
-    Args:
-        states: (chains, steps, D) in model values.
-        steps: step numbers, written on the frames.
+    The step's number stands above, and a bar below shows how far the run is.
 
     Raises:
-        InputError: no states, states that are NaN, or a model that cannot be shown.
+        InputError: samples that are neither pictures nor points.
     """
-    if not states.numel():
-        raise InputError("no states to show: ask for at least one chain and one step")
-    if bool(torch.isnan(states).any()):
-        raise InputError("the states hold NaN: there is nothing to draw; look at the run's outcome")
-    if is_image_shape(spec.sample_shape):
-        bodies = [image_grid(states[:, i], spec, scaling).convert("RGB") for i in range(len(steps))]
-    elif spec.dim <= 2:
-        bodies = _points(states, spec)
+    check_can_show(shown)
+    if shown.are_pictures:
+        columns = range(len(shown.steps))
+        bodies = [_enlarged(image_grid(shown.states[:, i], shown.spec, shown.scaling)) for i in columns]
     else:
-        raise InputError(
-            f"samples of shape {spec.sample_shape} are neither pictures nor points: pass --shape HEIGHT,WIDTH"
-        )
-    return [with_label(body, step_name(step)) for body, step in zip(bodies, steps, strict=True)]
+        bodies = _points(shown)
+    last = max(shown.steps[-1], 1)
+    return [_framed(body, step, step / last) for body, step in zip(bodies, shown.steps, strict=True)]
+
+
+def _enlarged(sheet: Image.Image) -> Image.Image:
+    factor = max(1, SQUARE // sheet.width)
+    return sheet.convert("RGB").resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
 
 
 def step_name(step: int) -> str:
     """What is written on a frame."""
-    return "start noise" if step == 0 else f"step {step}"
+    return "start noise" if step == 0 else f"step {step:,}"
 
 
-def with_label(body: Image.Image, text: str) -> Image.Image:
-    """A picture with a line of text above."""
-    page = Image.new("RGB", (max(body.width, 90), body.height + _LABEL), "white")
+def _framed(body: Image.Image, step: int, share: float) -> Image.Image:
+    page = Image.new("RGB", (max(body.width, 90), body.height + _LABEL + _BAR), "white")
     page.paste(body, (0, _LABEL))
-    ImageDraw.Draw(page).text((4, 2), text, fill="black", font=ImageFont.load_default(12))
+    pen = ImageDraw.Draw(page)
+    pen.text((4, 2), step_name(step), fill="black", font=ImageFont.load_default(12))
+    if share > 0:
+        pen.rectangle((0, page.height - _BAR, round(share * (page.width - 1)), page.height), fill=COLOURS[0])
     return page
 
 
-def _points(states: Tensor, spec: ModelSpec) -> list[Image.Image]:
-    """Chains as dots, coloured by where they end; one value goes along x, with the chain's number along y."""
-    chains, n_steps, dim = states.shape
-    share = ((states.float() - spec.low) / (spec.high - spec.low)).clamp(0, 1)
-    across = share[..., 0]
-    up = share[..., 1] if dim == 2 else (torch.arange(chains) / max(1, chains - 1))[:, None].expand(chains, n_steps)
-    last = share[:, -1]
+def end_colours(shown: Shown) -> list[str]:
+    """A colour for each chain by where it is at the last step, for samples of one or two values."""
+    last = _share(shown.states[:, -1], shown)
     cells = (last * 8).floor().clamp_max(7).to(torch.int64)
-    colour = (cells[:, 0] * 3 + (cells[:, 1] * 5 if dim == 2 else 0)).tolist()
+    _, numbers = cells.unique(dim=0, return_inverse=True)
+    return [COLOURS[number % len(COLOURS)] for number in numbers.tolist()]
+
+
+def places(shown: Shown) -> Tensor:
+    """Where chains are in a square, (chains, steps, 2) from 0 to 1; of one value y is the chain's number."""
+    across = _share(shown.states, shown)
+    if across.shape[2] == 1:
+        chains = len(across)
+        up = (torch.arange(chains) + 0.5) / chains
+        across = torch.cat([across, up[:, None, None].expand(chains, across.shape[1], 1)], dim=2)
+    return across
+
+
+def _share(values: Tensor, shown: Shown) -> Tensor:
+    low, high = shown.spec.low, shown.spec.high
+    return ((values - low) / (high - low)).clamp(0, 1)
+
+
+def _points(shown: Shown) -> list[Image.Image]:
+    """Chains as dots, coloured by where they end."""
     room = SQUARE - 2 * _MARGIN
+    where, colours = places(shown) * room + _MARGIN, end_colours(shown)
     frames = []
-    for i in range(n_steps):
+    for i in range(len(shown.steps)):
         frame = Image.new("RGB", (SQUARE, SQUARE), "#f4f4f4")
         pen = ImageDraw.Draw(frame)
-        xs, ys = _MARGIN + across[:, i] * room, SQUARE - _MARGIN - up[:, i] * room
-        for x, y, number in zip(xs.tolist(), ys.tolist(), colour, strict=True):
-            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_COLOURS[number % len(_COLOURS)])
+        for (x, y), colour in zip(where[:, i].tolist(), colours, strict=True):
+            pen.ellipse((x - 2, SQUARE - y - 2, x + 2, SQUARE - y + 2), fill=colour)
         frames.append(frame)
     return frames
 
 
-def strip(states: Tensor, steps: Sequence[int], spec: ModelSpec, scaling: Scaling) -> Image.Image:
-    """Rows of chains over steps: (chains, steps, D) as one picture, the step above each column."""
-    sheet = image_grid(states.flatten(0, 1), spec, scaling, columns=len(steps)).convert("RGB")
+def strip(shown: Shown) -> Image.Image:
+    """Rows of chains over steps as one picture, the step above each column.
+
+    Raises:
+        InputError: samples that are not pictures.
+    """
+    sheet = image_grid(shown.states.flatten(0, 1), shown.spec, shown.scaling, columns=len(shown.steps)).convert("RGB")
     page = Image.new("RGB", (sheet.width, sheet.height + _LABEL), "white")
     page.paste(sheet, (0, _LABEL))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for i, step in enumerate(steps):
-        middle = (i + 0.5) * sheet.width / len(steps)
+    for i, step in enumerate(shown.steps):
+        middle = (i + 0.5) * sheet.width / len(shown.steps)
         pen.text((middle, 3), str(step), fill="black", font=font, anchor="ma")
     return page
 
@@ -122,6 +135,11 @@ def write_gif(frames: Sequence[Image.Image], path: Path, *, frames_per_second: f
 
 
 NO_FFMPEG = "MP4 needs the program ffmpeg, which is not on the path: install it from your system's packages"
+
+
+def can_write_mp4() -> bool:
+    """Whether ffmpeg is there."""
+    return shutil.which("ffmpeg") is not None
 
 
 def write_mp4(frames: Iterable[Image.Image], path: Path, *, frames_per_second: float = 8.0) -> None:

@@ -40,3 +40,20 @@ class NumberOr(click.ParamType):
             return self.kind(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor one of {', '.join(self.words)}", param, ctx)
+
+
+class Shape(click.ParamType):
+    """The shape of one picture: HEIGHT,WIDTH, or with 3 for colour behind."""
+
+    name = "HEIGHT,WIDTH[,3]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shape = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            shape = ()
+        if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or min(shape) < 2:
+            self.fail(f"{value!r}: give two whole numbers from 2 on, such as 28,28, or 32,32,3 for colour", param, ctx)
+        return shape

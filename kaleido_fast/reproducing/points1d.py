@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from kaleido_fast import plots
-from kaleido_fast.animation import frame_steps, make_frames, write_gif
+from kaleido_fast.animation import make_frames, write_gif
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.shown import Shown, frame_steps
 
 SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
 COBWEB_STARTS = (-0.97, -0.55, -0.42, -0.02, 0.05, 0.45, 0.56, 0.95)
@@ -54,6 +55,7 @@ def run(job: Job, report: Report) -> None:
         "Cobweb plot: chains bounce between function and diagonal until they sit on a training point",
     )
     moving = [i for i, step in enumerate(steps) if step <= 20]
-    frames = make_frames(states[:MOVED, moving], [steps[i] for i in moving], spec, made.checkpoint.card.scaling)
+    seen = tuple(steps[i] for i in moving)
+    frames = make_frames(Shown(states[:MOVED, moving], seen, spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains: value from left to right, one row a chain") as path:
         write_gif(frames, path, frames_per_second=3)

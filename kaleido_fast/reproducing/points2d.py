@@ -10,6 +10,7 @@ from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.shown import Shown
 
 SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
 GRID = 200
@@ -49,6 +50,6 @@ def run(job: Job, report: Report) -> None:
         plots.basin_map(basins.numpy(), bounds, points),
         "Basins: every start in the square, coloured by the training point it ends at (grey: none)",
     )
-    frames = make_frames(states[:MOVED, :21], steps[:21], spec, made.checkpoint.card.scaling)
+    frames = make_frames(Shown(states[:MOVED, :21], steps[:21], spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains over the steps") as path:
         write_gif(frames, path, frames_per_second=3)

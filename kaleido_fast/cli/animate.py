@@ -1,0 +1,117 @@
+"""``kaleido-fast animate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kaleido_fast import names
+from kaleido_fast.cli.options import Name, Shape
+
+if TYPE_CHECKING:
+    from kaleido_fast.shown import Shown
+
+ENDINGS = (".gif", ".mp4", ".html", ".png")
+DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
+
+
+@click.command(name="animate")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
+@click.option(
+    "--out",
+    "outs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="May be given several times; the ending picks the format: .gif, .mp4 (needs ffmpeg), .html (a page with a "
+    "slider), .png (rows of chains, a column a step) [default: chains.gif, and chains.mp4 where ffmpeg is there].",
+)
+@click.option("--chains", "n_chains", type=click.IntRange(min=1), default=64, show_default=True, help="Chains shown.")
+@click.option("--first-chain", type=int, default=0, show_default=True, help="First of them; in FILE, its place there.")
+@click.option(
+    "--steps", "n_steps", type=click.IntRange(min=1), help="Steps [default: as many as the model recommends]."
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(min=2),
+    default=80,
+    show_default=True,
+    help="At most so many; late steps are left out.",
+)
+@click.option("--fps", type=click.FloatRange(0.1, 60), default=8.0, show_default=True, help="Frames a second.")
+@click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: the model's].")
+@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
+@click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
+@click.option("--jitter", type=float, help="As in sample [default: recommended, else 0].")
+@click.option("--settle", type=int, help="As in sample [default: recommended, else 2].")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    file: Path | None,
+    model: str,
+    outs: tuple[Path, ...],
+    n_chains: int,
+    first_chain: int,
+    n_steps: int | None,
+    frames: int,
+    fps: float,
+    shape: tuple[int, ...],
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Show chains moving from noise to samples: an animation, or a page with a slider over the steps.
+
+    Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0).
+    """
+    from kaleido_fast.animation import NO_FFMPEG, can_write_mp4, check_can_show
+    from kaleido_fast.errors import InputError
+    from kaleido_fast.shown import read_shown, sample_shown
+
+    wanted = outs or DEFAULT_OUT
+    _check_outputs(wanted)
+    lacking = [] if can_write_mp4() else [out for out in wanted if out.suffix == ".mp4"]
+    if lacking == list(wanted):
+        raise InputError(f"{lacking[0]}: {NO_FFMPEG}; or ask for a .gif or .html")
+    if file is not None:
+        shown = read_shown(file, first=first_chain, n_chains=n_chains, shape=shape)
+        if len(shown.steps) < 2:
+            raise InputError(f"{file} holds one draw a chain, which does not move: sample with --draws, or use show")
+    else:
+        options |= {"first_chain": first_chain, "progress": not quiet}
+        shown = sample_shown(model, n_chains=n_chains, n_steps=n_steps, shape=shape, most_frames=frames, **options)
+    check_can_show(shown)
+    written = [out for out in wanted if out not in lacking]
+    for out in written:
+        _write(shown, out, fps, file.name if file is not None else f"model {shown.name}")
+    if not quiet:
+        click.echo(f"{', '.join(map(str, written))}: {len(shown.states):,} chains, {len(shown.steps)} frames")
+    if lacking and outs:
+        raise InputError(f"{lacking[0]} was not written, the others were: {NO_FFMPEG}")
+    if lacking and not quiet:
+        click.echo(f"no {lacking[0]}: {NO_FFMPEG}", err=True)
+
+
+def _check_outputs(outs: tuple[Path, ...]) -> None:
+    from kaleido_fast.errors import unknown_name
+    from kaleido_fast.files import check_writable
+
+    for out in outs:
+        if out.suffix not in ENDINGS:
+            raise unknown_name("format", out.suffix or out.name, ENDINGS)
+        check_writable(out)
+
+
+def _write(shown: Shown, out: Path, fps: float, subject: str) -> None:
+    from kaleido_fast.animation import make_frames, strip, write_gif, write_mp4
+    from kaleido_fast.page import write_page
+    from kaleido_fast.pictures import save_picture
+
+    if out.suffix == ".html":
+        write_page(shown, out, f"Chains of {subject}")
+    elif out.suffix == ".png":
+        save_picture(strip(shown), out)
+    else:
+        write = write_gif if out.suffix == ".gif" else write_mp4
+        write(make_frames(shown), out, frames_per_second=fps)
