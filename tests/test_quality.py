@@ -23,7 +23,6 @@ from kaleido_fast.quality import (
     copying_z,
     manifold_scores,
     nearest_example_mse,
-    nearest_examples,
     nearest_neighbour_radii,
 )
 

@@ -10,7 +10,19 @@ import click
 
 from kaleido_fast.errors import InputError, unknown_name
 
-COMMANDS = ("sample", "train", "attractors", "show", "animate", "bench", "tune", "reproduce", "info", "doctor")
+COMMANDS = (
+    "sample",
+    "train",
+    "attractors",
+    "show",
+    "animate",
+    "evaluate",
+    "bench",
+    "tune",
+    "reproduce",
+    "info",
+    "doctor",
+)
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 
 

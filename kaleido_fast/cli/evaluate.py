@@ -1,0 +1,162 @@
+"""``kaleido-fast evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kaleido_fast import names
+
+if TYPE_CHECKING:
+    from kaleido_fast.evaluation import Evaluation
+
+SIGMAS = (0.1, 0.3, 1.0)
+
+
+@click.command(name="evaluate")
+@click.argument("model", default=names.DEFAULT_MODEL)
+@click.option(
+    "--data", "source", help="Data it was trained on, by name or path [default: by the model's card, if at hand]."
+)
+@click.option("--held-out", help="Examples it has not seen [default: those left out or kept back in training].")
+@click.option("--labels", help="File of classes for --data, where they are not found beside it.")
+@click.option("--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range.")
+@click.option("--chains", "n_chains", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples.")
+@click.option(
+    "--compared",
+    "n_compared",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="Held-out examples compared with, at most.",
+)
+@click.option("--k", type=int, default=5, show_default=True, help="Neighbours of precision, recall, density, coverage.")
+@click.option("--sigma", "sigmas", type=float, multiple=True, help="Noise to recover examples from [default: .1 .3 1].")
+@click.option("--classes/--no-classes", default=None, help="Tell classes by a small classifier [default: if labelled].")
+@click.option("--burn-in", type=int, help="Steps before the draw [default: as recommended].")
+@click.option("--jitter", type=float, help="Noise in units of half the data range [default: as recommended].")
+@click.option("--settle", type=int, help="Clean steps before the draw [default: as recommended].")
+@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("evaluation.json"), show_default=True, help="JSON to write."
+)
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write [default: beside --out, for pictures].")
+@click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    model: str,
+    source: str | None,
+    held_out: str | None,
+    labels: str | None,
+    value_range: tuple[float, float] | None,
+    out: Path,
+    sheet: Path | None,
+    sigmas: tuple[float, ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure how good the samples of MODEL are, and whether its training examples attract chains.
+
+    Writes the figures as JSON and, for models of pictures, a sheet: rows of samples, and under each the nearest
+    training examples. docs/quality.md defines every figure.
+    """
+    from kaleido_fast.checkpoint import load_checkpoint
+    from kaleido_fast.evaluation import check_sheet, evaluate, find_reference, look_sheet
+    from kaleido_fast.files import atomic_path, check_writable
+    from kaleido_fast.pictures import is_image_shape, save_picture
+
+    checkpoint = load_checkpoint(model)
+    spec = checkpoint.model.spec
+    if sheet is None and is_image_shape(spec.sample_shape):
+        sheet = out.with_suffix(".png")
+    elif sheet is not None:
+        check_sheet(spec)
+    for path in (out, sheet):
+        if path is not None:
+            check_writable(path)
+    sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle")}
+    reference = find_reference(checkpoint, source, held_out=held_out, labels=labels, value_range=value_range)
+    evaluation = evaluate(
+        checkpoint,
+        reference,
+        sigmas=sigmas or SIGMAS,
+        sampling={name: value for name, value in sampling.items() if value is not None},
+        tell=(lambda _: None) if quiet or as_json else (lambda text: click.echo(text, err=True)),
+        **options,
+    )
+    facts = {"model": checkpoint.card.name, "model_hash": checkpoint.model_hash, **evaluation.to_dict()}
+    written = [out]
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
+    if sheet is not None:
+        train = None if reference.train is None else reference.train.data
+        save_picture(look_sheet(evaluation.samples, train, spec, checkpoint.card.scaling), sheet)
+        written.append(sheet)
+    if as_json:
+        click.echo(json.dumps({**facts, "files": [str(path) for path in written]}, sort_keys=True))
+    elif not quiet:
+        _print(evaluation, written)
+
+
+MEASURES = (
+    ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"),
+    ("density", "density", "{:.2f}"),
+    ("coverage", "coverage", "{:.3f}"),
+    ("copying z (< -3: copies)", "copying_z", "{:+.1f}"),
+    ("authentic", "authentic", "{:.3f}"),
+    ("blank", "blank", "{:.3f}"),
+    ("blob", "blob", "{:.3f}"),
+    ("class entropy", "entropy", "{:.3f}"),
+    ("confidence", "confidence", "{:.2f}"),
+)
+
+
+def _print(evaluation: Evaluation, written: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"k = {evaluation.k}, against {evaluation.n_compared:,} {evaluation.compared_with}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name, scores in evaluation.sets.items():
+        table.add_column(f"{name} ({scores.n:,})", justify="right")
+    for title, field, form in MEASURES:
+        values = [getattr(scores, field) for scores in evaluation.sets.values()]
+        if any(value is not None for value in values):
+            table.add_row(title, *("-" if value is None else form.format(value) for value in values))
+    for quantile in ("10%", "50%", "90%"):
+        found = [scores.nearest for scores in evaluation.sets.values()]
+        if any(found):
+            title = f"nearest MSE at {quantile}"
+            table.add_row(title, *("-" if nearest is None else f"{nearest[quantile]:.4f}" for nearest in found))
+    console.print(table)
+    for name, run in evaluation.runs.items():
+        console.print(f"{name}: {_run_line(run)}")
+    if evaluation.stable_share is not None:
+        back = ", ".join(f"{share:.0%} from noise {sigma}" for sigma, share in evaluation.recovery.items())
+        console.print(
+            f"training examples: {evaluation.stable_share:.0%} are stable attractors (median spectral radius "
+            f"{evaluation.spectral_radius_median:.2f}); recovered: {back}"
+        )
+    for note in evaluation.notes:
+        console.print(f"note: {note}")
+    console.print(f"written: {', '.join(map(str, written))}")
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    shares = run["outcome_shares"].items()
+    outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares if share)
+    residual = run["residual_quantiles"]
+    jitter = f", jitter {run['jitter']:g} and {run['settle']} clean steps" if run["jitter"] else ""
+    return (
+        f"{run['burn_in'] + run['thin']} steps{jitter}, seed {run['seed']}: {outcomes}; residual "
+        f"{residual['50%']:.2g} (median), {residual['99%']:.2g} (99 %)"
+    )

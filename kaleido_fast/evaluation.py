@@ -1,0 +1,430 @@
+"""How good a model is: its samples against real examples, and how it acts at its training examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kaleido_fast.basins import recovered
+from kaleido_fast.checkpoint import Checkpoint, Scaling
+from kaleido_fast.classifier import Trees
+from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, load_dataset
+from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
+from kaleido_fast.errors import InputError
+from kaleido_fast.model import ModelSpec
+from kaleido_fast.pictures import image_grid, is_image_shape
+from kaleido_fast.quality import (
+    InkRange,
+    authentic_share,
+    class_entropy,
+    class_shares,
+    copying_z,
+    manifold_scores,
+    nearest_example_mse,
+    nearest_examples,
+)
+from kaleido_fast.result import SampleResult, quantiles
+from kaleido_fast.sampling import fast_sample
+
+N_CHAINS = 1000
+N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets and models comparable
+SIGMAS = (0.1, 0.3, 1.0)
+LONG_BURN_IN = 299
+MOST_UNSEEN = 10_000  # held-out examples whose distances to the training examples are found
+WATCHED = 500  # training examples that recovery is measured on
+SHEET_COLUMNS, SHEET_ROWS = 20, 6
+SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real examples that samples are compared with.
+
+    Args:
+        train: what the model was trained on; None if it is not at hand.
+        held_out: examples that it has not seen; None if there are none.
+        notes: what a reader of the figures should know.
+    """
+
+    train: Dataset | None
+    held_out: Dataset | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Measures of one set of points (`kaleido_fast.quality` and docs/quality.md have the definitions); None where the
+    examples for one are missing.
+
+    Args:
+        n: points.
+        precision, recall, density, coverage: against held-out examples.
+        nearest: mean squared difference to the nearest training example, by quantile, in squared units of half the
+            data range.
+        copying_z: in standard deviations; below -3 copies.
+        authentic: share that are no copies.
+        blank, blob: shares with less or more ink than ordinary training examples.
+        entropy: of the classes, of its maximum.
+        class_shares: by label.
+        confidence: mean share of the trees' votes for the class that is chosen.
+    """
+
+    n: int
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    nearest: dict[str, float] | None = None
+    copying_z: float | None = None
+    authentic: float | None = None
+    blank: float | None = None
+    blob: float | None = None
+    entropy: float | None = None
+    class_shares: dict[str, float] | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that `evaluate` finds.
+
+    Args:
+        sets: scores of the samples with the settings asked for, of chains without jitter to their end (where that is
+            another run), and of real data: training examples in the place of samples as a ceiling, and the distances
+            of held-out examples to training examples.
+        runs: of each run the settings, the outcomes and the quantiles of residuals and steps.
+        stable_share: share of training examples that are stable attractors.
+        recovery: share of them recovered from noise, by its standard deviation in units of half the data range.
+        spectral_radius_median: of the Jacobian at training examples.
+        n_compared, compared_with, k: how many real examples of which kind, and neighbours, of the k-NN scores.
+        notes: what a reader of the figures should know.
+        samples: (n, D) of the first set; not part of `to_dict`.
+    """
+
+    sets: dict[str, SetScores]
+    runs: dict[str, dict[str, Any]]
+    stable_share: float | None
+    recovery: dict[str, float]
+    spectral_radius_median: float | None
+    n_compared: int
+    compared_with: str
+    k: int
+    notes: tuple[str, ...]
+    samples: Tensor = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "sets": {name: asdict(scores) for name, scores in self.sets.items()},
+            "runs": self.runs,
+            "training_examples": {
+                "stable_share": self.stable_share,
+                "recovery": self.recovery,
+                "spectral_radius_median": self.spectral_radius_median,
+            },
+            "n_compared": self.n_compared,
+            "compared_with": self.compared_with,
+            "k": self.k,
+            "notes": list(self.notes),
+        }
+
+
+def find_reference(
+    checkpoint: Checkpoint,
+    source: str | Path | None = None,
+    *,
+    held_out: str | Path | None = None,
+    labels: str | Path | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Reference:
+    """The examples that a model was trained on and those that it has not seen.
+
+    From the card of the model: the examples that were left out by a limit or kept back while training are held out.
+
+    Args:
+        checkpoint: the model.
+        source: its training data, whole, by name or path; by default what its card names, if that needs no download.
+        held_out: other examples to compare with, by name or path.
+        labels, value_range: as `load_dataset` takes them, for ``source``.
+
+    Raises:
+        InputError: no data at hand, data of another shape than the model's, or not those it was trained on.
+    """
+    card, spec = checkpoint.card, checkpoint.model.spec
+    if source is None:
+        named = card.dataset.get("name")
+        source = named if named in NAMES and named not in DOWNLOADED else None
+        if source is None and held_out is None:
+            known = f" ({named})" if named else ""
+            raise InputError(f"the data{known} that {checkpoint.path} was trained on are not at hand: pass their path")
+    train, kept, notes = None, None, []
+    if source is None:
+        notes.append("no training data at hand: distances to it and its basins are left out")
+    else:
+        data = load_dataset(source, bound=spec.bound, labels=labels, value_range=value_range)
+        _check_shape(data, spec)
+        train, kept = _divide(data, source, checkpoint, value_range)
+        if not card.dataset.get("sha256"):
+            notes.append("the model does not say what it was trained on: all of the data count as training data")
+    if held_out is not None:
+        kept = load_dataset(held_out, bound=spec.bound, value_range=value_range)
+        _check_shape(kept, spec)
+    if kept is None:
+        notes.append("no held-out examples: samples are compared with the training examples themselves")
+    return Reference(train, kept, tuple(notes))
+
+
+def _check_shape(data: Dataset, spec: ModelSpec) -> None:
+    if data.dim != spec.dim or (is_image_shape(spec.sample_shape) and data.sample_shape != spec.sample_shape):
+        raise InputError(
+            f"data {data.name} has examples of shape {data.sample_shape}, the model samples of {spec.sample_shape}: "
+            "give data of the model's shape"
+        )
+
+
+def _divide(
+    data: Dataset, source: str | Path, checkpoint: Checkpoint, value_range: tuple[float, float] | None
+) -> tuple[Dataset, Dataset | None]:
+    """Training examples, and those not seen: left out by a limit, or kept back while training."""
+    card, spec = checkpoint.card, checkpoint.model.spec
+    used, rest = data, None
+    n, digest = card.dataset.get("n_examples", len(data)), card.dataset.get("sha256") or data.sha256
+    if data.sha256 != digest and n < len(data):
+        used = load_dataset(source, bound=spec.bound, limit=n, value_range=value_range)
+        seen = torch.zeros(len(data), dtype=torch.bool)
+        seen[torch.arange(n) * len(data) // n] = True
+        rest = data.take((~seen).nonzero()[:, 0])
+        used = replace(used, labels=None if data.labels is None else data.labels[seen])
+    if used.sha256 != digest:
+        raise InputError(
+            f"data {data.name} are not what {checkpoint.path} was trained on ({card.dataset.get('name')}, {n:,} "
+            "examples): give those, or pass these as held-out examples"
+        )
+    train, kept = used.split(int(card.recipe.get("held_out", 0)))
+    return train, _joined(kept, rest)
+
+
+def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
+    if first is None or second is None:
+        return first or second
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat((first.labels, second.labels))
+    return replace(first, data=torch.cat((first.data, second.data)), labels=labels, sha256="")
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    reference: Reference,
+    *,
+    n_chains: int = N_CHAINS,
+    n_compared: int = N_COMPARED,
+    k: int = 5,
+    seed: int = 0,
+    sigmas: Sequence[float] = SIGMAS,
+    classes: bool | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Sample a model and measure it.
+
+    Args:
+        checkpoint: the model.
+        reference: from `find_reference`.
+        n_chains: samples.
+        n_compared: held-out examples that the k-NN scores compare with, at most; evenly spaced ones of more.
+        k: neighbours of precision, recall, density and coverage.
+        seed: of the samples, of the noise at training examples, and of the classifier.
+        sigmas: noise from which training examples are to be recovered, in units of half the data range.
+        classes: whether classes are told; None does so where there are labels and scikit-learn.
+        sampling: options of `fast_sample` that replace the recommended ones.
+        engine, device: as for `fast_sample`.
+        tell: called with one line on what happens now.
+
+    Raises:
+        InputError: fewer examples or samples than k, no labels where classes are asked for, or samples with NaN.
+    """
+    tell(f"sampling {n_chains:,} chains")
+    runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
+    against = _Against.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
+    sets = {}
+    for name, result in runs.items():
+        tell(f"measuring {name}")
+        sets[name] = against.score(result.final.cpu().float())
+    if against.train is not None and against.unseen is not None:
+        tell("measuring real data")
+        sets[REAL] = against.real(n_chains)
+    stable, recovery, radius = None, {}, None
+    if against.train is not None:
+        tell("recovering training examples from noise")
+        watched = evenly(against.train, WATCHED)
+        where = {"engine": engine, "device": device}
+        back = {sigma: recovered(checkpoint.model, watched, sigma, seed=seed, **where) for sigma in (0.0, *sigmas)}
+        shares = {sigma: float(which.double().mean()) for sigma, which in back.items()}
+        stable, recovery = shares[0.0], {f"{sigma:g}": share for sigma, share in shares.items() if sigma > 0}
+        radius = float(spectral_radii(checkpoint.model, evenly(against.train, RADIUS_EXAMPLES)).median())
+    return Evaluation(
+        sets,
+        {name: _run_facts(result) for name, result in runs.items()},
+        stable,
+        recovery,
+        radius,
+        n_compared=len(against.compared),
+        compared_with="training examples" if against.unseen is None else "held-out examples",
+        k=k,
+        notes=(*reference.notes, *against.notes),
+        samples=runs[SAMPLES].final.cpu().float(),
+    )
+
+
+def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str, Any]) -> dict[str, SampleResult]:
+    """The run asked for and, if that has jitter or is short, one without jitter to the end."""
+    runs = {SAMPLES: fast_sample(checkpoint.path, n_chains=n_chains, seed=seed, **options)}
+    request = runs[SAMPLES].request
+    if request.jitter > 0 or (request.burn_in < LONG_BURN_IN and bool((runs[SAMPLES].outcome != 0).any())):
+        where = {name: options[name] for name in ("engine", "device")}
+        runs[SETTLED] = fast_sample(
+            checkpoint.path, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
+        )
+    return runs
+
+
+def _run_facts(result: SampleResult) -> dict[str, Any]:
+    names = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "jitter", "settle", "tol", "precision")
+    return {
+        **{name: getattr(result.request, name) for name in names},
+        "engine": result.stats.engine,
+        "outcome_shares": result.stats.outcome_shares,
+        "residual_quantiles": result.stats.residual_quantiles,
+        "steps_quantiles": result.stats.steps_quantiles,
+    }
+
+
+@dataclass(frozen=True)
+class _Against:
+    """Real examples, prepared: what sets of points are scored against. Data in units of half the data range."""
+
+    train: Tensor | None
+    unseen: Tensor | None
+    compared: Tensor
+    k: int
+    half: float
+    unseen_mse: Tensor | None
+    ink: InkRange | None
+    trees: Trees | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, reference: Reference, spec: ModelSpec, n_compared: int, k: int, seed: int, classes: bool | None
+    ) -> _Against:
+        train = None if reference.train is None else reference.train.data
+        unseen = None if reference.held_out is None else evenly(reference.held_out.data, MOST_UNSEEN)
+        both = unseen if unseen is not None else train
+        assert both is not None
+        compared = evenly(both, n_compared)
+        trees, notes = _grow(reference.held_out or reference.train, classes, seed)
+        inked = is_image_shape(spec.sample_shape) and train is not None
+        return cls(
+            train,
+            unseen,
+            compared,
+            k,
+            (spec.high - spec.low) / 2,
+            None if train is None or unseen is None else nearest_example_mse(unseen, train),
+            InkRange.of(train) if inked and train is not None else None,
+            trees,
+            notes,
+        )
+
+    def score(self, points: Tensor) -> SetScores:
+        """Measures of samples (n, D)."""
+        scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
+        scores = replace(scores, **self._looks(points))
+        if self.train is None:
+            return scores
+        mse = nearest_example_mse(points, self.train)
+        return replace(
+            scores,
+            nearest=quantiles(mse / self.half**2),
+            copying_z=None if self.unseen_mse is None else copying_z(mse, self.unseen_mse),
+            authentic=authentic_share(points, self.train) if len(self.train) > 1 else None,
+        )
+
+    def real(self, n: int) -> SetScores:
+        """``n`` training examples, at most, in the place of samples; distances are those of held-out examples."""
+        assert self.train is not None and self.unseen is not None and self.unseen_mse is not None
+        points = evenly(self.train, n)
+        scores = SetScores(len(points))
+        if self.k < len(points):
+            scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
+        return replace(
+            scores,
+            nearest=quantiles(self.unseen_mse / self.half**2),
+            authentic=authentic_share(self.unseen, self.train) if len(self.train) > 1 else None,
+            **self._looks(points),
+        )
+
+    def _looks(self, points: Tensor) -> dict[str, Any]:
+        """Ink and classes."""
+        looks: dict[str, Any] = {}
+        if self.ink is not None:
+            looks["blank"], looks["blob"] = self.ink.outside(points)
+        if self.trees is not None:
+            places, sure = self.trees.predict(points)
+            shares = class_shares(places, len(self.trees.classes))
+            looks["entropy"] = class_entropy(shares)
+            looks["class_shares"] = dict(zip(map(str, self.trees.classes), shares.tolist(), strict=True))
+            looks["confidence"] = float(sure.mean())
+        return looks
+
+
+def _grow(data: Dataset | None, classes: bool | None, seed: int) -> tuple[Trees | None, tuple[str, ...]]:
+    """A classifier, or None with a note on why there is none; what was asked for and cannot be is refused."""
+    if classes is False or data is None:
+        return None, ()
+    if data.labels is None:
+        text = f"data {data.name} have no labels: no classes can be told"
+        if classes:
+            raise InputError(f"{text}; give a file of labels")
+        return None, (text,)
+    try:
+        return Trees(data.data, data.labels, seed=seed), ()
+    except InputError as problem:
+        if classes:
+            raise
+        return None, (f"no classes: {problem}",)
+
+
+def check_sheet(spec: ModelSpec) -> None:
+    """Refuse a sheet of samples that are not pictures: `InputError`."""
+    if not is_image_shape(spec.sample_shape):
+        raise InputError(
+            f"samples of shape {spec.sample_shape} are not pictures, so there is no sheet of them: leave it out; "
+            "kaleido-fast show plots samples of 1 or 2 values"
+        )
+
+
+def look_sheet(samples: Tensor, train: Tensor | None, spec: ModelSpec, scaling: Scaling) -> Image.Image:
+    """Samples (n, D), and below each row of them the nearest training examples (m, D); without those, samples alone.
+
+    Raises:
+        InputError: a model whose samples are not pictures.
+    """
+    check_sheet(spec)
+    columns = min(SHEET_COLUMNS, len(samples))
+    rows = min(SHEET_ROWS, len(samples) // columns)
+    shown = samples[: rows * columns]
+    if train is not None:
+        beside = train[nearest_examples(shown, train)[0]]
+        pairs = (shown.unflatten(0, (rows, columns)), beside.unflatten(0, (rows, columns)))
+        shown = torch.stack(pairs, dim=1).flatten(0, 2)
+    return image_grid(shown, spec, scaling, columns=columns)
