@@ -110,20 +110,25 @@ class Tile(NamedTuple):
     residual: np.ndarray
 
 
+# Nothing is allocated here, so that arrays need no counts of references: each is an atomic operation that waits for all
+# stores before it (a layer of 10 values: 2.1 ns a chain with them, 1.0 without).
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
 def _inner(function: Callable[..., Any]) -> Any:
     """Compile as a part of an `_entry`."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(**_OPTIONS)(function)
 
 
 def _pasted(function: Callable[..., Any]) -> Any:
     """Compile inside its one caller: each level of calls would optimise all code below it once more (11 s, not 5)."""
-    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
+    return numba.njit(**_OPTIONS, inline="always")(function)
 
 
 def _entry(function: Callable[..., Any]) -> Any:
     """Compile at the first call, to run without the interpreter's lock; keep the code on disk if there is a place."""
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        return numba.njit(**_OPTIONS, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
         return _inner(function)
 
@@ -687,7 +692,8 @@ def advance_rows(layers, steps, tile, chains, state, start, first_step, last_ste
     for begin in range(0, len(chains), size):
         end = min(begin + size, len(chains))
         n = end - begin
-        tile.chains[:n] = chains[begin:end]
+        for i in range(n):
+            tile.chains[i] = chains[begin + i]
         if start in (START_UNIFORM, START_NORMAL):
             _add_noise(start, layers, steps, tile, dim, first_step, tile.state)
         else:
@@ -695,4 +701,5 @@ def advance_rows(layers, steps, tile, chains, state, start, first_step, last_ste
         tile_draws = draws[begin:end] if keep else draws
         after = _advance_tile(layers, steps, tile, first_step, last_step, tile_draws)
         _write_rows(after, final[begin:end], dim)
-        residual[begin:end] = tile.residual[:n]
+        for i in range(n):
+            residual[begin + i] = tile.residual[i]
