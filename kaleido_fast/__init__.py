@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from kaleido_fast.datasets import load_dataset as load_dataset
     from kaleido_fast.errors import InputError as InputError
     from kaleido_fast.errors import SamplingInterruptedError as SamplingInterruptedError
+    from kaleido_fast.errors import SamplingMemoryError as SamplingMemoryError
     from kaleido_fast.model import KaleidoMLP as KaleidoMLP
     from kaleido_fast.model import ModelSpec as ModelSpec
+    from kaleido_fast.op import SampledChains as SampledChains
+    from kaleido_fast.op import sample_op as sample_op
+    from kaleido_fast.packed import forget_packed as forget_packed
     from kaleido_fast.plan import SamplePlan as SamplePlan
     from kaleido_fast.plan import SampleRequest as SampleRequest
     from kaleido_fast.plan import Trace as Trace
@@ -43,12 +47,16 @@ _HOMES = {
     "SampleRequest": "plan",
     "SampleResult": "result",
     "SampleStats": "result",
+    "SampledChains": "op",
     "SamplingInterruptedError": "errors",
+    "SamplingMemoryError": "errors",
     "Scaling": "checkpoint",
     "Trace": "plan",
     "fast_sample": "sampling",
+    "forget_packed": "packed",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",
+    "sample_op": "op",
     "save_checkpoint": "checkpoint",
     "train": "training",
 }

@@ -193,8 +193,9 @@ def _build(path: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> KaleidoML
             raise InputError(f"checkpoint {path}: tensor {name} has shape {have}, the specification says {want}")
         if tensors[name].dtype != torch.float32:
             raise InputError(f"checkpoint {path}: tensor {name} is {tensors[name].dtype}: float32 is expected")
-    model = KaleidoMLP(spec)
-    model.load_state_dict(tensors)
+    with torch.device("meta"):  # no random initialisation: the caller's random numbers are his own
+        model = KaleidoMLP(spec)
+    model.to_empty(device="cpu").load_state_dict(tensors)
     return model
 
 

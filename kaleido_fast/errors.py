@@ -47,6 +47,19 @@ class SamplingInterruptedError(KeyboardInterrupt):
         self.n_chains = n_chains
 
 
+class SamplingMemoryError(InputError):
+    """The memory of a device ran out during sampling, although the plan's estimate fitted; the run holds none of it.
+
+    Args:
+        text: what to do.
+        block_chains: the value of that option to try next.
+    """
+
+    def __init__(self, text: str, *, block_chains: int) -> None:
+        super().__init__(text)
+        self.block_chains = block_chains
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name outside a closed list: lists the known names and suggests the nearest."""
     names = list(known)

@@ -357,11 +357,20 @@ def tile_rows(width: int, kind: str) -> int:
 
 
 def make_plan(
-    request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, dim: int, *, streamed: bool = False
+    request: SampleRequest,
+    spec: ModelSpec | None,
+    facts: DeviceFacts,
+    dim: int,
+    *,
+    streamed: bool = False,
+    block_chains: int | None = None,
 ) -> SamplePlan:
     """Choose engine, tiles, blocks and memory for a request on a device.
 
     With ``streamed`` the draws of a block leave the memory once the block is done: a few blocks are held, not the run.
+
+    Args:
+        block_chains: chains at work at once; None for as many as are useful, fewer where memory is short.
 
     Raises:
         InputError: the engine cannot run it, or the draws do not fit the device's memory.
@@ -376,13 +385,31 @@ def make_plan(
     if streamed:
         block = rows * max(1, min(2**15, STREAMED_VALUES // (dim * request.n_draws)) // rows)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
-    weights = (spec.n_parameters if spec else 0) * item
-    working = weights + 4 * rows * width * item + block * (dim * item + 16)
+    if block_chains is not None:
+        _check_count("block_chains", block_chains, 1, MAX_COUNT)
+        block = block_chains
+    elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
+        while block > rows and kept + _working_bytes(request, spec, dim, rows, block) > facts.memory:
+            block = rows * max(1, block // rows // 2)
+    working = _working_bytes(request, spec, dim, rows, block)
     _check_memory(kept + working, request, dim, item, facts)
     kernel = ""
     if engine == "triton" and spec is not None:
         kernel = choose_kernel(request, spec, facts).explain()
     return SamplePlan(engine, reason, rows, block, kept, working, kernel)
+
+
+def _working_bytes(request: SampleRequest, spec: ModelSpec | None, dim: int, rows: int, block: int) -> int:
+    """Bytes at work, estimated: weights twice (as given and packed), a tile's layers, states and figures of a block."""
+    item = 8 if request.precision == "fp64" else 4
+    width = max(spec.widths) if spec else dim
+    weights = 2 * (spec.n_parameters if spec else 0) * item
+    at_work = min(block, request.n_chains)
+    states = 5 if request.freezes else 2  # before and after; saved, and being gathered, where chains are frozen
+    orbits = 0
+    if request.freezes and request.max_period > 1:  # searched for their period in parts of about 64 MiB, held twice
+        orbits = 2 * item * min(2**24, at_work * (request.max_period + 1) * dim)
+    return weights + 4 * rows * width * item + at_work * (states * dim * item + 64) + orbits
 
 
 def _check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:

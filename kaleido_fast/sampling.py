@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_fast.checkpoint import load_checkpoint
-from kaleido_fast.devices import device_facts, resolve_device
+from kaleido_fast.devices import Device, current_stream, device_facts, devices_for, home_of, on_device, refuse_capture
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.reference import ReferenceEngine
-from kaleido_fast.errors import InputError, SamplingInterruptedError
-from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.errors import InputError, SamplingInterruptedError, SamplingMemoryError
+from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
+from kaleido_fast.packed import PACKED, PackedModel, layers_of
 from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, make_plan, merge_options
 from kaleido_fast.result import (
     ChainArrays,
@@ -60,16 +61,18 @@ class Subject:
     data_range: tuple[float, float]
     recommended: dict[str, Any]
     model_hash: str
+    packed: PackedModel | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is sampled, what is asked for, how and where it is computed."""
+    """What is sampled, what is asked for, how and where it is computed; results lie on ``device``, ``others`` help."""
 
     subject: Subject
     request: SampleRequest
     plan: SamplePlan
     device: torch.device
+    others: tuple[torch.device, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def fast_sample(
     polish: int = 0,
     engine: str = "auto",
     kernel: str = "auto",
-    device: str | torch.device | None = None,
+    device: Device | Sequence[Device] = None,
+    block_chains: int | None = None,
     trace: Trace | None = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -144,7 +148,11 @@ def fast_sample(
         engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
         kernel: of engine "triton": "narrow", "stream", "wide" or "graph"; "auto" takes the one measured best on this
             GPU, else the first that fits. One asked for by name runs or raises.
-        device: "cpu", "cuda", "cuda:1"; None takes the GPU if there is one.
+        device: "cpu", "cuda" (the current one), "cuda:1"; None takes the model's own GPU, else the current one if there
+            is one. A list of GPUs of one kind shares the chains out, with the bits of one of them; results lie on the
+            first. A model in main memory is copied to where it is sampled; one on a GPU is sampled there.
+        block_chains: chains at work at once, for less memory; None takes as many as are useful and fit. No bit
+            depends on it.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.
         progress: show a progress bar on standard error.
@@ -152,6 +160,7 @@ def fast_sample(
 
     Raises:
         InputError: a value outside of what is said here, or a run that does not fit the memory.
+        SamplingMemoryError: the memory ran out all the same; it says what to pass.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
     """
     run = prepare_run(
@@ -160,6 +169,7 @@ def fast_sample(
         data_range=data_range,
         z0=z0,
         device=device,
+        block_chains=block_chains,
         n_chains=n_chains,
         first_chain=first_chain,
         burn_in=burn_in,
@@ -181,19 +191,21 @@ def fast_sample(
         kernel=kernel,
         trace=trace,
     )
-    start = None if z0 is None else _checked_z0(z0, run.request, run.subject, run.device)
+    if z0 is not None:
+        _check_z0(z0, run.request, run.subject)
     if not progress:
-        return run_plan(run.subject, run.request, run.plan, run.device, z0=start, callback=callback)
+        return execute(run, z0=z0, callback=callback)
     from kaleido_fast.progress import sampling_bar
 
     with sampling_bar(callback) as bar:
-        return run_plan(run.subject, run.request, run.plan, run.device, z0=start, callback=bar)
+        return execute(run, z0=z0, callback=bar)
 
 
 def prepare_run(
     model: nn.Module | str | Path,
     *,
-    device: str | torch.device | None = None,
+    device: Device | Sequence[Device] = None,
+    block_chains: int | None = None,
     dim: int | None = None,
     data_range: tuple[float, float] | None = None,
     z0: Tensor | None = None,
@@ -220,9 +232,14 @@ def prepare_run(
         **merged,
         **{name: value for name, value in options.items() if name not in names},
     )
-    target = resolve_device(device)
-    plan = make_plan(request, subject.spec, device_facts(target), subject.dim, streamed=streamed)
-    return Run(subject, request, plan, target)
+    first, *others = devices_for(subject.module, device, packable=subject.spec is not None)
+    if streamed and others:
+        raise InputError("draws written as they are made come from one device: start one process a GPU, with torchrun")
+    facts = device_facts(first)
+    if others:  # what fits the fullest of them fits all
+        facts = replace(facts, memory=min(facts.memory, *(device_facts(other).memory for other in others)))
+    plan = make_plan(request, subject.spec, facts, subject.dim, streamed=streamed, block_chains=block_chains)
+    return Run(subject, request, plan, first, tuple(others))
 
 
 def _without_tol_where_jittered(options: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
@@ -270,28 +287,41 @@ def resolve_subject(
 
 
 def _mlp_subject(model: KaleidoMLP, recommended: dict[str, Any]) -> Subject:
-    check_finite(model)
     spec = model.spec
-    return Subject(model, spec, spec.dim, (spec.low, spec.high), recommended, model_hash(model))
+    home_of(model)
+    packed = PACKED.take(spec, *layers_of(model), may_wait=True)
+    return Subject(model, spec, spec.dim, (spec.low, spec.high), recommended, packed.model_hash, packed)
 
 
 def build_engine(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> Engine:
-    """The engine of the plan, with the model's weights packed for it."""
+    """The engine of the plan, with the model's weights packed for it, now or in an earlier call."""
+    if subject.packed is None:
+        return _pack(subject.module, subject, request, plan, device)
+    # Weights are packed, and kernels have their scratch, on the caller's stream.
+    how = (plan.engine, plan.kernel, plan.tile_rows, request.precision, request.kernel)
+    key = (*how, device, current_stream(device))
+    engine = subject.packed.engine(key, lambda weights: _pack(weights, subject, request, plan, device))
+    return engine.with_request(request)
+
+
+def _pack(
+    module: nn.Module, subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device
+) -> Engine:
     if plan.engine == "reference":
         return ReferenceEngine(
-            subject.module,
+            module,
             request,
             dim=subject.dim,
             data_range=subject.data_range,
             tile_rows=plan.tile_rows,
             device=device,
         )
-    assert isinstance(subject.module, KaleidoMLP)
+    assert isinstance(module, KaleidoMLP)
     if plan.engine == "cpu":
-        return CpuEngine(subject.module, request)
+        return CpuEngine(module, request)
     from kaleido_fast.engines.triton import TritonEngine  # only who uses it pays for Triton's import
 
-    return TritonEngine(subject.module, request, device, device_facts(device))
+    return TritonEngine(module, request, device, device_facts(device))
 
 
 def run_plan(
@@ -303,22 +333,75 @@ def run_plan(
     z0: Tensor | None = None,
     callback: Callback | None = None,
 ) -> SampleResult:
-    """Run a plan block by block; see `fast_sample`."""
+    """Run a plan on one device; see `execute`."""
+    return execute(Run(subject, request, plan, device), z0=z0, callback=callback)
+
+
+def execute(run: Run, *, z0: Tensor | None = None, callback: Callback | None = None) -> SampleResult:
+    """Run what was prepared; see `fast_sample`.
+
+    Raises:
+        SamplingMemoryError: the memory ran out; what the run held of it is free.
+    """
+    try:
+        return _execute(run, z0, callback)
+    except (RuntimeError, MemoryError) as problem:
+        if not is_lack_of_memory(problem):
+            raise
+    # Raised here, where the other error is over: kept as its context it would keep the frames that hold the tensors.
+    raise memory_advice(run)
+
+
+def memory_advice(run: Run) -> SamplingMemoryError:
+    """The error for a run that found too little memory; what it packed is forgotten."""
+    if run.subject.packed is not None:
+        run.subject.packed.drop_engines()
+    size = min(run.plan.block_chains, run.request.n_chains)
+    smaller = max(1, size // 2)
+    return SamplingMemoryError(
+        f"out of memory on {', '.join(map(str, (run.device, *run.others)))} with blocks of {size:,} chains: pass "
+        f"block_chains={smaller}; if that is not enough, fewer chains at a time (first_chain continues) or fewer draws",
+        block_chains=smaller,
+    )
+
+
+def is_lack_of_memory(problem: BaseException) -> bool:
+    """Whether memory ran out: torch has no type of its own for that on a CPU, and CUDA's libraries have others."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(problem).lower() for text in texts
+    )
+
+
+def compute_chains(run: Run, phases: list[Phase], meter: Meter, z0: Tensor | None) -> tuple[ChainArrays, int]:
+    """All chains of a run and the chain-steps that they took; waits for no GPU unless chains are frozen."""
+    n = run.request.n_chains
+    whole = ChainArrays.empty(n, run.request, run.subject.dim, run.device)
+    if run.others:
+        from kaleido_fast.sharing import run_shared
+
+        return whole, run_shared(run, phases, meter, whole, z0)
+    with on_device(run.device):
+        blocks = run_blocks(run, phases, split(n, run.plan.block_chains), meter, whole=whole, z0=z0)
+        return whole, sum(block.chain_steps for block in blocks)
+
+
+def _execute(run: Run, z0: Tensor | None, callback: Callback | None) -> SampleResult:
+    subject, request, plan, device = run.subject, run.request, run.plan, run.device
     began = time.perf_counter()
+    refuse_capture(device)
+    if z0 is not None:
+        z0 = z0.detach().to(device, torch.float64 if request.precision == "fp64" else torch.float32)
     phases = build_phases(subject, request, plan, device)
     n = request.n_chains
-    run = Run(subject, request, plan, device)
-    whole = ChainArrays.empty(n, request, subject.dim, device)
     meter = Meter(n, request.schedule.n_steps, callback)
-    chain_steps = 0
     try:
-        for block in run_blocks(run, phases, split(n, plan.block_chains), meter, whole=whole, z0=z0):
-            chain_steps += block.chain_steps
+        whole, chain_steps = compute_chains(run, phases, meter, z0)
         traced = None if request.trace is None else _trace(phases, request, request.trace, z0, device)
     except KeyboardInterrupt as stop:
         raise SamplingInterruptedError(meter.chains_done, n) from stop
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     stats = SampleStats(
         n_chains=n,
         n_steps=request.schedule.n_steps,
@@ -331,7 +414,7 @@ def run_plan(
         steps_quantiles=quantiles(whole.steps.to(torch.float32)),
         steps_histogram=steps_histogram(whole.steps, whole.outcome) if request.freezes else {},
         engine=plan.engine,
-        device=str(device),
+        device=", ".join(map(str, (device, *run.others))),
         precision=request.precision,
         versions=library_versions(),
     )
@@ -385,7 +468,7 @@ def run_blocks(
             chains = made[part]
             first = span.start + part.start
             ids = torch.arange(first, first + len(chains), device=device) + request.first_chain
-            start = None if z0 is None else z0[first : first + len(chains)]
+            start = None if z0 is None else z0[first : first + len(chains)].to(device)
             end = run_block(phases, request, ids, start, chains.draws, meter.add)
             chains.residual[:], chains.steps[:], chains.period[:] = end.residual, end.steps, end.period
             chains.outcome[:] = judge(chains.draws[:, -1], end.residual, end.period, request.tol)
@@ -422,20 +505,22 @@ def _trace(
     return torch.stack([states[step] for step in trace.steps], dim=1)
 
 
-def _checked_z0(z0: Tensor, request: SampleRequest, subject: Subject, device: torch.device) -> Tensor:
+def check_z0_form(z0: Tensor, request: SampleRequest, dim: int) -> None:
+    """Refuse start states of another type or shape; their values are not looked at."""
     if not isinstance(z0, Tensor) or not z0.is_floating_point():
         kind = z0.dtype if isinstance(z0, Tensor) else type(z0).__name__
         raise InputError(f"z0 is {kind}: give a floating-point torch tensor")
-    if tuple(z0.shape) != (request.n_chains, subject.dim):
-        raise InputError(
-            f"z0 has shape {tuple(z0.shape)}: (n_chains, dim) = ({request.n_chains}, {subject.dim}) is needed"
-        )
+    if tuple(z0.shape) != (request.n_chains, dim):
+        raise InputError(f"z0 has shape {tuple(z0.shape)}: (n_chains, dim) = ({request.n_chains}, {dim}) is needed")
+
+
+def _check_z0(z0: Tensor, request: SampleRequest, subject: Subject) -> None:
+    check_z0_form(z0, request, subject.dim)
     if not bool(torch.isfinite(z0).all()):
         raise InputError("z0 holds NaN or infinite values: every start state must be finite")
     low, high = subject.data_range
     if bool((z0 < low).any()) or bool((z0 > high).any()):
         raise InputError(f"z0 reaches from {float(z0.min()):g} to {float(z0.max()):g}: clamp it to [{low:g}, {high:g}]")
-    return z0.detach().to(device, torch.float64 if request.precision == "fp64" else torch.float32)
 
 
 class Meter:

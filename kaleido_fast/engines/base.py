@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from kaleido_fast.plan import SampleRequest
+
 Report = Callable[[int], None]
 """Called with the number of chain-steps done since the last call; may raise to stop the run."""
 
@@ -22,6 +24,10 @@ class Advanced:
 
 class Engine(Protocol):
     """An engine holds one packed model and one request, and advances any chains of it over any range of steps."""
+
+    def with_request(self, request: SampleRequest) -> Engine:
+        """The same packed weights for another request, of the same precision and kernel."""
+        ...
 
     def start(self, chains: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import queue
 import threading
@@ -49,7 +50,14 @@ class CpuEngine:
         self.request, self.spec = request, model.spec
         self.layers = pack_layers(model, request.precision, cpu_kernels)
         self.steps = _steps(request, cpu_kernels)
-        self.start(torch.zeros(1, dtype=torch.int64))  # compiles, or loads, the loops: setting up, not sampling
+        # Compiles, or loads, the loops: setting up, not sampling.
+        self.start(torch.zeros(1, dtype=torch.int64, device="cpu"))
+
+    def with_request(self, request: SampleRequest) -> CpuEngine:
+        """See `kaleido_fast.engines.base.Engine.with_request`."""
+        other = copy.copy(self)
+        other.request, other.steps = request, _steps(request, self.kernels)
+        return other
 
     def start(self, chains: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
@@ -173,7 +181,7 @@ def pack_layers(model: KaleidoMLP, precision: str, kernels: Any) -> cpu_kernels.
     """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
     pack = _bf16_pairs if precision == "bf16" else _fp32
     weights: list[Tensor] = []
-    biases: list[Tensor] = []
+    biases: list[np.ndarray] = []
     table, first_weight, first_bias = [], 0, 0
     for layer in model.linears:
         n_out, n_in = layer.weight.shape
@@ -182,11 +190,11 @@ def pack_layers(model: KaleidoMLP, precision: str, kernels: Any) -> cpu_kernels.
         weight = pack(layer.weight)
         weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
         first_weight, first_bias = first_weight + weight.numel(), first_bias + n_out
-        biases.append(torch.zeros(n_out) if layer.bias is None else layer.bias.detach().to("cpu", torch.float32))
+        biases.append(np.zeros(n_out, np.float32) if layer.bias is None else _fp32(layer.bias).numpy())
     spec = model.spec
     return kernels.Layers(
         weights=torch.cat(weights).numpy(),
-        biases=torch.cat(biases).numpy(),
+        biases=np.concatenate(biases),
         table=np.array(table, np.int64),
         activation=getattr(kernels, spec.activation.upper()),
         slope=np.float32(spec.negative_slope),
@@ -199,8 +207,8 @@ def pack_layers(model: KaleidoMLP, precision: str, kernels: Any) -> cpu_kernels.
     )
 
 
-def _fp32(weight: Tensor) -> Tensor:
-    return weight.detach().to("cpu", torch.float32)
+def _fp32(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float32)
 
 
 def _bf16_pairs(weight: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.model import BOUNDS, KaleidoMLP
 from kaleido_fast.noise import jitter_noise, start_noise
 from kaleido_fast.plan import SampleRequest
+from kaleido_kernels.exact import exact_products
 
 # A BLAS rounds a row's sums differently by its place in the batch unless the widths are whole vectors: measured with 10
 # outputs, gone with 16.
@@ -53,6 +54,12 @@ class ReferenceEngine:
             else _module_map(model, self.dtype, device)
         )
 
+    def with_request(self, request: SampleRequest) -> ReferenceEngine:
+        """See `kaleido_fast.engines.base.Engine.with_request`."""
+        other = copy.copy(self)
+        other.request = request
+        return other
+
     def advance(
         self,
         chains: Tensor,
@@ -66,7 +73,7 @@ class ReferenceEngine:
         n = len(chains)
         final = torch.empty(n, self.dim, dtype=self.dtype, device=self.device)
         residual = torch.empty(n, dtype=torch.float32, device=self.device)
-        with isolated(self.device):
+        with torch.inference_mode(), exact_products(self.device):
             for start in range(0, n, self.tile_rows):
                 rows = slice(start, min(start + self.tile_rows, n))
                 tile_state = None if state is None else state[rows]
@@ -88,7 +95,7 @@ class ReferenceEngine:
         schedule = self.request.schedule
         chains = F.pad(chains, (0, self.tile_rows - n))
         x = self.start(chains) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, self.tile_rows - n))
-        residual = torch.zeros(self.tile_rows, device=self.device)
+        residual = torch.zeros(self.tile_rows, dtype=torch.float32, device=self.device)
         for step in range(first_step, last_step):
             x, residual = self._step(x, chains, step)
             draw = schedule.draw_after(step + 1)
@@ -117,18 +124,6 @@ class ReferenceEngine:
         request = self.request
         e = jitter_noise(request.seed, chains, self.dim, step, request.noise, self.low, self.high)
         return (x + request.jitter * e.to(self.dtype)).clamp(self.low, self.high)
-
-
-@contextlib.contextmanager
-def isolated(device: torch.device) -> Iterator[None]:
-    """Keep gradients, the host program's autocast and its permission of TF32 out of the engine; restore them after."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def round_operand(x: Tensor, precision: str) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kaleido_fast.devices import on_device
 from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
@@ -38,9 +41,7 @@ class TritonEngine:
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest, device: torch.device, facts: DeviceFacts) -> None:
         self.request, self.device, self.spec = request, device, model.spec
-        self.schedule = Schedule(
-            request.burn_in, request.n_draws, request.thin, request.settle, request.jitter, request.noise
-        )
+        self.schedule = _schedule(request)
         shape = net_shape(model.spec)
         layers = plain_layers(model)
         try:
@@ -51,6 +52,13 @@ class TritonEngine:
         self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
         self.compile_seconds = 0.0
         self._launched: set[tuple[bool, bool]] = set()
+        self._launching = threading.Lock()
+
+    def with_request(self, request: SampleRequest) -> TritonEngine:
+        """See `kaleido_fast.engines.base.Engine.with_request`; on the same stream, for kernels share their scratch."""
+        other = copy.copy(self)
+        other.request, other.schedule, other.compile_seconds = request, _schedule(request), 0.0
+        return other
 
     def start(self, chains: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
@@ -88,11 +96,15 @@ class TritonEngine:
         """Launch; the first call of a variant returns when it is compiled, which is the time that is kept."""
         variant = (request.start is not None, outputs.draws is not None)
         began = time.perf_counter()
-        with torch.inference_mode():
+        with self._launching, torch.inference_mode(), on_device(self.device):
             self.launch(request, outputs)
         if variant not in self._launched:
             self._launched.add(variant)
             self.compile_seconds += time.perf_counter() - began
+
+
+def _schedule(request: SampleRequest) -> Schedule:
+    return Schedule(request.burn_in, request.n_draws, request.thin, request.settle, request.jitter, request.noise)
 
 
 def plain_layers(model: KaleidoMLP) -> list[tuple[Tensor, Tensor | None]]:

@@ -15,9 +15,6 @@ fp32. Products in fp32 are plain fp32, never TF32.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kaleido_kernels.exact import exact_products
 from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, padded_width
 from kaleido_kernels.launch import (
     OPERANDS,
@@ -37,7 +35,7 @@ from kaleido_kernels.launch import (
     check_tensors,
     use_asm_on,
 )
-from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision
+from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros
 from kaleido_kernels.steps import (
     add_jitter,
     bound_output,
@@ -50,7 +48,6 @@ from kaleido_kernels.steps import (
 
 STEP, END, ROWS_USED, SEED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CONTROL_VALUES = 4
-SWITCHES = threading.RLock()
 ACTIVATE_BLOCK = 1024
 
 
@@ -195,9 +192,9 @@ def pack_graph(layers: Layers, shape: NetShape, precision: str, device: torch.de
     weights, biases = [], []
     for index, (weight, bias) in enumerate(layers):
         n_out, n_in = weight.shape
-        padded = torch.zeros(padded_width(n_out), padded_width(n_in))
+        padded = host_zeros(padded_width(n_out), padded_width(n_in))
         padded[:n_out, :n_in] = weight.detach().cpu()
-        row = torch.zeros(len(padded))
+        row = host_zeros(len(padded))
         if bias is not None:
             row[:n_out] = bias.detach().cpu()
         last = index == shape.n_layers - 1
@@ -238,28 +235,13 @@ def allocate_buffers(packed: GraphWeights, tile: GraphTile) -> GraphBuffers:
     return GraphBuffers(
         torch.zeros(n, dim, dtype=operand, device=device),
         (torch.empty(hidden, dtype=operand, device=device), torch.empty(hidden, dtype=operand, device=device)),
-        torch.empty(n, dim, device=device),
-        torch.empty(n, shape.dim, device=device),
-        torch.empty(n, shape.dim, device=device),
-        torch.empty(n, device=device),
+        torch.empty(n, dim, dtype=torch.float32, device=device),
+        torch.empty(n, shape.dim, dtype=torch.float32, device=device),
+        torch.empty(n, shape.dim, dtype=torch.float32, device=device),
+        torch.empty(n, dtype=torch.float32, device=device),
         torch.zeros(n, dtype=torch.int64, device=device),
         torch.zeros(CONTROL_VALUES, dtype=torch.int64, device=device),
     )
-
-
-@contextlib.contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """fp32 products without TF32 and 16-bit ones with fp32 sums, whatever the host program allows; restored after."""
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    exact: list[tuple[Any, str, Any]] = [(backend, "fp32_precision", "ieee") for backend in (cuda, cpu)]
-    exact += [(cuda, f"allow_{name}_reduced_precision_reduction", False) for name in ("fp16", "bf16")]
-    # The switches are the process's: a thread that restored them would change the products of the others.
-    with SWITCHES, contextlib.ExitStack() as restored:
-        for place, name, value in exact:
-            restored.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, value)
-        with torch.autocast(device.type, enabled=False):
-            yield
 
 
 class GraphRunner:

@@ -92,6 +92,11 @@ def check_layers(layers: Layers, shape: NetShape) -> None:
             raise ValueError(f"layer {index}: bias is {tuple(bias.shape)}: it must be {want[:1]}")
 
 
+def host_zeros(*shape: int) -> Tensor:
+    """fp32 zeros in main memory, whatever the host program's default type and device."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
 def round_tf32(x: Tensor) -> Tensor:
     """Nearest value with 10 bits of mantissa: the tensor cores would cut the rest off instead."""
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -155,7 +160,7 @@ def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.d
         matrices.append(matrix.flatten())
         bias_rows.append(_pad(parts, BIAS_ROWS, columns).flatten())
     high, low = split_operand(torch.cat(matrices), form)
-    rows_tensor = torch.cat(bias_rows) if layout.bias == "mma" else torch.zeros(16)
+    rows_tensor = torch.cat(bias_rows) if layout.bias == "mma" else host_zeros(16)
     rows_tensor = rows_tensor.to(OPERAND_TYPES[form])
     high = high.to(device)
     low = low.to(device) if form == "fp16x3" else high
@@ -163,7 +168,7 @@ def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.d
 
 
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    padded = torch.zeros(rows, columns)
+    padded = host_zeros(rows, columns)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     return padded
 
@@ -171,7 +176,7 @@ def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
 def _bias_parts(bias: Tensor | None, n_out: int, precision: str) -> Tensor:
     """(2, n_out) fp32: the bias rounded to an operand, and what rounding left; zeros without a bias."""
     if bias is None:
-        return torch.zeros(BIAS_COLUMNS, n_out)
+        return host_zeros(BIAS_COLUMNS, n_out)
     high = round_operand(bias, precision)
     return torch.stack((high, bias - high))
 
@@ -214,7 +219,7 @@ def pack_stream(layers: Layers, shape: NetShape, precision: str, device: torch.d
     tiles, biases = [], []
     for weight, bias in layers:
         matrix = _pad(weight.detach().cpu().t(), layout.width, layout.width)
-        row = torch.zeros(1, weight.shape[0]) if bias is None else bias.detach().cpu()[None]
+        row = host_zeros(1, weight.shape[0]) if bias is None else bias.detach().cpu()[None]
         tiles += list(matrix.split(layout.tile, dim=1))
         biases += list(_pad(row, 1, layout.width)[0].split(layout.tile))
     high, low = split_operand(torch.stack(tiles[: layout.n_tiles]), form)

@@ -31,7 +31,7 @@ from kaleido_kernels.launch import (
     use_asm_on,
     variant_of,
 )
-from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, split_operand
+from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros, split_operand
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -342,19 +342,19 @@ def pack_wide(
     for number, (weight, bias) in enumerate(layers):
         cols = tile.last_cols if number == shape.n_layers - 1 else tile.cols
         n_out, n_in = weight.shape
-        padded = torch.zeros(table[number].col_tiles * cols, table[number].inner_blocks * tile.inner)
+        padded = host_zeros(table[number].col_tiles * cols, table[number].inner_blocks * tile.inner)
         padded[:n_out, :n_in] = weight.detach().cpu()
         weights.append(_weight_blocks(padded, cols, tile.inner, form))
-        padded_bias = torch.zeros(len(padded))
+        padded_bias = host_zeros(len(padded))
         if bias is not None:
             padded_bias[:n_out] = bias.detach().cpu()
         biases.append(padded_bias)
     # A network of one layer has no hidden weights; a copy descriptor needs at least one block.
     hidden = torch.cat(weights[:-1] or [torch.zeros_like(weights[-1][: tile.inner]).reshape(-1, tile.inner)])
-    hidden_bias = torch.cat(biases[:-1] or [torch.zeros(tile.cols)])
+    hidden_bias = torch.cat(biases[:-1] or [host_zeros(tile.cols)])
     if len(hidden) > MAX_ROWS:
         raise ValueError(f"{len(hidden):,} rows of packed weights: at most {MAX_ROWS:,} can be addressed")
-    rows = torch.tensor([entry.row() for entry in table], dtype=torch.int32)
+    rows = torch.tensor([entry.row() for entry in table], dtype=torch.int32, device="cpu")
     tensors = (hidden, weights[-1], hidden_bias, biases[-1], rows)
     return WideWeights(shape, tile, form, *(tensor.to(device) for tensor in tensors))
 
@@ -373,8 +373,8 @@ def allocate_scratch(packed: WideWeights, n_programs: int) -> WideScratch:
     if blocks * tile.rows > MAX_ROWS:
         raise ValueError(f"{blocks * tile.rows:,} rows of scratch, at most {MAX_ROWS:,}: use fewer programs")
     act = torch.empty(blocks * tile.rows, tile.inner, dtype=OPERAND_TYPES[packed.precision], device=device)
-    raw = torch.empty(n_programs, tile.rows, output_width(shape, tile), device=device)
-    state = torch.empty(n_programs, tile.rows, state_width(shape, tile), device=device)
+    raw = torch.empty(n_programs, tile.rows, output_width(shape, tile), dtype=torch.float32, device=device)
+    state = torch.empty(n_programs, tile.rows, state_width(shape, tile), dtype=torch.float32, device=device)
     return WideScratch(act, raw, state)
 
 
