@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kaleido_fast.engines.cpu_tiles import full_tile
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import (
@@ -246,11 +247,11 @@ class SamplePlan:
     Args:
         engine: the engine that runs it.
         reason: why that one.
-        tile_rows: chains in one tile; every tile has exactly this many rows, the last one padded.
+        tile_rows: chains in one tile of the reference; every tile has exactly this many rows, the last one padded.
         block_chains: chains handed to the engine at once.
         draws_bytes: memory of the draws and per-chain results that are kept.
         working_bytes: memory of the engine besides that, estimated.
-        kernel: for the Triton engine, its kernel and tile in words.
+        kernel: the engine's kernel and tile in words.
     """
 
     engine: str
@@ -259,13 +260,12 @@ class SamplePlan:
     block_chains: int
     draws_bytes: int
     working_bytes: int
-    kernel: str = ""
+    kernel: str
 
     def explain(self) -> str:
         """The plan in one line."""
         return (
-            f"engine {self.engine} ({self.reason}){self.kernel and f'; {self.kernel}'}; "
-            f"tiles of {self.tile_rows:,} chains, blocks of {self.block_chains:,}; "
+            f"engine {self.engine} ({self.reason}); {self.kernel}; blocks of {self.block_chains:,} chains; "
             f"{self.draws_bytes / 2**20:,.0f} MiB kept + about {self.working_bytes / 2**20:,.0f} MiB at work"
         )
 
@@ -393,9 +393,11 @@ def make_plan(
             block = rows * max(1, block // rows // 2)
     working = _working_bytes(request, spec, dim, rows, block)
     _check_memory(kept + working, request, dim, item, facts)
-    kernel = ""
+    kernel = f"tiles of {rows:,} chains"
     if engine == "triton" and spec is not None:
         kernel = choose_kernel(request, spec, facts).explain()
+    elif engine == "cpu" and spec is not None:
+        kernel = f"fused loop over tiles of {full_tile(spec.widths)} chains"
     return SamplePlan(engine, reason, rows, block, kept, working, kernel)
 
 

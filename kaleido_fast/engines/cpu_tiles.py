@@ -15,6 +15,12 @@ _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at prog
 _UNITS_PER_THREAD = 8  # so that a core that is slowed down does not hold up the others
 
 
+def full_tile(widths: Sequence[int]) -> int:
+    """Chains of a tile where there are chains enough for every thread."""
+    widest = max(widths)
+    return min(_WIDE_CHAINS if widest > _WIDE else _NARROW_CHAINS, _WORKSPACE_VALUES // widest)
+
+
 def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, n_threads: int = 1) -> int:
     """Chains that go through a layer together, a multiple of ``lanes``.
 
@@ -26,9 +32,7 @@ def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, 
 
     A chain's bits do not depend on it.
     """
-    widest = max(widths)
-    chains = _WIDE_CHAINS if widest > _WIDE else _NARROW_CHAINS
-    chains = min(chains, _WORKSPACE_VALUES // widest)
+    chains = full_tile(widths)
     if n_chains is not None:
         chains = min(chains, -(-n_chains // n_threads))
     return max(1, -(-chains // lanes)) * lanes
