@@ -34,6 +34,7 @@ from kaleido_fast.result import (
     steps_histogram,
 )
 from kaleido_fast.settling import Phase, run_block
+from kaleido_fast.uncompiled import uncompiled
 from kaleido_fast.versions import library_versions
 
 
@@ -84,6 +85,7 @@ class Block:
     chain_steps: int
 
 
+@uncompiled("fast_sample measures time and waits for the device: inside a compiled graph call kaleido_fast.sample_op")
 def fast_sample(
     model: nn.Module | str | Path = DEFAULT_MODEL,
     *,

@@ -1,0 +1,484 @@
+"""Sampling as an operator of torch: compiled, exported, in programs with settings and threads of their own."""
+
+from __future__ import annotations
+
+import random
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kaleido_fast import InputError, KaleidoMLP, fast_sample, forget_packed, sample_op
+from kaleido_fast.op import SampledChains, _sample_chains, sample
+from kaleido_fast.packed import PACKED, Mark, PackedModels, layers_of
+from kaleido_fast.plan import SampleRequest
+
+MODEL = random_mlp(6, 11, 13, 6)
+FIELDS = SampledChains._fields
+ENGINES = ["reference", "cpu", "triton"]
+
+
+def needs(engine: str) -> None:
+    """Skip where an engine's library is missing, and the interpreter where there is a GPU."""
+    if engine == "triton":
+        pytest.importorskip("triton", reason="needs Triton")
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled here, for the GPU")
+    if engine == "cpu":
+        pytest.importorskip("numba", reason="needs numba")
+
+
+def assert_same(got, want) -> None:
+    for name in FIELDS:
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+
+
+def op_arguments(model: KaleidoMLP, n: int, z0: torch.Tensor | None = None, **options) -> tuple:
+    """Arguments of the bare operator."""
+    given = {"burn_in": 3, "n_draws": 1, "thin": 1, "seed": 0, "jitter": 0.0, "tol": None, "precision": "fp32"}
+    given |= options
+    spec, (weights, biases) = model.spec, layers_of(model)
+    numbers = (n, 0, given["burn_in"], given["n_draws"], given["thin"], given["seed"], "uniform", "normal")
+    rest = (given["jitter"], 2, given["tol"], 1, 4, 64, False, given["precision"], 0, "auto", "auto", None)
+    return (weights, biases, z0, spec.activation, 0.01, spec.bound, spec.low, spec.high, *numbers, *rest)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 50),
+    first=st.integers(0, 2**40),
+    seed=st.integers(0, 2**64 - 1),
+    burn_in=st.integers(0, 12),
+    n_draws=st.integers(1, 3),
+    thin=st.integers(1, 4),
+    jitter=st.sampled_from([0.0, 0.3]),
+    tol=st.sampled_from([None, 1e-2]),
+    engine=st.sampled_from(["reference", "cpu"]),
+)
+def test_the_operator_gives_the_bits_of_fast_sample(n, first, seed, burn_in, n_draws, thin, jitter, tol, engine):
+    options = {"n_chains": n, "first_chain": first, "seed": seed, "burn_in": burn_in, "n_draws": n_draws, "thin": thin}
+    options |= {"jitter": jitter, "tol": None if jitter else tol, "engine": engine}
+    assert_same(sample_op(MODEL, **options), fast_sample(MODEL, **options))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_engine_and_precision_gives_the_bits_of_fast_sample(engine, precision):
+    needs(engine)
+    if engine == "cpu" and precision == "bf16":
+        pytest.skip("not on every processor")
+    options = {
+        "n_chains": 21,
+        "burn_in": 3,
+        "engine": engine,
+        "precision": precision,
+        "polish": 2 * (precision != "fp32"),
+    }
+    assert_same(sample_op(MODEL, **options), fast_sample(MODEL, tol=None, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tol": 1e-3, "burn_in": 20}, {"jitter": 0.2, "n_draws": 2}, {"precision": "fp64"}], ids=str
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_opcheck_passes(options, trained):
+    model = random_mlp(6, 11, 6, bias=(True, False)).requires_grad_(trained)
+    torch.library.opcheck(sample, op_arguments(model, 5, **options))
+    torch.library.opcheck(sample, op_arguments(model, 5, torch.rand(5, 6), **options))
+
+
+def test_a_compiled_program_has_one_graph_and_the_same_bits():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def program(x: torch.Tensor, seed: int) -> torch.Tensor:
+        return 2 * sample_op(MODEL, z0=x / 2, burn_in=4, jitter=0.1, seed=seed).final
+
+    x = torch.rand(9, 6)
+    for seed in (3, 5, 2**40, 9):
+        want = 2 * fast_sample(MODEL, n_chains=9, z0=x / 2, burn_in=4, jitter=0.1, seed=seed).final
+        assert torch.equal(program(x, seed), want)
+    assert counter.frame_count <= 2, "the seed is a number of the graph, not a reason to compile again"
+
+
+@pytest.mark.slow
+def test_a_program_compiled_to_machine_code_has_the_same_bits():
+    program = torch.compile(lambda x: sample_op(MODEL, z0=x / 2, burn_in=4).final + 1, fullgraph=True)
+    x = torch.rand(9, 6)
+    assert torch.equal(program(x), fast_sample(MODEL, n_chains=9, z0=x / 2, burn_in=4, tol=None).final + 1)
+
+
+def test_a_compiled_program_sees_new_weights():
+    model = random_mlp(4, 9, 4)
+    program = torch.compile(lambda: sample_op(model, n_chains=5, burn_in=3).draws, fullgraph=True, backend="aot_eager")
+    before = program()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(2):
+        model(torch.rand(8, 4)).square().sum().backward()
+        optimiser.step()
+        after = program()
+        assert not torch.equal(after, before)
+        assert torch.equal(after, fast_sample(model, n_chains=5, burn_in=3, tol=None).draws)
+        before = after
+
+
+def test_fast_sample_breaks_a_graph_and_says_what_to_call():
+    def program(x: torch.Tensor) -> torch.Tensor:
+        return x + fast_sample(MODEL, n_chains=3, burn_in=2).final.sum()
+
+    x = torch.ones(2)
+    assert torch.equal(torch.compile(program, backend="eager")(x), program(x))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="sample_op"):
+        torch.compile(program, backend="eager", fullgraph=True)(x)
+
+
+def test_an_exported_program_takes_any_number_of_chains():
+    class Clean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = MODEL
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sample_op(self.network, z0=x, burn_in=4).final
+
+    program = torch.export.export(Clean(), (torch.rand(7, 6),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert "kaleido_fast.sample" in str(program.graph)
+    for n in (1, 7, 30):
+        x = torch.rand(n, 6)
+        assert torch.equal(program.module()(x), fast_sample(MODEL, n_chains=n, z0=x, burn_in=4, tol=None).final)
+
+
+def test_no_gradient_flows_and_none_is_asked_for():
+    model = random_mlp(4, 9, 4).requires_grad_(True)
+    z0 = torch.rand(3, 4, requires_grad=True)
+    chains = sample_op(model, z0=z0, burn_in=2)
+    assert not any(getattr(chains, name).requires_grad for name in FIELDS)
+    scale = torch.ones((), requires_grad=True)
+    (scale * chains.draws).sum().backward()
+    assert scale.grad is not None and z0.grad is None
+
+
+def test_the_operator_stays_out_of_cuda_graphs_of_the_compiler():
+    assert torch.Tag.cudagraph_unsafe in torch.ops.kaleido_fast.sample.default.tags
+
+
+# The host program's settings.
+
+
+@pytest.fixture
+def restored():
+    """Put back what the tests below change."""
+    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    for backend in matmul:
+        backend.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("widths", [(5, 11, 13, 5), (7, 150, 7), (7, 300, 7)], ids=str)
+def test_default_dtype_is_not_obeyed(engine, dtype, widths, restored):
+    needs(engine)
+    model = random_mlp(*widths, bias=(False, *[True] * (len(widths) - 2)))
+    options = {"n_chains": 9, "burn_in": 1, "jitter": 0.1, "engine": engine}
+    want = sample_op(model, **options)
+    forget_packed()
+    torch.set_default_dtype(dtype)
+    assert_same(sample_op(model, **options), want)
+    assert_same(fast_sample(model, **options), want)
+    assert torch.get_default_dtype() is dtype
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_default_device_is_not_obeyed(engine):
+    needs(engine)
+    options = {"n_chains": 9, "burn_in": 1, "jitter": 0.1, "engine": engine}
+    want = sample_op(MODEL, **options)
+    forget_packed()
+    with torch.device("meta"):
+        assert_same(sample_op(MODEL, **options), want)
+        assert_same(fast_sample(MODEL, device="cpu", **options), want)
+        fast_sample("digits", n_chains=2, burn_in=1, device="cpu", engine=engine if engine != "triton" else "auto")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        torch.enable_grad,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.detect_anomaly,
+    ],
+    ids=["inference", "no_grad", "grad", "autocast", "anomaly"],
+)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_modes_of_autograd_and_autocast_change_no_bit(engine, mode):
+    needs(engine)
+    options = {"n_chains": 9, "burn_in": 6, "n_draws": 2, "engine": engine, "tol": 1e-3}
+    want = sample_op(MODEL, **options)
+    for first, second in ((mode, nullcontext), (nullcontext, mode)):  # packed inside and used outside, and so on
+        forget_packed()
+        with first():
+            assert_same(sample_op(MODEL, **options), want)
+        with second():
+            assert_same(sample_op(MODEL, **options), want)
+            assert_same(fast_sample(MODEL, **options), want)
+
+
+def _flags() -> tuple:
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    return cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction
+
+
+@pytest.mark.parametrize("new_names", [False, True])
+def test_permission_of_tf32_is_neither_obeyed_nor_disturbed(new_names, restored):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(_flags())
+            return torch.tanh(x)
+
+    if new_names:  # after this torch refuses to read the older ones
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    else:
+        torch.set_float32_matmul_precision("medium")
+    before = _flags()
+    sample_op(MODEL, n_chains=3, burn_in=2, engine="reference")
+    fast_sample(Spy(), n_chains=3, burn_in=2, dim=4, data_range=(-1.0, 1.0), device="cpu")
+    assert set(seen) <= {("ieee", "ieee", False), ("ieee", "none", False)}
+    assert _flags() == before
+
+
+def test_a_permission_for_all_backends_is_left_as_one(restored):
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+    try:
+        inherited = torch.backends.cuda.matmul.fp32_precision
+        sample_op(MODEL, n_chains=3, burn_in=2, engine="reference")
+        assert torch.backends.cuda.matmul.fp32_precision == inherited
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision != "tf32"
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_random_numbers_of_the_host_program_are_its_own(engine):
+    needs(engine)
+    states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    sample_op(MODEL, n_chains=3, burn_in=2, jitter=0.1, engine=engine)
+    fast_sample("digits", n_chains=2, burn_in=1, seed=None, device="cpu")
+    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    assert torch.equal(states[0], after[0])
+    assert np.array_equal(states[1], after[1])
+    assert states[2] == after[2]
+
+
+def test_threads_may_sample_at_once():
+    want = {seed: sample_op(MODEL, n_chains=30, burn_in=20, seed=seed, engine="reference") for seed in range(6)}
+    torch.set_float32_matmul_precision("medium")
+    forget_packed()
+    got: dict[int, SampledChains] = {}
+
+    def work(seed: int) -> None:
+        got[seed] = sample_op(MODEL, n_chains=30, burn_in=20, seed=seed, engine="reference")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in want]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for seed in want:
+        assert_same(got[seed], want[seed])
+
+
+# Packed weights.
+
+
+def packed(model: KaleidoMLP):
+    return PACKED.take(model.spec, *layers_of(model), may_wait=False)
+
+
+def test_weights_are_packed_once_and_again_when_they_change():
+    model = random_mlp(4, 9, 4)
+    first = packed(model)
+    engine = first.engine("key", lambda weights: object())
+    assert packed(model) is first
+    assert first.engine("key", lambda weights: pytest.fail("packed twice")) is engine
+    assert packed(KaleidoMLP(model.spec, model.linears)) is first, "the weights count, not the module"
+
+    def step() -> None:
+        with torch.no_grad():
+            model.linears[0].weight.add_(0.25)
+
+    changes = [
+        step,
+        lambda: model.linears[0].bias.data.add_(0.25),
+        lambda: model.load_state_dict({k: v / 2 for k, v in model.state_dict().items()}),
+        lambda: setattr(model.linears[1], "weight", nn.Parameter(torch.ones(4, 9))),
+        lambda: setattr(model.linears[1].weight, "data", torch.full((4, 9), 2.0)),
+        lambda: model.linears[1].weight.detach().numpy().fill(0.5),
+    ]
+    for change in changes:
+        before = packed(model)
+        change()
+        now = packed(model)
+        assert now is not before
+        assert torch.equal(now.module.linears[0].weight, model.linears[0].weight)
+        assert torch.equal(
+            sample_op(model, n_chains=4, burn_in=2, engine="reference").draws,
+            fast_sample(
+                KaleidoMLP(model.spec, model.linears), n_chains=4, burn_in=2, tol=None, engine="reference"
+            ).draws,
+        )
+
+
+def test_what_cannot_be_proved_the_same_without_reading_is_not_taken_for_it():
+    """On a GPU weights are not read: torch's count of writes must speak for them."""
+    weight = nn.Parameter(torch.rand(3, 4))
+    mark = Mark.of(weight)
+    assert Mark.of(weight).proves_same(mark)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert not Mark.of(weight).proves_same(mark)
+    for view in (weight.data, weight.detach(), weight[:2], torch.rand(3, 4)):
+        assert not Mark.of(view).proves_same(Mark.of(view)), "views have counts of their own"
+    with torch.inference_mode():
+        uncounted = torch.rand(3, 4)
+    assert Mark.of(uncounted).writes is None
+    mark = Mark.of(weight)
+    weight.data = torch.rand(3, 4)
+    assert not Mark.of(weight).proves_same(mark)
+
+
+def test_weights_in_new_memory_are_never_taken_for_gone_ones():
+    models = PackedModels()
+    for value in range(20):  # the allocator gives the same memory again and again
+        model = random_mlp(3, 5, 3)
+        with torch.no_grad():
+            model.linears[0].weight.fill_(float(value))
+        weights, biases = layers_of(model)
+        marks = tuple(Mark.of(t) for t in [*weights, *biases])
+        assert models._find(model.spec, [*weights, *biases], marks, by_value=False) is None
+        models.take(model.spec, weights, biases, may_wait=False)
+        assert models._find(model.spec, [*weights, *biases], marks, by_value=False) is not None
+        del model, weights, biases
+    assert len(models) == 1, "packed weights go with the model they were made of"
+
+
+def test_few_models_are_kept():
+    models = PackedModels()
+    alive = [random_mlp(3, 5, 3, seed=k) for k in range(12)]
+    for model in alive:
+        models.take(model.spec, *layers_of(model), may_wait=False)
+    assert len(models) == 8
+    for _ in range(5):  # training leaves no trail
+        with torch.no_grad():
+            alive[0].linears[0].weight.add_(1)
+        models.take(alive[0].spec, *layers_of(alive[0]), may_wait=False)
+    assert len(models) == 8
+    models.forget()
+    assert len(models) == 0
+
+
+# Start states and bad input.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_start_states_of_any_type_and_layout(engine):
+    needs(engine)
+    z0 = (2 * torch.rand(6, 9) - 1).half()
+    want = sample_op(MODEL, z0=z0.t().float().contiguous(), burn_in=2, engine=engine)
+    for given_z0 in (z0.t(), z0.t().contiguous(), z0.t().double(), z0.t().repeat(1, 2)[:, :6]):
+        assert_same(sample_op(MODEL, z0=given_z0, burn_in=2, engine=engine), want)
+        assert_same(fast_sample(MODEL, n_chains=9, z0=given_z0, burn_in=2, tol=None, engine=engine), want)
+    assert torch.equal(z0, z0.clone()), "start states are not written to"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "text"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Tanh()), {"n_chains": 3}, "KaleidoMLP.from_sequential"),
+        (MODEL, {}, "pass one of them"),
+        (MODEL, {"n_chains": 3, "z0": torch.zeros(4, 6)}, r"z0 has shape \(4, 6\)"),
+        (MODEL, {"z0": torch.zeros(4, 5)}, r"\(4, 6\) is needed"),
+        (MODEL, {"z0": torch.zeros(4, 6, dtype=torch.int64)}, "floating-point"),
+        (MODEL, {"n_chains": 0}, "n_chains is 0"),
+        (MODEL, {"n_chains": 3, "seed": -1}, "seed is -1"),
+        (MODEL, {"n_chains": 3, "seed": 2**64}, "from 0 to 2"),
+        (MODEL, {"n_chains": 3, "precision": "fp23"}, "unknown precision"),
+        (MODEL, {"n_chains": 3, "engine": "gpu"}, "unknown engine"),
+        (MODEL, {"n_chains": 3, "block_chains": 0}, "block_chains is 0"),
+    ],
+)
+def test_bad_input_is_named(model, options, text):
+    with pytest.raises(InputError, match=text) as caught:
+        sample_op(model, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = random_mlp(3, 5, 3)
+    sample_op(model, n_chains=2, burn_in=1)
+    with torch.no_grad():
+        model.linears[0].weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        sample_op(model, n_chains=2, burn_in=1)
+
+
+def test_start_states_elsewhere_than_the_model_are_refused():
+    weights, biases = layers_of(MODEL)
+    request = SampleRequest(n_chains=3, tol=None)
+    with pytest.raises(InputError, match="z0 is on meta, the model on cpu"):
+        _sample_chains(request, MODEL.spec, weights, biases, torch.zeros(3, 6, device="meta"), None)
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_waits_and_the_callers_stream_is_used():
+    model = random_mlp(64, 128, 64).cuda()
+    options = {"n_chains": 1000, "burn_in": 9, "jitter": 0.1}
+    want = sample_op(model, **options)
+    stream = torch.cuda.Stream()
+    for where in (torch.cuda.current_stream(), stream):
+        with torch.cuda.stream(where):
+            sample_op(model, **options)  # packs
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                chains = sample_op(model, **options)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        where.synchronize()
+        assert_same(chains, want)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_capture_is_refused_and_the_compiler_leaves_the_operator_out_of_graphs():
+    model = random_mlp(64, 128, 64).cuda()
+    sample_op(model, n_chains=100, burn_in=3)
+    with pytest.raises(InputError, match="capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        sample_op(model, n_chains=100, burn_in=3)
+    program = torch.compile(lambda x: sample_op(model, z0=x / 2, burn_in=3).final + 1, mode="reduce-overhead")
+    x = torch.rand(50, 64, device="cuda")
+    for _ in range(4):
+        assert torch.equal(program(x), sample_op(model, z0=x / 2, burn_in=3).final + 1)
