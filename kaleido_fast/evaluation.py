@@ -69,7 +69,7 @@ class SetScores:
             data range.
         copying_z: in standard deviations; below -3 copies.
         authentic: share that are no copies.
-        blank, blob: shares with less or more ink than ordinary training examples.
+        blank, blob: shares with less or more ink than any training example.
         entropy: of the classes, of its maximum.
         class_shares: by label.
         confidence: mean share of the trees' votes for the class that is chosen.

@@ -15,8 +15,6 @@ from torch import Tensor
 from kaleido_fast.errors import InputError
 from kaleido_fast.neighbours import check_points, distance_blocks, nearest
 
-INK_TAIL = 0.005  # share of the examples beyond each end of the ordinary range of ink
-
 
 @dataclass(frozen=True)
 class ManifoldScores:
@@ -141,10 +139,10 @@ def authentic_share(samples: Tensor, examples: Tensor) -> float:
 
 @dataclass(frozen=True)
 class InkRange:
-    """Mean values of ordinary examples: below are blanks, above blobs. Only pictures have such a thing.
+    """Mean values of real examples: samples below all of them are blanks, above all of them blobs.
 
     Args:
-        low, high: the 0.5 % and the 99.5 % quantile of the mean value of an example, in data units.
+        low, high: the lowest and the highest mean value of an example, in data units.
     """
 
     low: float
@@ -153,9 +151,8 @@ class InkRange:
     @classmethod
     def of(cls, examples: Tensor) -> InkRange:
         """The range of examples (m, D)."""
-        ordered = examples.float().mean(dim=1).sort().values
-        tail = int(INK_TAIL * len(ordered))
-        return cls(float(ordered[tail]), float(ordered[-1 - tail]))
+        ink = examples.float().mean(dim=1)
+        return cls(float(ink.min()), float(ink.max()))
 
     def outside(self, samples: Tensor) -> tuple[float, float]:
         """Shares of samples (n, D) below and above the range."""

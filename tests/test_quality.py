@@ -173,10 +173,10 @@ def test_copies_fresh_data_and_blur_are_told_apart():
     assert authentic_share(train[:1], train) == 0
 
 
-def test_ink_outside_the_ordinary_range():
+def test_ink_outside_the_range_of_examples():
     examples = torch.linspace(-0.9, -0.5, 401)[:, None].repeat(1, 5)
     ink = InkRange.of(examples)
-    assert (ink.low, ink.high) == (pytest.approx(-0.898), pytest.approx(-0.502))
+    assert (ink.low, ink.high) == (pytest.approx(-0.9), pytest.approx(-0.5))
     samples = torch.tensor([-1.0, -0.7, -0.6, 0.3, 0.4])[:, None].repeat(1, 5)
     assert ink.outside(samples) == (pytest.approx(0.2), pytest.approx(0.4))
 
