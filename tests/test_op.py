@@ -177,7 +177,7 @@ def test_the_operator_stays_out_of_cuda_graphs_of_the_compiler():
 @pytest.fixture
 def restored():
     """Put back what the tests below change."""
-    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     yield
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
@@ -239,7 +239,7 @@ def test_modes_of_autograd_and_autocast_change_no_bit(engine, mode):
 
 
 def _flags() -> tuple:
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     return cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction
 
 
