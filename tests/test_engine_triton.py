@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="needs Triton")
 INTERPRETED = """
 import torch
 from conftest import assert_states_close, random_mlp
-from kaleido_fast import Trace, fast_sample
+from kaleido_fast import Outcome, Trace, fast_sample
 from kaleido_fast.engines.reference import ReferenceEngine
 
 def agree(widths, atol, n=21, **options):
@@ -53,6 +53,33 @@ b = fast_sample(model, engine="reference", n_chains=40, burn_in=60)
 assert (a.steps == b.steps).float().mean() > 0.9
 assert a.stats.work_saved > 0.5
 assert_states_close(a.final, b.final, atol=2e-4)
+few = fast_sample(model, engine="triton", n_chains=3, first_chain=17, burn_in=60)
+for name in ("steps", "outcome", "period"):
+    assert torch.equal(getattr(a, name)[17:20], getattr(few, name)), name
+assert_states_close(a.final[17:20], few.final, atol=1e-6)  # the interpreter's products round by the place in the tile
+""",
+    "cycles": """
+from test_settling import cycle_map
+for period in (2, 3):
+    options = {"n_chains": 20, "burn_in": 41, "n_draws": 3, "thin": 5, "max_period": 8}
+    run = fast_sample(cycle_map(period), engine="triton", **options)
+    assert set(run.period.tolist()) == {period} and set(run.outcome.tolist()) == {Outcome.CYCLE}
+    walked = fast_sample(cycle_map(period), engine="triton", retire_cycles=True, **options)
+    assert_states_close(walked.draws, run.draws, atol=1e-5)
+    assert walked.stats.chain_steps < run.stats.chain_steps
+""",
+    "nan": """
+model = random_mlp(2, 2, 2)
+with torch.no_grad():  # 3e38 (x + y) may overflow in both hidden values, whose difference is then NaN
+    model.linears[0].weight.fill_(3e38)
+    model.linears[0].bias.zero_()
+    model.linears[1].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
+    model.linears[1].bias.zero_()
+run = {engine: fast_sample(model, engine=engine, n_chains=40, burn_in=9) for engine in ("triton", "reference")}
+bad = run["triton"].outcome == Outcome.NON_FINITE
+assert 0 < bad.sum() < 40
+assert torch.equal(run["triton"].outcome, run["reference"].outcome)
+assert bool(run["triton"].final[~bad].isfinite().all())
 """,
 }
 
