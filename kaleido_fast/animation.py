@@ -16,7 +16,8 @@ from kaleido_fast.files import atomic_path
 from kaleido_fast.pictures import image_grid
 from kaleido_fast.shown import Shown
 
-SQUARE = 360  # pixels of a frame of points
+SQUARE = 360  # pixels of a frame
+WIDE = 760  # pixels of a strip
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 _MARGIN = 8
 _LABEL = 18
@@ -43,15 +44,16 @@ def make_frames(shown: Shown) -> list[Image.Image]:
     check_can_show(shown)
     if shown.are_pictures:
         columns = range(len(shown.steps))
-        bodies = [_enlarged(image_grid(shown.states[:, i], shown.spec, shown.scaling)) for i in columns]
+        bodies = [_enlarged(image_grid(shown.states[:, i], shown.spec, shown.scaling), SQUARE) for i in columns]
     else:
         bodies = _points(shown)
     last = max(shown.steps[-1], 1)
     return [_framed(body, step, step / last) for body, step in zip(bodies, shown.steps, strict=True)]
 
 
-def _enlarged(sheet: Image.Image) -> Image.Image:
-    factor = max(1, SQUARE // sheet.width)
+def _enlarged(sheet: Image.Image, width: int) -> Image.Image:
+    """The sheet in colour, enlarged by a whole factor up to ``width`` pixels."""
+    factor = max(1, width // sheet.width)
     return sheet.convert("RGB").resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
 
 
@@ -113,7 +115,8 @@ def strip(shown: Shown) -> Image.Image:
     Raises:
         InputError: samples that are not pictures.
     """
-    sheet = image_grid(shown.states.flatten(0, 1), shown.spec, shown.scaling, columns=len(shown.steps)).convert("RGB")
+    sheet = image_grid(shown.states.flatten(0, 1), shown.spec, shown.scaling, columns=len(shown.steps))
+    sheet = _enlarged(sheet, WIDE)
     page = Image.new("RGB", (sheet.width, sheet.height + _LABEL), "white")
     page.paste(sheet, (0, _LABEL))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)

@@ -45,6 +45,8 @@ KALEIDOSCOPES: dict[str, Kaleidoscope] = {
     for entry in (
         Kaleidoscope("points1d", "Four points on a line", 0.5),
         Kaleidoscope("points2d", "Four points in the plane", 0.5),
+        Kaleidoscope("digits", "8 x 8 digits", 0.5),
+        Kaleidoscope("mnist", "MNIST digits", 12),
     )
 }
 

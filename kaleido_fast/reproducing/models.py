@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
 from kaleido_fast.datasets import Dataset
 from kaleido_fast.devices import resolve_device
+from kaleido_fast.diagnostics import diagnose
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import write_error
 from kaleido_fast.model import ModelSpec
@@ -22,8 +24,10 @@ from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.progress import training_bar
 from kaleido_fast.reproducing import Job
 from kaleido_fast.training import UnstableModelWarning, train
+from kaleido_fast.versions import library_versions
 
 SECONDS = "training_seconds"
+TELL_EVERY = 30.0  # seconds between lines on how far it is
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,23 @@ class Trained:
 
     Args:
         checkpoint: the model, its card and the file that keeps it.
-        seconds: wall time of the training, when it was done.
+        seconds: time of the training, when it was done, by `training_clock`.
+        clock: what that counts, in words.
         reused: whether the cache had it.
     """
 
     checkpoint: Checkpoint
     seconds: float
+    clock: str
     reused: bool
+
+
+def training_clock(device: str) -> tuple[Callable[[], float], str]:
+    """What compares training times, and its name: CPU time, which others on the machine do not stretch; on a GPU the
+    time that passes."""
+    if resolve_device(device).type == "cpu":
+        return time.process_time, "CPU time, all threads together"
+    return time.perf_counter, "time on the GPU"
 
 
 def cache_folder() -> Path:
@@ -84,12 +98,13 @@ def trained(
     seed = job.seed if seed is None else seed
     if job.steps is not None:
         recipe = replace(recipe, steps=job.steps)
-    path = _cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
+    path = cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
     if path.is_file():
         checkpoint = load_checkpoint(path)
-        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), reused=True)
+        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), training_clock(job.device)[1], True)
     job.tell(f"training {name}: {recipe.steps:,} steps")
-    began = time.perf_counter()
+    clock, clock_name = training_clock(job.device)
+    began = clock()
     with warnings.catch_warnings(), training_bar() if job.progress else nullcontext() as callback:
         warnings.simplefilter("ignore", UnstableModelWarning)  # reports state the share of stable examples themselves
         result = train(
@@ -101,14 +116,60 @@ def trained(
             state=path.with_suffix(".training"),
             callback=callback,
         )
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     card = replace(
         result.card,
         name=name,
         sampling=result.card.sampling if sampling is None else dict(sampling),
         diagnostics={**result.card.diagnostics, SECONDS: seconds},
     )
-    return Trained(keep(path, result.model, card), seconds, reused=False)
+    return Trained(keep(path, result.model, card), seconds, clock_name, reused=False)
+
+
+def trained_for(
+    job: Job, name: str, dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, *, seconds: float
+) -> Trained:
+    """Train until ``seconds`` of `training_clock` are over, or the recipe's steps are made; or take it from the cache.
+
+    Args:
+        job, name, dataset, spec, recipe: as for `trained`; the recipe's learning rate should be constant.
+        seconds: training time.
+
+    Raises:
+        InputError: as `trained`.
+    """
+    from kaleido_fast.training_run import TrainingRun
+
+    if job.steps is not None:
+        recipe = replace(recipe, steps=job.steps)
+    path = cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), job.seed, round(seconds, 1)])
+    clock, clock_name = training_clock(job.device)
+    if path.is_file():
+        checkpoint = load_checkpoint(path)
+        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), clock_name, True)
+    job.tell(f"training {name} for {seconds:.0f} s of {clock_name}")
+    run = TrainingRun(dataset, spec, recipe, job.seed, resolve_device(job.device))
+    began, notify = clock(), time.monotonic()
+    while run.step < recipe.steps and (run.step == 0 or clock() - began < seconds):
+        run.advance()
+        if job.progress and time.monotonic() - notify > TELL_EVERY:
+            notify = time.monotonic()
+            job.tell(f"{name}: step {run.step:,}, {clock() - began:.0f} of {seconds:.0f} s")
+    took = clock() - began
+    if run.history[-1:] == [] or run.history[-1].step < run.step:
+        run.evaluate(recipe.learning_rate)
+    run.model.load_state_dict(run.best)
+    model = run.model.cpu().eval()
+    card = ModelCard(
+        name=name,
+        recipe={**asdict(recipe), "seed": job.seed, "steps": run.step, "best_step": run.best_step},
+        dataset={"name": dataset.name, "sha256": dataset.sha256, "n_examples": len(dataset)},
+        scaling=dataset.scaling,
+        final_loss=run.best_loss,
+        diagnostics={**diagnose(model, dataset.data).to_dict(), SECONDS: took},
+        created_with=library_versions(),
+    )
+    return Trained(keep(path, model, card), took, clock_name, reused=False)
 
 
 def keep(path: Path, model: object, card: ModelCard) -> Checkpoint:
@@ -121,7 +182,7 @@ def keep(path: Path, model: object, card: ModelCard) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def _cached_path(job: Job, name: str, key: list[object]) -> Path:
+def cached_path(job: Job, name: str, key: list[object]) -> Path:
     folder = cache_folder() if job.cache is None else job.cache
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -71,10 +71,11 @@ def describe(report: Report, made: Trained, data: Dataset, result: SampleResult,
     """The table of points, and the sentence that says how the chains ended."""
     n = len(ends.basin)
     arrived = int((ends.basin >= 0).sum())
+    quantiles = result.stats.steps_quantiles
     report.text(
-        f"Trained on {len(data)} points in {made.seconds:.1f} s. {arrived:,} of {n:,} chains end within {REACHED} of a "
-        f"training point, the furthest {float(ends.distance.max()):.4f} away; half of them have settled after "
-        f"{result.stats.steps_quantiles['50%']:.0f} steps, 99 % after {result.stats.steps_quantiles['99%']:.0f}."
+        f"Trained on {len(data)} points in {made.seconds:.1f} s ({made.clock}). {arrived:,} of {n:,} chains end within "
+        f"{REACHED} of a training point, the furthest {float(ends.distance.max()):.4f} away; half of them have settled "
+        f"after {quantiles['50%']:.0f} steps, 99 % after {quantiles['99%']:.0f}."
     )
     report.table(
         ("training point", "attractor", "basin share"),

@@ -1,0 +1,43 @@
+"""The 8 x 8 digits: the bundled model, without training."""
+
+from __future__ import annotations
+
+from kaleido_fast.animation import strip
+from kaleido_fast.checkpoint import load_checkpoint
+from kaleido_fast.evaluation import find_reference
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.images import (
+    Contestant,
+    measure,
+    sample_sheets,
+    score_table,
+    show_model,
+    show_wanderers,
+)
+from kaleido_fast.reproducing.report import Report
+from kaleido_fast.shown import sample_shown
+
+BANNER_CHAINS = 8
+BANNER_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
+
+
+def run(job: Job, report: Report) -> None:
+    """Sample the bundled model and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    checkpoint = load_checkpoint("digits")
+    reference = find_reference(checkpoint, "digits")
+    assert reference.train is not None and reference.held_out is not None
+    who = Contestant("Bundled model", checkpoint, reference.train)
+    card = checkpoint.card
+    report.text(
+        f"The model that comes with the package, 64-256x5-64 with a tanh, trained on {len(reference.train):,} "
+        f"digits with noise of {card.recipe['noise']:g}; {len(reference.held_out)} digits were held out."
+    )
+    banner = sample_shown(checkpoint.path, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=job.seed, device=job.device)
+    report.picture("noise-to-digits", strip(banner), "Eight chains from noise to digits; the step above each column")
+    report.heading("Measured")
+    found = measure(job, who, reference.held_out)
+    score_table(report, [(who, found)])
+    show_model(job, report, who, "digits")
+    sample_sheets(report, who, found, "digits")
+    show_wanderers(job, report, who, reference.held_out, "digits")
+    report.record(evaluation=found.to_dict(), model_hash=checkpoint.model_hash, seed=job.seed)

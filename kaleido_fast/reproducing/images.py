@@ -1,0 +1,227 @@
+"""What the kaleidoscopes of pictures share: strips, sheets, animations, and the table that compares recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaleido_fast.animation import make_frames, strip, write_gif
+from kaleido_fast.checkpoint import Checkpoint
+from kaleido_fast.classifier import Trees
+from kaleido_fast.datasets import Dataset
+from kaleido_fast.diagnostics import evenly
+from kaleido_fast.evaluation import REAL, SAMPLES, SETTLED, Evaluation, Reference, SetScores, evaluate, look_sheet
+from kaleido_fast.page import write_page
+from kaleido_fast.pictures import image_grid
+from kaleido_fast.plan import Trace
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.report import Report
+from kaleido_fast.sampling import fast_sample
+from kaleido_fast.shown import Shown, sample_shown
+
+N_CHAINS = 1000
+STRIP_CHAINS = 14
+STRIP_STEPS = (0, 1, 2, *range(5, 14), 50, 300)
+SHEET = 120
+MOVED = 24
+MOVED_FRAMES = 20
+EXAMPLES = 14
+SEARCHED = 400  # chains among which those are looked for that change their class most often
+WANDERERS = 10
+STATIONS = 14  # clean states of a wandering chain
+SURE = 0.4  # share of the trees' votes from which on a state counts as one of a class
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model that is shown.
+
+    Args:
+        title: heading, and name in tables.
+        checkpoint: the model.
+        train: what it was trained on.
+    """
+
+    title: str
+    checkpoint: Checkpoint
+    train: Dataset
+
+    @property
+    def jitter(self) -> float:
+        """The jitter that the model recommends."""
+        return float(self.checkpoint.card.sampling.get("jitter", 0.0))
+
+
+def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
+    """Pictures of one model: recovered examples, the same chains over the steps, samples, an animation.
+
+    Args:
+        job: settings.
+        report: where they go.
+        who: the model.
+        slug: what their file names begin with.
+    """
+    report.heading(who.title)
+    report.picture(
+        f"{slug}-recovered",
+        _recovered(who),
+        "Training examples (top row), what one step makes of them, and where 300 steps take them",
+    )
+    still = sample_shown(
+        who.checkpoint.path,
+        n_chains=STRIP_CHAINS,
+        n_steps=max(STRIP_STEPS),
+        steps=STRIP_STEPS,
+        jitter=0.0,
+        seed=job.seed,
+        device=job.device,
+    )
+    report.picture(f"{slug}-steps", strip(still), "The same chains over the steps, without jitter: noise, then burn-in")
+    moving = sample_shown(
+        who.checkpoint.path,
+        n_chains=MOVED,
+        n_steps=60,
+        most_frames=MOVED_FRAMES,
+        seed=job.seed,
+        device=job.device,
+        jitter=who.jitter,
+    )
+    how = f"with jitter {who.jitter:g}" if who.jitter else "without jitter"
+    with report.file(f"{slug}-chains.gif", f"{MOVED} chains over 60 steps {how}") as path:
+        write_gif(make_frames(moving), path, frames_per_second=4)
+
+
+def _recovered(who: Contestant) -> Any:
+    """Examples, f(x), f^300(x) as three rows."""
+    model = who.checkpoint.model
+    rows = [evenly(who.train.data, EXAMPLES)]
+    with torch.no_grad():
+        rows.append(model(rows[0]))
+        state = rows[1]
+        for _ in range(299):
+            state = model(state)
+    columns = len(rows[0])
+    return image_grid(torch.cat([*rows, state]), model.spec, who.checkpoint.card.scaling, columns=columns)
+
+
+def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset, slug: str) -> None:
+    """Single chains with jitter: those that pass through the most classes; nothing for a model without jitter."""
+    if not who.jitter:
+        return
+    card, spec = who.checkpoint.card, who.checkpoint.model.spec
+    thin = int(card.sampling.get("settle", 2)) + 4
+    result = fast_sample(
+        who.checkpoint.path,
+        n_chains=SEARCHED,
+        burn_in=0,
+        n_draws=STATIONS,
+        thin=thin,
+        seed=job.seed,
+        device=job.device,
+        trace=Trace(tuple(range(SEARCHED)), (0,)),
+    )
+    assert result.trace is not None
+    draws = result.draws.cpu().float()
+    chosen = _most_varied(draws, held_out)
+    states = torch.cat([result.trace.cpu().float(), draws], dim=1)[chosen]
+    steps = tuple(range(0, (STATIONS + 1) * thin, thin))
+    report.picture(
+        f"{slug}-wanderers",
+        strip(Shown(states, steps, spec, card.scaling)),
+        f"Single chains with jitter {who.jitter:g}, seen after clean steps: the {len(chosen)} of {SEARCHED} that pass "
+        "through the most classes",
+    )
+    shown = sample_shown(
+        who.checkpoint.path, n_chains=MOVED, n_steps=60, most_frames=MOVED_FRAMES, seed=job.seed, device=job.device
+    )
+    with report.file(f"{slug}-chains.html", "A page with a slider over the steps; click a chain", show=False) as path:
+        write_page(shown, path, f"{report.title}: chains over the steps")
+
+
+def _most_varied(draws: Tensor, held_out: Dataset) -> Tensor:
+    """Chains of draws (n, k, D) that show the most classes, (m,); the first ones where there are no labels."""
+    if held_out.labels is None:
+        return torch.arange(min(WANDERERS, len(draws)))
+    trees = Trees(held_out.data, held_out.labels)
+    places, sure = (part.view(draws.shape[:2]) for part in trees.predict(draws.flatten(0, 1)))
+    seen = torch.zeros(len(draws), len(trees.classes), dtype=torch.bool)
+    seen.scatter_(1, torch.where(sure > SURE, places, places[:, -1:]), True)
+    return seen.sum(dim=1).argsort(descending=True, stable=True)[:WANDERERS]
+
+
+def measure(job: Job, who: Contestant, held_out: Dataset) -> Evaluation:
+    """Scores of a model's samples against examples that no contestant has seen."""
+    job.tell(f"measuring: {who.title}")
+    sampling = None if who.checkpoint.card.sampling else {"burn_in": 299, "jitter": 0.0}
+    n_chains = job.n_chains or N_CHAINS
+    reference = Reference(who.train, held_out)
+    return evaluate(who.checkpoint, reference, n_chains=n_chains, sampling=sampling, seed=job.seed, device=job.device)
+
+
+def sample_sheets(report: Report, who: Contestant, found: Evaluation, slug: str) -> None:
+    """Samples with the recommended settings, and the nearest training example below each."""
+    spec, scaling = who.checkpoint.model.spec, who.checkpoint.card.scaling
+    how = f"with jitter {who.jitter:g}" if who.jitter else "after 300 steps"
+    report.picture(
+        f"{slug}-samples",
+        image_grid(found.samples[:SHEET], spec, scaling, columns=20),
+        f"Samples {how}, not chosen: chains 0 to {min(SHEET, len(found.samples)) - 1}",
+    )
+    sheet = look_sheet(found.samples, who.train.data, spec, scaling)
+    report.picture(f"{slug}-nearest", sheet, "Samples, and below each row the nearest training examples")
+
+
+COLUMNS = (
+    "samples",
+    "coverage",
+    "precision",
+    "density",
+    "class entropy",
+    "nearest example",
+    "blank or blob",
+    "fixed points",
+)
+
+
+def score_table(report: Report, found: Sequence[tuple[Contestant, Evaluation]]) -> None:
+    """The table: every contestant as recommended and without jitter, and real data as the ceiling."""
+    rows = []
+    for who, scores in found:
+        for name, title in ((SAMPLES, _how(who)), (SETTLED, "no jitter, 300 steps")):
+            if name in scores.sets:
+                fixed = f"{scores.runs[name]['outcome_shares']['fixed_point']:.3f}" if _at_rest(scores, name) else "-"
+                rows.append((f"{who.title}: {title}", *_cells(scores.sets[name]), fixed))
+    last = found[-1][1]
+    if REAL in last.sets:
+        rows.append(("training examples themselves", *_cells(last.sets[REAL]), "-"))
+    report.table(COLUMNS, rows)
+    first = found[0][1]
+    report.text(
+        f"Against {first.n_compared} {first.compared_with}, k = {first.k} neighbours. The nearest example is the "
+        "median of the mean squared difference to the nearest training example, in units of half the data range: "
+        "below 0.02 is a copy; in the last row it is that of held-out examples. Coverage, class entropy and this "
+        "distance are to be read together: a blur wins precision and density, copies win the distance."
+    )
+
+
+def _how(who: Contestant) -> str:
+    settle = int(who.checkpoint.card.sampling.get("settle", 2))
+    return f"jitter {who.jitter:g}, {settle} clean steps" if who.jitter else "no jitter, 300 steps"
+
+
+def _at_rest(scores: Evaluation, name: str) -> bool:
+    return scores.runs[name]["jitter"] == 0
+
+
+def _cells(scores: SetScores) -> tuple[str, ...]:
+    def text(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    unusual = None if scores.blank is None or scores.blob is None else scores.blank + scores.blob
+    near = None if scores.nearest is None else scores.nearest["50%"]
+    numbers = [text(value) for value in (scores.coverage, scores.precision, scores.density, scores.entropy)]
+    return (*numbers, text(near, 3), text(unusual, 3))
