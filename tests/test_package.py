@@ -66,7 +66,7 @@ def test_pages_name_only_options_that_exist(page):
             assert option in known, f"{page} names kaleido-fast {command} {option}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md", "docs/embedding.md"])
 def test_python_examples_run(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
