@@ -254,33 +254,33 @@ def evaluate(
     """
     tell(f"sampling {n_chains:,} chains")
     runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
-    against = _Against.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
+    scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
     sets = {}
     for name, result in runs.items():
         tell(f"measuring {name}")
-        sets[name] = against.score(result.final.cpu().float())
-    if against.train is not None and against.unseen is not None:
+        sets[name] = scorer.score(result.final.cpu().float())
+    if scorer.train is not None and scorer.unseen is not None:
         tell("measuring real data")
-        sets[REAL] = against.real(n_chains)
+        sets[REAL] = scorer.real(n_chains)
     stable, recovery, radius = None, {}, None
-    if against.train is not None:
+    if scorer.train is not None:
         tell("recovering training examples from noise")
-        watched = evenly(against.train, WATCHED)
+        watched = evenly(scorer.train, WATCHED)
         where = {"engine": engine, "device": device}
         back = {sigma: recovered(checkpoint.model, watched, sigma, seed=seed, **where) for sigma in (0.0, *sigmas)}
         shares = {sigma: float(which.double().mean()) for sigma, which in back.items()}
         stable, recovery = shares[0.0], {f"{sigma:g}": share for sigma, share in shares.items() if sigma > 0}
-        radius = float(spectral_radii(checkpoint.model, evenly(against.train, RADIUS_EXAMPLES)).median())
+        radius = float(spectral_radii(checkpoint.model, evenly(scorer.train, RADIUS_EXAMPLES)).median())
     return Evaluation(
         sets,
         {name: _run_facts(result) for name, result in runs.items()},
         stable,
         recovery,
         radius,
-        n_compared=len(against.compared),
-        compared_with="training examples" if against.unseen is None else "held-out examples",
+        n_compared=len(scorer.compared),
+        compared_with="training examples" if scorer.unseen is None else "held-out examples",
         k=k,
-        notes=(*reference.notes, *against.notes),
+        notes=(*reference.notes, *scorer.notes),
         samples=runs[SAMPLES].final.cpu().float(),
     )
 
@@ -309,8 +309,8 @@ def _run_facts(result: SampleResult) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Against:
-    """Real examples, prepared: what sets of points are scored against. Data in units of half the data range."""
+class Scorer:
+    """Real examples, prepared once for scoring any number of sets of points; `of` makes one."""
 
     train: Tensor | None
     unseen: Tensor | None
@@ -325,7 +325,8 @@ class _Against:
     @classmethod
     def of(
         cls, reference: Reference, spec: ModelSpec, n_compared: int, k: int, seed: int, classes: bool | None
-    ) -> _Against:
+    ) -> Scorer:
+        """Prepare the examples; arguments and errors are those of `evaluate`."""
         train = None if reference.train is None else reference.train.data
         unseen = None if reference.held_out is None else evenly(reference.held_out.data, MOST_UNSEEN)
         both = unseen if unseen is not None else train

@@ -47,6 +47,7 @@ KALEIDOSCOPES: dict[str, Kaleidoscope] = {
         Kaleidoscope("points2d", "Four points in the plane", 0.5),
         Kaleidoscope("digits", "8 x 8 digits", 0.5),
         Kaleidoscope("mnist", "MNIST digits", 12),
+        Kaleidoscope("depth", "Does depth help?", 6),
     )
 }
 

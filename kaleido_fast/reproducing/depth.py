@@ -1,0 +1,382 @@
+"""Does depth help? Every measure of quality against the number of layers, at equal width and equal training loss.
+
+The paper shows pictures and says that deeper networks over-generalise more. Here the 8 x 8 digits are learned by
+networks of 2 to 16 layers, each stopped as soon as its loss is down to one and the same value, plainly as published and
+with noise on the inputs, several seeds each.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from kaleido_fast.basins import recovered
+from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint
+from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.devices import resolve_device
+from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
+from kaleido_fast.evaluation import Reference, Scorer
+from kaleido_fast.model import ModelSpec
+from kaleido_fast.plots import new_figure
+from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.models import cached_path, keep
+from kaleido_fast.reproducing.report import Report
+from kaleido_fast.sampling import fast_sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEPTHS = (2, 3, 4, 6, 8, 10, 12, 16)
+DEEP = 6  # layers from which on trends are looked at a second time: does depth still help there?
+N_SEEDS = 8
+HIDDEN = 128
+N_EXAMPLES = 100  # so few that networks of every depth can reach the loss asked for
+N_COMPARED = 500
+N_CHAINS = 1000
+MAX_STEPS = 4000
+RECOVERY_NOISE = 0.3
+SIGNIFICANT = 0.001  # of the p-value of a trend; some thirty trends are looked at
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One way of training.
+
+    Args:
+        name, title: in report.json, and in words.
+        noise: on the inputs, in units of half the data range.
+        loss: mean squared error at which training stops.
+        colour: of its line.
+    """
+
+    name: str
+    title: str
+    noise: float
+    loss: float
+    colour: str
+
+
+TREATMENTS = (
+    Treatment("plain", "plain (as published)", 0.0, 0.004, "tab:red"),
+    Treatment("denoising", "denoising, noise 0.3", 0.3, 0.016, "tab:blue"),
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that is followed over depth.
+
+    Args:
+        name, title: in report.json, and in words.
+        form: how its values are printed.
+        better: +1 if more of it is better, -1 if less is, 0 if that depends.
+    """
+
+    name: str
+    title: str
+    form: str = "{:.2f}"
+    better: int = 1
+
+
+MEASURES = (
+    Measure("coverage", "coverage"),
+    Measure("precision", "precision"),
+    Measure("recall", "recall"),
+    Measure("density", "density", better=0),
+    Measure("entropy", "class entropy"),
+    Measure("confidence", "classifier's confidence", better=0),
+    Measure("nearest", "nearest example, median MSE", "{:.3f}", -1),
+    Measure("copying_z", "copying z", "{:+.0f}", 0),
+    Measure("authentic", "authentic share", better=0),
+    Measure("fixed_point", "chains at fixed points"),
+    Measure("cycle", "chains in cycles", better=-1),
+    Measure("moving", "chains still moving", better=-1),
+    Measure("steps", "steps until settled, median", "{:.0f}", -1),
+    Measure("residual", "residual, median", "{:.1g}", -1),
+    Measure("stable", "stable training examples"),
+    Measure("recovered", f"recovered from noise {RECOVERY_NOISE}"),
+    Measure("spectral_radius", "spectral radius, median", better=-1),
+    Measure("training_steps", "training steps", "{:.0f}", -1),
+)
+
+
+def run(job: Job, report: Report) -> None:
+    """Train, measure, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    rows = study(job)
+    matched = [row for row in rows if row["reached"]]
+    report.text(_setting(job, rows))
+    report.heading("Found")
+    trends = {
+        (treatment.name, least): [trend(matched, treatment.name, measure.name, least) for measure in MEASURES]
+        for treatment in TREATMENTS
+        for least in (min(DEPTHS), DEEP)
+    }
+    for treatment in TREATMENTS:
+        report.text(_finding(treatment, trends[treatment.name, min(DEPTHS)], trends[treatment.name, DEEP]))
+    report.picture(
+        "depth",
+        draw(matched),
+        "Every number against the number of layers: mean over the seeds, bars of one standard deviation",
+    )
+    report.heading("Trends")
+    report.text(
+        "Spearman's rank correlation with the number of layers, over all networks; in bold where p < "
+        f"{SIGNIFICANT:g}. +1: rises with every layer, -1: falls, 0: no trend."
+    )
+    _trend_table(report, trends)
+    for treatment in TREATMENTS:
+        report.heading(f"By depth: {treatment.title}")
+        _depth_table(report, [row for row in rows if row["treatment"] == treatment.name])
+    report.record(
+        rows=rows,
+        trends=[
+            {"treatment": name, "layers_from": least, "measure": measure.name, "rho": rho, "p": p}
+            for (name, least), found in trends.items()
+            for measure, (rho, p) in zip(MEASURES, found, strict=True)
+        ],
+        treatments=[asdict(treatment) for treatment in TREATMENTS],
+        hidden=HIDDEN,
+        n_examples=N_EXAMPLES,
+        n_compared=N_COMPARED,
+        n_chains=job.n_chains or N_CHAINS,
+        seed=job.seed,
+    )
+
+
+def study(job: Job) -> list[Row]:
+    """Train (or take from the cache) and measure every network: one row each."""
+    digits = load_dataset("digits")
+    data = load_dataset("digits", limit=N_EXAMPLES)
+    seen = evenly_spaced(len(digits), N_EXAMPLES)
+    reference = Reference(data, digits.take(seen.logical_not().nonzero()[:, 0]))
+    scorer = Scorer.of(reference, _spec(2), N_COMPARED, 5, job.seed, True)
+    rows: list[Row] = []
+    for treatment in TREATMENTS:
+        for layers in DEPTHS:
+            began = time.perf_counter()
+            for seed in range(job.seed, job.seed + N_SEEDS):
+                checkpoint = _trained(job, treatment, data, layers, seed)
+                rows.append(_measure(job, treatment, checkpoint, data, scorer, seed))
+            reached = sum(row["reached"] for row in rows[-N_SEEDS:])
+            job.tell(
+                f"{treatment.name}, {layers} layers: {reached} of {N_SEEDS} networks reached the loss of "
+                f"{treatment.loss:g}, {time.perf_counter() - began:.0f} s"
+            )
+    return rows
+
+
+def evenly_spaced(n: int, m: int) -> Any:
+    """Which of n examples `load_dataset` keeps with ``limit=m``: bool (n,)."""
+    import torch
+
+    kept = torch.zeros(n, dtype=torch.bool)
+    kept[torch.arange(m) * n // m] = True
+    return kept
+
+
+def _spec(layers: int) -> ModelSpec:
+    return ModelSpec((64, *[HIDDEN] * (layers - 1), 64), sample_shape=(8, 8))
+
+
+def _trained(job: Job, treatment: Treatment, data: Dataset, layers: int, seed: int) -> Checkpoint:
+    """A network whose loss has just come down to the treatment's, or that has made all steps without reaching it."""
+    from kaleido_fast.training_run import TrainingRun
+
+    recipe = TrainingRecipe(
+        steps=job.steps or MAX_STEPS,
+        batch_size=N_EXAMPLES,
+        learning_rate=1e-3,
+        noise=treatment.noise,
+        schedule="constant",
+    )
+    spec = _spec(layers)
+    name = f"depth-{treatment.name}-{layers}"
+    path = cached_path(job, name, [data.sha256, spec.to_json(), asdict(recipe), seed, treatment.loss])
+    if path.is_file():
+        return load_checkpoint(path)
+    run = TrainingRun(data, spec, recipe, seed, resolve_device(job.device))
+    while run.step < recipe.steps and not (run.history and run.history[-1].held_out <= treatment.loss):
+        run.advance()
+    card = ModelCard(
+        name=name,
+        recipe={**asdict(recipe), "seed": seed},
+        dataset={"name": data.name, "sha256": data.sha256, "n_examples": len(data)},
+        scaling=data.scaling,
+        final_loss=run.history[-1].held_out,
+        diagnostics={"training_steps": run.step},
+    )
+    return keep(path, run.model.cpu().eval(), card)
+
+
+def _measure(job: Job, treatment: Treatment, checkpoint: Checkpoint, data: Dataset, scorer: Scorer, seed: int) -> Row:
+    """All numbers of one network; chains run 300 steps without jitter."""
+    model, card = checkpoint.model, checkpoint.card
+    result = fast_sample(
+        checkpoint.path,
+        n_chains=job.n_chains or N_CHAINS,
+        burn_in=299,
+        jitter=0.0,
+        tol=1e-4,
+        seed=seed,
+        device=job.device,
+    )
+    scores = asdict(scorer.score(result.final.cpu().float()))
+    back = [recovered(model, data.data, sigma, seed=seed, device=job.device) for sigma in (0.0, RECOVERY_NOISE)]
+    stable, again = (float(which.double().mean()) for which in back)
+    assert card.final_loss is not None
+    return {
+        "treatment": treatment.name,
+        "layers": len(model.spec.widths) - 1,
+        "seed": seed,
+        "loss": card.final_loss,
+        "reached": card.final_loss <= treatment.loss,
+        "training_steps": card.diagnostics["training_steps"],
+        **{name: scores[name] for name in ("precision", "recall", "density", "coverage", "copying_z", "authentic")},
+        **{name: scores[name] for name in ("entropy", "confidence")},
+        "nearest": scores["nearest"]["50%"],
+        **result.stats.outcome_shares,
+        "steps": result.stats.steps_quantiles["50%"],
+        "residual": result.stats.residual_quantiles["50%"],
+        "stable": stable,
+        "recovered": again,
+        "spectral_radius": float(spectral_radii(model, evenly(data.data, RADIUS_EXAMPLES)).median()),
+    }
+
+
+def trend(rows: Sequence[Row], treatment: str, measure: str, least: int) -> tuple[float, float]:
+    """Spearman's rank correlation of a measure with the number of layers from ``least`` on, and its p-value.
+
+    0 and 1 where it is undefined: fewer than three networks, or no variation.
+    """
+    from scipy.stats import spearmanr
+
+    chosen = [row for row in rows if row["treatment"] == treatment and row["layers"] >= least]
+    layers, values = [row["layers"] for row in chosen], [row[measure] for row in chosen]
+    if len(chosen) < 3 or len(set(values)) < 2 or len(set(layers)) < 2:
+        return 0.0, 1.0
+    found = spearmanr(layers, values)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _setting(job: Job, rows: Sequence[Row]) -> str:
+    reached = sum(row["reached"] for row in rows)
+    losses = "; ".join(f"{treatment.title}: {treatment.loss:g}" for treatment in TREATMENTS)
+    return (
+        f"{N_EXAMPLES} of the 8 x 8 digits; networks 64-{HIDDEN}x(layers - 1)-64 with ReLU and tanh, Adam at 1e-3, "
+        f"whole batches, {N_SEEDS} seeds each. Each stops as soon as the mean squared error on its training inputs is "
+        f"down to one value ({losses}); {reached} of {len(rows)} got there within {job.steps or MAX_STEPS:,} steps, "
+        f"and only those count below. Samples: {job.n_chains or N_CHAINS:,} chains from uniform noise, 300 steps "
+        f"without jitter, against {N_COMPARED} digits that were not trained on. docs/quality.md defines the numbers."
+    )
+
+
+def _finding(treatment: Treatment, overall: Sequence[tuple[float, float]], deep: Sequence[tuple[float, float]]) -> str:
+    """What the trends say, whichever way they fall."""
+    judged = [(measure, *pair) for measure, pair in zip(MEASURES, zip(overall, deep, strict=True), strict=True)]
+    judged = [entry for entry in judged if entry[0].better]
+
+    def titles(which: int, sign: int) -> list[str]:
+        chosen = []
+        for entry in judged:
+            rho, p = entry[1 + which]
+            if p < SIGNIFICANT and rho * entry[0].better * sign > 0:
+                chosen.append(entry[0].title)
+        return chosen
+
+    def words(names: list[str]) -> str:
+        return ", ".join(names) if names else "nothing"
+
+    flat = [entry[0].title for entry in judged if entry[1][1] >= SIGNIFICANT]
+    return (
+        f"**{treatment.title}.** Better with more layers: {words(titles(0, 1))}. Worse: {words(titles(0, -1))}. "
+        f"No clear trend: {words(flat)}. From {DEEP} layers on, better: {words(titles(1, 1))}; worse: "
+        f"{words(titles(1, -1))}."
+    )
+
+
+def _trend_table(report: Report, trends: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
+    signs = {1: "more", -1: "less", 0: "depends"}
+
+    def cell(pair: tuple[float, float]) -> str:
+        return f"**{pair[0]:+.2f}**" if pair[1] < SIGNIFICANT else f"{pair[0]:+.2f}"
+
+    heads = [
+        f"{treatment.name}, {'all' if least == min(DEPTHS) else f'{least} layers and more'}"
+        for treatment in TREATMENTS
+        for least in (min(DEPTHS), DEEP)
+    ]
+    found = [trends[treatment.name, least] for treatment in TREATMENTS for least in (min(DEPTHS), DEEP)]
+    report.table(
+        ("number", "better is", *heads),
+        [
+            (measure.title, signs[measure.better], *(cell(column[i]) for column in found))
+            for i, measure in enumerate(MEASURES)
+        ],
+    )
+
+
+def _depth_table(report: Report, rows: Sequence[Row]) -> None:
+    """Mean and standard deviation of every measure at every depth, of the networks that reached the loss."""
+    counts, columns = [], []
+    for layers in DEPTHS:
+        here = [row for row in rows if row["layers"] == layers]
+        matched = [row for row in here if row["reached"]]
+        counts.append(f"{len(matched)} of {len(here)}")
+        columns.append([_spread([row[measure.name] for row in matched], measure.form) for measure in MEASURES])
+    report.table(
+        ("layers", *DEPTHS),  # type: ignore[arg-type]
+        [
+            ("reached the loss", *counts),
+            *((measure.title, *(column[i] for column in columns)) for i, measure in enumerate(MEASURES)),
+        ],
+    )
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return form.format(values[0])
+    return f"{form.format(fmean(values))} ± {form.format(stdev(values)).lstrip('+')}"
+
+
+def draw(rows: Sequence[Row], columns: int = 4) -> Figure:
+    """A panel for each measure against the number of layers: mean over the seeds, one standard deviation, a line for
+    each treatment."""
+    n_rows = math.ceil(len(MEASURES) / columns)
+    figure = new_figure(3.1 * columns, 2.3 * n_rows)
+    panels = figure.subplots(n_rows, columns, squeeze=False).ravel()
+    for axes in panels[len(MEASURES) :]:
+        axes.axis("off")
+    for axes, measure in zip(panels, MEASURES, strict=False):
+        logarithmic = measure.name == "residual"
+        floor = 1e-8 if logarithmic else -math.inf
+        for treatment in TREATMENTS:
+            values = {
+                layers: [
+                    row[measure.name] for row in rows if row["layers"] == layers and row["treatment"] == treatment.name
+                ]
+                for layers in DEPTHS
+            }
+            shown = [layers for layers in DEPTHS if values[layers]]
+            means = [max(fmean(values[layers]), floor) for layers in shown]
+            bars = [stdev(values[layers]) if len(values[layers]) > 1 else 0.0 for layers in shown]
+            axes.errorbar(
+                shown, means, bars, color=treatment.colour, marker="o", markersize=3, capsize=2, label=treatment.title
+            )
+        axes.set_title(measure.title, fontsize=9)
+        axes.set_xticks(DEPTHS)
+        axes.tick_params(labelsize=7)
+        if logarithmic and rows:
+            axes.set_yscale("log")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="lower right")
+    figure.supxlabel("layers", fontsize=9)
+    return figure
