@@ -7,6 +7,7 @@ Each start of the workers has keys of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -30,6 +31,7 @@ class Totals:
     """What all workers have done since they started."""
 
     blocks: int = 0
+    chains: int = 0
     chain_steps: int = 0
 
 
@@ -59,19 +61,21 @@ class Crew:
         """Blocks for this worker, one at a time, until none is left for anybody."""
         yield from blocks
 
-    def count(self, chain_steps: int) -> None:
-        """Another block of this worker is durably whole."""
-        self._totals = Totals(self._totals.blocks + 1, self._totals.chain_steps + chain_steps)
+    def count(self, chains: int, chain_steps: int) -> None:
+        """Another block of this worker, of so many chains, is durably whole."""
+        sums = self._totals
+        self._totals = Totals(sums.blocks + 1, sums.chains + chains, sums.chain_steps + chain_steps)
 
     def totals(self) -> Totals:
         """What all workers together have done."""
         return self._totals
 
-    def fail(self, text: str) -> None:
-        """Tell the others that this worker cannot go on, and why."""
+    def fail(self, text: str) -> bool:
+        """Tell the others that this worker cannot go on, and why; True if another one has said the same before."""
+        return False
 
-    def wait_for_all(self, n_blocks: int) -> None:
-        """The leader waits until ``n_blocks`` are whole."""
+    def wait(self) -> None:
+        """Pause between two looks at `totals`; raises if another worker cannot go on."""
 
     def leave(self) -> None:
         """Say good-bye: the leader is last, because the store may live in its process."""
@@ -89,54 +93,61 @@ class TorchCrew(Crew):
         if not torch.distributed.is_available():
             raise InputError("this torch has no torch.distributed: run one process, without torchrun")
         try:
-            self.store, self.rank, self.size = next(torch.distributed.rendezvous("env://"))
+            store, self.rank, self.size = next(torch.distributed.rendezvous("env://"))
         except (ValueError, RuntimeError, OSError) as problem:
             text = " ".join(str(problem).split())[:200]
             raise InputError(
                 f"the launcher's store cannot be reached: {text}; start the workers with torchrun"
             ) from None
+        self.store = torch.distributed.PrefixStore("kaleido-fast", store)
 
     def share(self, key: str, value: Any) -> Any:
-        if self.leads:
-            self.store.set(key, json.dumps(value))
-            return value
-        self._wait(key)
-        return json.loads(self.store.get(key))
+        if not self.leads:
+            self._wait(key)
+        with _reaching():
+            if self.leads:
+                self.store.set(key, json.dumps(value))
+            return json.loads(self.store.get(key))
 
     def confirm(self, problem: str | None) -> None:
         if problem:
             self.fail(problem)
             raise InputError(problem)
-        if self.store.add("ready", 1) == self.size:
-            self.store.set("all ready", "1")
+        with _reaching():
+            if self.store.add("ready", 1) == self.size:
+                self.store.set("all ready", "1")
         self._wait("all ready")
 
     def take(self, blocks: Sequence[int]) -> Iterator[int]:
         while True:
             self._check()
-            place = self.store.add("next", 1) - 1
+            with _reaching():
+                place = self.store.add("next", 1) - 1
             if place >= len(blocks):
                 return
             yield blocks[place]
 
-    def count(self, chain_steps: int) -> None:
-        self.store.add("chain_steps", chain_steps)
-        self.store.add("done", 1)
+    def count(self, chains: int, chain_steps: int) -> None:
+        with _reaching():
+            self.store.add("chains", chains)
+            self.store.add("chain_steps", chain_steps)
+            self.store.add("done", 1)
 
     def totals(self) -> Totals:
-        return Totals(self.store.add("done", 0), self.store.add("chain_steps", 0))
+        with _reaching():
+            return Totals(*(self.store.add(name, 0) for name in ("done", "chains", "chain_steps")))
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str) -> bool:
         facts = {"text": text, "rank": self.rank, "host": socket.gethostname()}
         try:
-            self.store.set("failed", json.dumps(facts))
+            told = json.loads(self.store.compare_set("failed", "", json.dumps(facts)))
         except RuntimeError:
-            return  # nobody is left to be told
+            return False  # nobody is left to be told
+        return told["rank"] != self.rank and told["text"] == text
 
-    def wait_for_all(self, n_blocks: int) -> None:
-        while self.leads and self.totals().blocks < n_blocks:
-            self._check()
-            time.sleep(_POLL)
+    def wait(self) -> None:
+        self._check()
+        time.sleep(_POLL)
 
     def leave(self) -> None:
         try:
@@ -149,16 +160,30 @@ class TorchCrew(Crew):
             return
 
     def _wait(self, key: str) -> None:
-        while not self.store.check([key]):
-            self._check()
-            time.sleep(_POLL)
+        while not self._has(key):
+            self.wait()
+
+    def _has(self, key: str) -> bool:
+        with _reaching():
+            return self.store.check([key])
 
     def _check(self) -> None:
         """Stop when another worker has failed."""
-        if self.store.check(["failed"]):
-            facts = json.loads(self.store.get("failed"))
+        if self._has("failed"):
+            with _reaching():
+                facts = json.loads(self.store.get("failed"))
             where = "" if facts["rank"] == 0 else f"worker {facts['rank']} on {facts['host']}: "
             raise CrewError(f"{where}{facts['text']}", told=not self.leads)
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """The launcher, or the first worker where there is none, may be gone."""
+    try:
+        yield
+    except RuntimeError as problem:
+        text = "the other workers cannot be reached any more: the launcher or the first worker has ended"
+        raise CrewError(text, told=False) from problem
 
 
 def find_crew() -> Crew:

@@ -49,6 +49,10 @@ class Layout:
         first = block * self.chunk_chains
         return slice(first, min(first + self.chunk_chains, self.n_chains))
 
+    def length(self, block: int) -> int:
+        """Chains of a block."""
+        return self.rows(block).stop - self.rows(block).start
+
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each array."""
         arrays: dict[str, tuple[tuple[int, ...], str]] = {

@@ -108,6 +108,10 @@ class ChainArrays:
     def __len__(self) -> int:
         return len(self.residual)
 
+    def to_host(self) -> ChainArrays:
+        """The same in memory of the host."""
+        return ChainArrays(*(getattr(self, field.name).cpu() for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class SampleResult:

@@ -1,4 +1,4 @@
-"""Files of draws: .npy (with a JSON of the same name beside it), .npz and .safetensors.
+"""Files of draws: .npy (with a JSON of the same name beside it), .npz and .safetensors; they and stores are read back.
 
 All hold ``draws`` (n_chains, n_draws, D) in model values; .npz and .safetensors also ``residual``, ``steps``,
 ``period`` and ``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling.
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.encoding import Encoding
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path, check_writable
 from kaleido_fast.model import ModelSpec
@@ -28,13 +29,17 @@ from kaleido_fast.result import SampleResult
 
 RECORD_VERSION = 1
 PER_CHAIN = ("residual", "steps", "period", "outcome")
+MEMORY_ENDINGS = (".npy", ".npz", ".safetensors")
 
 
 @dataclass(frozen=True)
 class DrawsFile:
-    """A file of draws as read back: ``draws`` (n_chains, n_draws, D), and the record beside it."""
+    """A file of draws as read back: ``draws`` (n_chains, n_draws, D), and the record beside it.
 
-    draws: np.ndarray
+    Draws of a store are a `kaleido_fast.draws.StoredDraws`, which reads what is asked for and takes NumPy's indices.
+    """
+
+    draws: Any
     record: dict[str, Any]
     path: Path
 
@@ -72,6 +77,8 @@ def write_draws(path: Path, result: SampleResult, record: dict[str, Any]) -> lis
     Raises:
         InputError: unknown ending, or a path that cannot be written.
     """
+    if path.suffix not in MEMORY_ENDINGS:
+        raise InputError(f"{path} is written by sample_to, block by block: here {', '.join(MEMORY_ENDINGS)} are known")
     text = json.dumps(record, sort_keys=True)
     arrays = {name: getattr(result, name).cpu().numpy() for name in ("draws", *PER_CHAIN)}
     check_output(path, sum(array.nbytes for array in arrays.values()))
@@ -91,18 +98,27 @@ def write_draws(path: Path, result: SampleResult, record: dict[str, Any]) -> lis
 
 
 def read_draws(path: Path) -> DrawsFile:
-    """Read a file of draws back; a .npy stays on disk (memory-mapped).
+    """Read a file of draws back; a .npy stays on disk (memory-mapped) unless it holds bytes; a store stays there too.
 
     Raises:
         InputError: missing, foreign or damaged.
     """
+    if path.suffix == ".zarr":
+        from kaleido_fast.draws import StoredDraws
+        from kaleido_fast.stores import ZarrOutput
+
+        store = ZarrOutput.open(path)
+        return DrawsFile(StoredDraws(store), store.record, path)
     if not path.is_file():
-        raise InputError(f"{path} is not a file: give a .npy, .npz or .safetensors file of draws")
+        raise InputError(f"{path} is not a file: give a .npy, .npz or .safetensors file of draws, or a .zarr store")
     try:
         draws, record = _read(path)
     except (OSError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile) as problem:
         text = " ".join(str(problem).split())
         raise InputError(f"{path} cannot be read as draws: {text}; it may be cut short or foreign") from problem
+    encoding = Encoding.from_record(record)
+    if encoding is not None and encoding.dtype == "uint8" == str(draws.dtype):
+        draws = encoding.decode(draws)
     if draws.ndim != 3 or draws.dtype.kind != "f":
         raise InputError(f"{path} holds {draws.dtype} of shape {draws.shape}: draws are floats (chains, draws, D)")
     return DrawsFile(draws, record, path)

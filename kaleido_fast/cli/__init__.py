@@ -8,7 +8,7 @@ from importlib import metadata
 
 import click
 
-from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.errors import InputError, TerminatedError, unknown_name
 
 COMMANDS = (
     "sample",
@@ -24,6 +24,7 @@ COMMANDS = (
     "doctor",
 )
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
+TERMINATED = 143  # and by SIGTERM
 
 
 class LazyGroup(click.Group):
@@ -36,6 +37,12 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             raise unknown_name("command", cmd_name, COMMANDS)
         return importlib.import_module(f"kaleido_fast.cli.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # click would print an empty line and drop the text
+            return _end_interrupted(stop)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,12 +61,18 @@ def main() -> None:
     except click.ClickException as problem:
         _end(problem.format_message(), 2)
     except InputError as problem:
-        _end(str(problem), 2)
+        _end("" if getattr(problem, "told", False) else str(problem), 2)
     except (click.Abort, KeyboardInterrupt) as stop:
-        _end(str(stop) or "interrupted; nothing was written", INTERRUPTED)
+        _end_interrupted(stop)
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _end_interrupted(stop: BaseException) -> None:
+    status = TERMINATED if getattr(stop, "terminated", isinstance(stop, TerminatedError)) else INTERRUPTED
+    _end(str(stop) or "interrupted; nothing was written", status)
+
+
 def _end(text: str, status: int) -> None:
-    click.echo(f"kaleido-fast: {' '.join(text.split())}", err=True)
+    if text:
+        click.echo(f"kaleido-fast: {' '.join(text.split())}", err=True)
     sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def command(source: str, as_json: bool) -> None:
 def describe(source: str) -> dict[str, Any]:
     """Facts about a checkpoint or a file of draws, as plain values."""
     path = Path(source)
-    if path.suffix in (".npy", ".npz") or (path.suffix == ".safetensors" and _holds_draws(path)):
+    if path.suffix in (".npy", ".npz", ".zarr") or (path.suffix == ".safetensors" and _holds_draws(path)):
         return _describe_draws(path)
     return _describe_checkpoint(source)
 
@@ -44,8 +45,6 @@ def _holds_draws(path: Path) -> bool:
 
 
 def _describe_draws(path: Path) -> dict[str, Any]:
-    import numpy as np
-
     from kaleido_fast.writers import read_draws
 
     file = read_draws(path)
@@ -58,9 +57,32 @@ def _describe_draws(path: Path) -> dict[str, Any]:
         "draws per chain": n_draws,
         "dim": dim,
         "dtype": str(file.draws.dtype),
-        "range": [float(np.min(file.draws)), float(np.max(file.draws))],
+        **(_describe_blocks(path) if path.suffix == ".zarr" else _range([file.draws])),
         **{name: value for name, value in file.record.items() if name not in ("format", "version")},
     }
+
+
+def _describe_blocks(path: Path) -> dict[str, Any]:
+    """How much of a store is done; every chunk of draws that is there is read, one at a time."""
+    from kaleido_fast.stores import ZarrOutput
+
+    output = ZarrOutput.open(path)
+    layout = output.layout
+    done = output.done()
+    whole = [block for block in range(layout.n_blocks) if done[block]]
+    facts = {
+        "finished": len(whole) == layout.n_blocks,
+        "chains done": sum(map(layout.length, whole)),
+        "chains per chunk": layout.chunk_chains,
+    }
+    return facts | _range(layout.encoding.decode(output.read("draws", block)) for block in whole)
+
+
+def _range(parts: Iterable[Any]) -> dict[str, Any]:
+    import numpy as np
+
+    ends = [(float(np.min(part)), float(np.max(part))) for part in parts]
+    return {"range": [min(low for low, _ in ends), max(high for _, high in ends)]} if ends else {}
 
 
 def _describe_checkpoint(source: str) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +15,14 @@ from kaleido_fast import names
 from kaleido_fast.cli.options import Name, NumberOr
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kaleido_fast.checkpoint import Checkpoint
     from kaleido_fast.result import SampleResult
+    from kaleido_fast.streaming import StreamResult
 
 PICTURE_CHAINS = 1000
+BLOCK_ENDINGS = (".zarr", ".npy")
 
 
 @click.command(name="sample")
@@ -27,6 +35,14 @@ PICTURE_CHAINS = 1000
     show_default=True,
     help=f"Where the draws go; the ending picks the format: {', '.join(names.OUTPUT_ENDINGS)}.",
 )
+@click.option(
+    "--dtype",
+    type=Name("dtype", names.STORED_DTYPES),
+    help="Type of stored draws; uint8 takes the data range in 255 steps [default: as computed].",
+)
+@click.option("--chunk-chains", type=int, help="Chains of a chunk of a store [default: chosen by the plan].")
+@click.option("--overwrite", is_flag=True, help="Begin anew where an output of another run exists.")
+@click.option("--repair", is_flag=True, help="Read every chunk of a store and compute damaged ones again.")
 @click.option(
     "--picture/--no-picture", default=None, help="Write a PNG sheet beside --out [default: if samples are pictures]."
 )
@@ -123,29 +139,80 @@ def command(
 ) -> None:
     """Start chains from noise, iterate the network, write the draws and a picture.
 
-    Chains are independent: chain k has the same values in a run of 1,000 and of 100,000 chains.
+    Chains are independent: chain k has the same values in a run of 1,000 and of 100,000 chains. A .zarr store or .npy
+    file is written block by block: the same command again goes on where an interrupted one has ended. Under torchrun,
+    workers share the blocks of a store.
     """
-    from kaleido_fast import writers
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.pictures import image_grid, is_image_shape, save_picture
-    from kaleido_fast.sampling import fast_sample
 
     checkpoint = load_checkpoint(model)
     spec, card = checkpoint.model.spec, checkpoint.card
-    writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)
     if picture is None:
         picture = is_image_shape(spec.sample_shape)
     sheet_path = out.with_suffix(".png")
-    result = fast_sample(checkpoint.path, progress=not (quiet or as_json), **options)
-    sheet = image_grid(result.final[:picture_chains].cpu(), spec, card.scaling) if picture else None
-    written = writers.write_draws(out, result, writers.make_record(result, spec, card.scaling))
-    if sheet is not None:
-        save_picture(sheet, sheet_path)
+    write = _stream if out.suffix in BLOCK_ENDINGS else _write_at_once
+    with _plain_warnings():
+        made = write(checkpoint, out, progress=not (quiet or as_json), **options)
+    if made is None:
+        return  # the first of several workers reports
+    result, written, final = made
+    if picture and (result.stats is not None or not sheet_path.exists()):
+        save_picture(image_grid(final(picture_chains), spec, card.scaling), sheet_path)
         written.append(sheet_path)
-    report(result, written, as_json=as_json, quiet=quiet)
+    if result.stats is None:
+        _report_finished(result, written, as_json=as_json, quiet=quiet)
+    else:
+        report(result, written, as_json=as_json, quiet=quiet)
 
 
-def report(result: SampleResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+Made = tuple[Any, list[Path], Callable[[int], "Tensor"]]  # result, files, last states of the first n chains
+
+
+def _stream(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
+    from kaleido_fast.draws import open_draws
+    from kaleido_fast.streaming import sample_to
+
+    result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, **options)
+    if result is None:
+        return None
+    return result, [Path(name) for name in result.files], lambda n: open_draws(out)[:n][:, -1].float()
+
+
+def _write_at_once(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
+    from kaleido_fast import writers
+    from kaleido_fast.errors import InputError
+    from kaleido_fast.sampling import fast_sample
+
+    spec = checkpoint.model.spec
+    writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)
+    for name, unset in (("overwrite", False), ("repair", False), ("dtype", None), ("chunk_chains", None)):
+        if options.pop(name) != unset:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is for outputs written in blocks ({', '.join(BLOCK_ENDINGS)}), not {out}")
+    result = fast_sample(checkpoint.path, **options)
+    written = writers.write_draws(out, result, writers.make_record(result, spec, checkpoint.card.scaling))
+    return result, written, lambda n: result.final[:n].cpu()
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as lines of ours, at once."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"kaleido-fast: {message}", err=True)
+        yield
+
+
+def _report_finished(result: StreamResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+    n_chains = result.request.n_chains
+    if as_json:
+        facts = {**result.record(), "n_chains": n_chains, "finished": True, "files": [str(path) for path in written]}
+        click.echo(json.dumps(facts, sort_keys=True))
+    elif not quiet:
+        click.echo(f"{result.path} is finished: all {n_chains:,} chains are there, nothing was computed")
+
+
+def report(result: SampleResult | StreamResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
     """Print the end figures: a table for people, one JSON object for machines, nothing when quiet."""
     if as_json:
         click.echo(json.dumps(summary(result, written), sort_keys=True))
@@ -153,9 +220,10 @@ def report(result: SampleResult, written: list[Path], *, as_json: bool, quiet: b
         _print_table(result, written)
 
 
-def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
+def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[str, Any]:
     """The end figures as plain values."""
     stats = result.stats
+    assert stats is not None
     return {
         **result.record(),
         "n_chains": stats.n_chains,
@@ -175,16 +243,25 @@ def summary(result: SampleResult, written: list[Path]) -> dict[str, Any]:
     }
 
 
+def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:
+    """What was there before, and what was damaged."""
+    new = getattr(result.stats, "new_chains", result.request.n_chains)
+    kept = result.request.n_chains - new
+    rows = [("resumed", f"{kept:,} chains were there, {new:,} were computed")] if kept else []
+    return rows + [("repaired", line) for line in getattr(result, "damaged", ())]
+
+
 def _histogram(counts: dict[str, int], n_chains: int) -> str:
     """Shares of all chains by steps to settle, in one line."""
     return ", ".join(f"{count / n_chains:.1%} in {steps}" for steps, count in counts.items()) + " steps"
 
 
-def _print_table(result: SampleResult, written: list[Path]) -> None:
+def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     stats, request = result.stats, result.request
+    assert stats is not None
     table = Table(show_header=False, box=None, pad_edge=False)
     residuals = ", ".join(f"{name} {value:.2g}" for name, value in stats.residual_quantiles.items() if name != "0%")
     settled = ", ".join(f"{name} {value:.0f}" for name, value in stats.steps_quantiles.items() if name != "0%")
@@ -194,6 +271,7 @@ def _print_table(result: SampleResult, written: list[Path]) -> None:
     compiling = f", {stats.compile_seconds:.2f} s of it compiling" if stats.compile_seconds else ""
     jitter = f", jitter {request.jitter:g} ({request.settle} clean steps before a draw)" if request.jitter else ""
     for name, value in (
+        *_kept_rows(result),
         ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{jitter}, seed {request.seed}"),
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),

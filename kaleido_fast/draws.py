@@ -1,0 +1,139 @@
+"""Draws in a file or a store, read as they are asked for: only what is looked at is held in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.layout import PER_CHAIN
+from kaleido_fast.stores import ZarrOutput, is_store
+
+HELD_CHUNKS = 4
+
+
+class StoredDraws:
+    """An array (n_chains, n_draws, D) in model values whose chunks are read, checked and decoded on demand.
+
+    It takes NumPy's indices: an int, a slice, an array of ints or of truth values for chains, and anything for the
+    other axes. ``numpy.asarray`` reads all of it.
+    """
+
+    def __init__(self, output: ZarrOutput) -> None:
+        layout = output.layout
+        self.output, self.shape, self.ndim = output, (layout.n_chains, layout.n_draws, layout.dim), 3
+        stored = layout.encoding.dtype
+        self.dtype = np.dtype("float32" if stored == "uint8" else stored)
+        self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape, dtype=object))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, (int, np.integer)):
+            place = range(len(self))[first]
+            chunk = self.output.layout.chunk_chains
+            return self._chunk(place // chunk)[(place % chunk, *rest)]
+        if isinstance(first, slice):
+            return self._gather(np.arange(*first.indices(len(self))))[(slice(None), *rest)]
+        return self._gather(np.arange(len(self))[np.asarray(first)])[(slice(None), *rest)]
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (k,) in any order, each chunk read once."""
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        chunk = self.output.layout.chunk_chains
+        blocks = rows // chunk
+        for block in np.unique(blocks):
+            mine = blocks == block
+            out[mine] = self._chunk(int(block))[rows[mine] - block * chunk]
+        return out
+
+    def _chunk(self, block: int) -> np.ndarray:
+        if block in self._held:
+            self._held.move_to_end(block)
+            return self._held[block]
+        values = self.output.layout.encoding.decode(self.output.read("draws", block))
+        self._held[block] = values
+        if len(self._held) > HELD_CHUNKS:
+            self._held.popitem(last=False)
+        return values
+
+
+class Draws(Dataset):
+    """Draws of a run as a map-style torch `Dataset`: item k is the tensor (n_draws, D) of chain k, in model values.
+
+    Args:
+        path: a .zarr store, or a .npy, .npz or .safetensors file of draws.
+
+    Raises:
+        InputError: missing, foreign or damaged; damaged chunks of a store are found when they are read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
+        from kaleido_fast.writers import read_draws
+
+        self.output = ZarrOutput.open(self.path) if is_store(self.path) else None
+        if self.output is not None:
+            self.record: dict[str, Any] = self.output.record
+            self.values: Any = StoredDraws(self.output)
+            return
+        file = read_draws(self.path)
+        self.record, self.values = file.record, file.draws
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_chains, n_draws, D)."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return torch.from_numpy(np.array(self.values[index]))
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        """A batch for a `DataLoader`: each chunk is read once."""
+        return list(self[np.asarray(indices)])
+
+    def per_chain(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """``residual``, ``steps``, ``period`` or ``outcome`` of chains; of stores only."""
+        if name not in PER_CHAIN or self.output is None:
+            raise InputError(f"{self.path} has no {name!r}: stores have {', '.join(PER_CHAIN)}")
+        first, last, step = rows.indices(len(self))
+        chunk = self.output.layout.chunk_chains
+        blocks = range(first // chunk, -(-last // chunk))
+        if not blocks:
+            return np.zeros(0, PER_CHAIN[name])
+        read = np.concatenate([self.output.read(name, block) for block in blocks])
+        return read[first - blocks[0] * chunk : last - blocks[0] * chunk : step]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}  # workers of a DataLoader open it anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._open()
+
+
+def open_draws(path: str | Path) -> Draws:
+    """Open a file or store of draws; see `Draws`."""
+    return Draws(path)

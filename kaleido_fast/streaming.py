@@ -1,0 +1,515 @@
+"""`sample_to`: draws go to a file or a store block by block, while others are computed, by one process or by many.
+
+A block counts when it is durably whole; the same call again computes the blocks that are missing. What is written
+does not depend on interruptions, on the number of workers or on who computed which block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.crew import Crew, Totals, find_crew, local_device
+from kaleido_fast.devices import device_facts
+from kaleido_fast.encoding import Encoding
+from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
+from kaleido_fast.files import check_folder, check_writable
+from kaleido_fast.layout import PER_CHAIN, BlockOutput, Layout
+from kaleido_fast.locks import output_lock, read_token
+from kaleido_fast.names import DEFAULT_MODEL
+from kaleido_fast.npy_output import NpyOutput, read_partial
+from kaleido_fast.plan import SamplePlan, SampleRequest
+from kaleido_fast.result import ChainArrays, SampleStats
+from kaleido_fast.sampling import Block, Callback, Meter, Run, SampleProgress, build_phases, prepare_run, run_blocks
+from kaleido_fast.stores import ZarrOutput, import_zarr, is_store, read_metadata
+from kaleido_fast.tally import Tally
+from kaleido_fast.versions import library_versions
+
+ENDINGS = (".zarr", ".npy")
+WAITING_BLOCKS = 2
+_COMPARED = ("request", "model_hash", "engine", "kernel", "device", "versions", "encoding", "model", "scaling")
+
+
+@dataclass(frozen=True)
+class StreamStats(SampleStats):
+    """Figures of a run; chain-steps, seconds and speed are of this call's chains, all others of the whole run.
+
+    Args:
+        new_chains: chains that this call computed, by all workers.
+    """
+
+    new_chains: int
+
+    @property
+    def work_saved(self) -> float:
+        return 1 - self.chain_steps / max(1, self.new_chains * self.n_steps)
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What `sample_to` wrote.
+
+    Args:
+        path: the output.
+        files: all that belong to it.
+        request: what was asked for, with every default and the seed filled in.
+        plan: how it was run.
+        stored: the record in the output.
+        stats: figures; None where the run had been finished before.
+        damaged: chunks that ``repair`` found and computed again, a line each.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    request: SampleRequest
+    plan: SamplePlan
+    stored: dict[str, Any]
+    stats: StreamStats | None
+    damaged: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Request, model hash, engine, device and versions."""
+        return {name: self.stored[name] for name in ("request", "model_hash", "engine", "device", "versions")}
+
+
+def sample_to(
+    path: str | Path,
+    model: nn.Module | str | Path = DEFAULT_MODEL,
+    *,
+    n_chains: int,
+    dtype: str | None = None,
+    chunk_chains: int | None = None,
+    overwrite: bool = False,
+    repair: bool = False,
+    scaling: Scaling | None = None,
+    device: str | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> StreamResult | None:
+    """Sample into a .zarr store or a .npy file; memory does not grow with the number of chains.
+
+    In processes started by ``torchrun`` each computes some of the blocks of one store. Called again after an
+    interruption of whatever kind it computes what is missing, and the output ends up the same to the bit.
+
+    Args:
+        path: the output; its ending picks the format.
+        model: as in `fast_sample`.
+        n_chains: number of chains.
+        dtype: "float32", "float16" or "uint8" (the data range in 255 steps); None keeps what is computed.
+        chunk_chains: chains of a block, which is a chunk of the store; rounded up to whole tiles. None lets the plan
+            choose, or takes that of an unfinished output.
+        overwrite: begin anew where the output exists.
+        repair: read every chunk of a store, and compute the damaged ones again.
+        scaling: raw data to model values, for the record.
+        device: as in `fast_sample`; None gives each worker of a machine a GPU of its own where there are some.
+        callback, progress: as in `fast_sample`, for all workers together.
+        options: all others of `fast_sample` but ``z0`` and ``trace``.
+
+    Returns:
+        What was written; None in workers other than the first.
+
+    Raises:
+        InputError: a value that cannot be used, an output of another run, one being written by another process, a disk
+            that is full. Blocks that were whole stay.
+        StreamInterruptedError: Ctrl-C or SIGTERM.
+    """
+    crew = find_crew()
+    try:
+        run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
+        task = _Task(Path(path), run, dtype, chunk_chains, overwrite, repair, scaling)
+        with _stop_signals(), _bar(callback, show=progress and crew.leads) as told:
+            if crew.leads:
+                return task.lead(crew, told)
+            task.follow(crew)
+            return None
+    except InputError as problem:
+        if crew.fail(str(problem)):
+            raise CrewError(str(problem), told=True) from problem
+        raise
+    except KeyboardInterrupt:
+        crew.fail("it was interrupted")
+        raise
+    finally:
+        crew.leave()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run and the output that it is for."""
+
+    path: Path
+    run: Run
+    dtype: str | None
+    chunk_chains: int | None
+    overwrite: bool
+    repair: bool
+    scaling: Scaling | None
+
+    def lead(self, crew: Crew, callback: Callback | None) -> StreamResult:
+        """Prepare the output, take part in computing, wait for the others, count."""
+        self.check(crew)
+        with output_lock(self.path) as token:
+            output, damaged = self.prepare()
+            done = output.done()
+            crew.share("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
+            crew.confirm(None)
+            if done.all() and isinstance(output, ZarrOutput):
+                return self.result(output, [str(self.path)], None, damaged)
+            tally = Tally()
+            computed = self.compute(output, done, crew, tally, callback)
+            count_blocks(output, np.flatnonzero(~computed.mine).tolist(), tally)
+            stats = self.stats(output.layout, tally, crew.totals(), computed)
+            return self.result(output, output.finish(), stats, damaged)
+
+    def follow(self, crew: Crew) -> None:
+        """Compute blocks of the output that the first worker has prepared."""
+        shared = crew.share("output", None)
+        problem, output = None, None
+        if read_token(self.path) != shared["token"]:
+            problem = (
+                f"{self.path.absolute()} is not the folder that the first worker writes to: --out has to lie on "
+                "storage that all workers share"
+            )
+        else:
+            output = ZarrOutput.open(self.path, writable=True)
+            problem = difference(output.record, self.record(output.layout.encoding))
+            problem = problem and f"it would compute something else than the first worker: {problem}"
+        crew.confirm(problem)
+        assert output is not None
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(shared["done"]), np.uint8))
+        done = bits[: output.layout.n_blocks].astype(bool)
+        if not done.all():
+            self.compute(output, done, crew, Tally(), None)
+
+    def check(self, crew: Crew) -> None:
+        """Refuse what can be refused without looking into the output."""
+        if self.path.suffix not in ENDINGS:
+            raise unknown_name(
+                "format of draws that are written in blocks", self.path.suffix or self.path.name, ENDINGS
+            )
+        if self.run.request.trace is not None:
+            raise InputError("trace is not written to files: use fast_sample, or leave it out")
+        if is_store(self.path):
+            import_zarr()
+            check_folder(self.path)
+            return
+        check_writable(self.path)
+        if crew.size > 1:
+            raise InputError(f"{crew.size} workers cannot share {self.path}: give a .zarr store, or use one process")
+        if self.repair:
+            raise InputError(f"{self.path} has no checksums: --repair is for .zarr stores; --overwrite starts anew")
+
+    def layout(self) -> Layout:
+        """Shapes of a new output."""
+        run, n = self.run, self.run.request.n_chains
+        chunk = run.plan.block_chains if self.chunk_chains is None else self.chunk_chains
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+            raise InputError(f"chunk_chains is {chunk!r}: it must be a whole number, at least 1")
+        tile = run.plan.tile_rows
+        if chunk < n and chunk % tile:
+            rounded = -(-chunk // tile) * tile
+            text = f"chunk_chains {chunk:,} is rounded up to {rounded:,}, whole tiles of {tile:,}"
+            warnings.warn(text, stacklevel=5)
+            chunk = rounded
+        encoding = Encoding.choose(self.dtype, run.subject.data_range, run.request.precision)
+        return Layout(n, run.request.n_draws, run.subject.dim, min(chunk, n), encoding)
+
+    def record(self, encoding: Encoding | None = None) -> dict[str, Any]:
+        """All that determines the bits of the output; nothing else."""
+        run = self.run
+        if encoding is None or self.dtype is not None:
+            encoding = Encoding.choose(self.dtype, run.subject.data_range, run.request.precision)
+        facts = device_facts(run.device)
+        engine = {"cpu": ("numba",), "triton": ("triton",)}.get(run.plan.engine, ())
+        record = {
+            "format": "kaleido-fast draws",
+            "version": 1,
+            "request": run.request.as_dict(),
+            "model_hash": run.subject.model_hash,
+            "engine": run.plan.engine,
+            "device": facts.name if run.device.type == "cuda" else run.device.type,
+            "versions": library_versions(*engine),
+            "encoding": encoding.as_dict(),
+        }
+        if run.plan.engine == "triton":
+            record["kernel"] = run.plan.kernel
+        if run.subject.spec is not None:
+            record["model"] = json.loads(run.subject.spec.to_json())
+        if self.scaling is not None:
+            record["scaling"] = asdict(self.scaling)
+        return record
+
+    def prepare(self) -> tuple[BlockOutput, list[str]]:
+        """The output, begun or found, and the damage that was found in it."""
+        if is_store(self.path):
+            return self.prepare_store()
+        begun = None if self.overwrite else read_partial(self.path)
+        if begun is None:
+            layout = self.layout()
+            _check_space(self.path, layout.n_bytes, certain=True)
+            return NpyOutput.create(self.path, layout, self.record(), overwrite=self.overwrite), []
+        chunk, stored = begun
+        encoding = Encoding.from_record(stored)
+        self.refuse_difference(stored, encoding)
+        layout = self.layout()
+        layout = Layout(layout.n_chains, layout.n_draws, layout.dim, chunk, encoding or layout.encoding)
+        return NpyOutput(self.path, layout, stored), []
+
+    def prepare_store(self) -> tuple[ZarrOutput, list[str]]:
+        if self.overwrite or not (self.path.exists() or self.path.is_symlink()):
+            layout = self.layout()
+            output = ZarrOutput.create(self.path, layout, self.record(), overwrite=self.overwrite)
+            _check_space(self.path, layout.n_bytes, certain=False)
+            return output, []
+        stated = read_metadata(self.path)
+        self.refuse_difference(stated["record"], Encoding.from_record(stated["record"]))
+        output = ZarrOutput.open(self.path, writable=True)
+        chunk, asked = output.layout.chunk_chains, self.chunk_chains
+        if asked is not None and asked != chunk and self.layout().chunk_chains != chunk:
+            raise InputError(f"{self.path} has chunks of {chunk:,} chains, asked for are {asked:,}: leave that out")
+        output.remove_parts()
+        return output, output.drop_damaged() if self.repair else []
+
+    def refuse_difference(self, stored: dict[str, Any], encoding: Encoding | None) -> None:
+        """Refuse an output that another run began."""
+        found = difference(stored, self.record(encoding))
+        if found:
+            raise InputError(
+                f"{self.path} belongs to another run: {found}; ask for the same to go on, or --overwrite starts anew"
+            )
+
+    def compute(
+        self, output: BlockOutput, done: np.ndarray, crew: Crew, tally: Tally, callback: Callback | None
+    ) -> _Computed:
+        """Compute and write blocks until none is left for anybody."""
+        began = time.perf_counter()
+        layout, run = output.layout, self.run
+        missing = np.flatnonzero(~done).tolist()
+        if crew.leads and crew.size > len(missing):
+            warnings.warn(f"{crew.size} workers for {len(missing)} blocks: some have nothing to do", stacklevel=3)
+        phases = build_phases(run.subject, run.request, run.plan, run.device)
+        before = layout.n_chains - sum(layout.length(block) for block in missing)
+        meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
+        mine = np.zeros(layout.n_blocks, bool)
+        setup = time.perf_counter() - began
+
+        def write(block: Block) -> None:
+            number = block.rows.start // layout.chunk_chains
+            arrays = _as_arrays(block.chains, layout.encoding)
+            output.write(number, arrays)
+            tally.add(arrays["residual"], arrays["steps"], arrays["outcome"])
+            mine[number] = True
+            crew.count(len(block.chains), block.chain_steps)
+
+        with _Writer(write) as writer:
+            try:
+                spans = (layout.rows(block) for block in crew.take(missing))
+                for block in run_blocks(run, phases, spans, meter):
+                    writer.put(_on_host(block))
+                writer.finish()
+                while crew.leads and crew.totals().blocks < len(missing):
+                    crew.wait()
+                    meter.add(0)
+            except KeyboardInterrupt as stop:
+                with contextlib.suppress(InputError):
+                    writer.finish()
+                raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
+        compiling = sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases)
+        return _Computed(mine, setup, time.perf_counter() - began - setup, compiling)
+
+    def interrupted(self, output: BlockOutput, *, terminated: bool) -> StreamInterruptedError:
+        """What is kept, in one line."""
+        layout = output.layout
+        kept = sum(layout.length(int(block)) for block in np.flatnonzero(output.done()))
+        if not kept and isinstance(output, NpyOutput):
+            output.discard()
+        rest = f"kept in {self.path}; the same command goes on from there" if kept else "kept"
+        what = "terminated" if terminated else "interrupted"
+        text = f"{what}: {kept:,} of {layout.n_chains:,} chains are {rest}"
+        return StreamInterruptedError(text, terminated=terminated)
+
+    def stats(self, layout: Layout, tally: Tally, totals: Totals, computed: _Computed) -> StreamStats:
+        """Figures of the run."""
+        request, run = self.run.request, self.run
+        return StreamStats(
+            n_chains=layout.n_chains,
+            n_steps=request.schedule.n_steps,
+            chain_steps=totals.chain_steps,
+            seconds=computed.seconds,
+            setup_seconds=computed.setup_seconds,
+            compile_seconds=computed.compile_seconds,
+            residual_quantiles=tally.residual_quantiles(),
+            outcome_shares=tally.outcome_shares(),
+            steps_quantiles=tally.steps_quantiles(),
+            steps_histogram=tally.steps_histogram() if request.freezes else {},
+            engine=run.plan.engine,
+            device=str(run.device),
+            precision=request.precision,
+            versions=library_versions(),
+            new_chains=totals.chains,
+        )
+
+    def result(
+        self, output: BlockOutput, files: list[str], stats: StreamStats | None, damaged: list[str]
+    ) -> StreamResult:
+        """What the caller gets."""
+        run = self.run
+        return StreamResult(self.path, tuple(files), run.request, run.plan, output.record, stats, tuple(damaged))
+
+
+def count_blocks(output: BlockOutput, blocks: list[int], tally: Tally) -> None:
+    """Count the chains of blocks that were written earlier, or by others."""
+    for block in blocks:
+        tally.add(*(output.read(name, block) for name in ("residual", "steps", "outcome")))
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What this process has done: ``mine`` (n_blocks,) bool are its blocks."""
+
+    mine: np.ndarray
+    setup_seconds: float
+    seconds: float
+    compile_seconds: float
+
+
+def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """What two records do not have in common, as far as bits depend on it; empty where they agree."""
+    left, right = (_flat({name: record.get(name) for name in _COMPARED}) for record in (stored, asked))
+    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    keys = [key for key in keys if key not in ("versions.python", "versions.numpy")]
+    shown = [f"{key} was {left.get(key)}, is now {right.get(key)}" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names; None stands for what is not there."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}
+
+
+def _check_space(path: Path, n_bytes: int, *, certain: bool) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes <= free:
+        return
+    if certain:
+        raise InputError(
+            f"output {path} needs {n_bytes:,} bytes, {free:,} are free there: free some or write elsewhere"
+        )
+    warnings.warn(f"{path} may need {n_bytes:,} bytes before compression, {free:,} are free there", stacklevel=5)
+
+
+def _on_host(block: Block) -> Block:
+    return Block(block.rows, block.chains.to_host(), block.chain_steps)
+
+
+def _as_arrays(chains: ChainArrays, encoding: Encoding) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(chains, name).numpy() for name in PER_CHAIN}
+    return {"draws": encoding.encode(chains.draws.numpy()), **arrays}
+
+
+def _for_all(callback: Callback | None, crew: Crew, before: int) -> Callback | None:
+    """Progress of all workers together."""
+    if callback is None or crew.size == 1:
+        return callback
+
+    def tell(state: SampleProgress) -> None:
+        done = before + crew.totals().chains
+        n_steps = state.chain_steps // state.n_chains
+        callback(SampleProgress(done, state.n_chains, done * n_steps, state.chain_steps, state.seconds))
+
+    return tell
+
+
+class _Writer:
+    """A thread that writes blocks as they come, at most `WAITING_BLOCKS` behind."""
+
+    def __init__(self, write: Callable[[Block], None]) -> None:
+        self.write = write
+        self.queue: queue.Queue[Block | None] = queue.Queue(WAITING_BLOCKS)
+        self.problem: BaseException | None = None
+        self.dropped = False
+        self.thread = threading.Thread(target=self._run, name="kaleido-writer", daemon=True)
+
+    def __enter__(self) -> _Writer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the block at hand; what waits is dropped, unless `finish` was called before."""
+        self.dropped = True
+        self._end()
+
+    def put(self, block: Block | None) -> None:
+        """Hand over a block; raises what the thread met."""
+        while True:
+            if self.problem is not None:
+                raise self.problem
+            with contextlib.suppress(queue.Full):
+                return self.queue.put(block, timeout=0.1)
+
+    def finish(self) -> None:
+        """Wait until all that was handed over is written; raises what the thread met."""
+        self._end()
+        if self.problem is not None:
+            raise self.problem
+
+    def _end(self) -> None:
+        while self.thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self.queue.put(None, timeout=0.1)
+                self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (block := self.queue.get()) is not None:
+                if not self.dropped:
+                    self.write(block)
+        except BaseException as problem:
+            self.problem = problem
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM raises `TerminatedError` as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _bar(callback: Callback | None, *, show: bool) -> Iterator[Callback | None]:
+    if not show:
+        yield callback
+        return
+    from kaleido_fast.progress import sampling_bar
+
+    with sampling_bar(callback) as bar:
+        yield bar
