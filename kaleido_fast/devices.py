@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import platform
@@ -146,7 +147,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
             capability=(properties.major, properties.minor),
             n_sm=properties.multi_processor_count,
             shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-            tuned=tuned_tiles(properties.name),
+            tuned=_tuned_here(properties.name, _tables(properties.name)),
         )
     return DeviceFacts(
         kind="cpu",
@@ -179,6 +180,18 @@ def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, An
         except ValueError as problem:
             warnings.warn(f"ignored: {problem}", stacklevel=2)
     return tiles
+
+
+def _tables(gpu: str) -> tuple[tuple[Path, int], ...]:
+    """The tables of a GPU that exist, with the times of their last change."""
+    paths = [folder / table_name(gpu) for folder in (user_data() / "tuned", TUNED)]
+    return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
+
+
+@functools.lru_cache(maxsize=8)  # reading takes longer than a small run
+def _tuned_here(gpu: str, tables: tuple[tuple[Path, int], ...]) -> dict[str, Any]:
+    """`tuned_tiles`, read once as long as the tables are the same."""
+    return tuned_tiles(gpu, [path.parent for path, _ in tables])
 
 
 def table_name(gpu: str) -> str:
@@ -216,6 +229,7 @@ def cpu_name() -> str:
     return _cpu_field("model name") or platform.processor() or platform.machine()
 
 
+@functools.cache
 def _cpu_field(name: str) -> str:
     """A field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
@@ -227,6 +241,7 @@ def _cpu_field(name: str) -> str:
     return ""
 
 
+@functools.cache
 def _importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
@@ -117,8 +118,9 @@ def sample_op(
         raise InputError(f"seed is {seed}: it must be a whole number from 0 to 2**64 - 1")
     spec = model.spec
     layers = list(model.layers)
-    return SampledChains(
-        *sample(
+    # Compilers find by themselves that there is no gradient; elsewhere torch's bookkeeping for it would take time.
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.no_grad():
+        outputs = sample(
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             z0,
@@ -148,7 +150,7 @@ def sample_op(
             kernel,
             block_chains,
         )
-    )
+    return SampledChains(*outputs)
 
 
 def _sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib import metadata
 
@@ -10,8 +11,13 @@ def library_versions(*names: str) -> dict[str, str]:
     """Versions of kaleido-fast, Python, torch, numpy and of any further distributions that are installed."""
     versions = {"python": platform.python_version()}
     for name in ("kaleido-fast", "torch", "numpy", *names):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+        versions[name] = _version(name)
     return versions
+
+
+@functools.cache  # looking through all that is installed takes a millisecond
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
