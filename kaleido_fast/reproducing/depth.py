@@ -92,17 +92,17 @@ MEASURES = (
     Measure("density", "density", better=0),
     Measure("entropy", "class entropy"),
     Measure("confidence", "classifier's confidence", better=0),
-    Measure("nearest", "nearest example, median MSE", "{:.3f}", -1),
+    Measure("nearest", "nearest example (median MSE)", "{:.3f}", -1),
     Measure("copying_z", "copying z", "{:+.0f}", 0),
     Measure("authentic", "authentic share", better=0),
     Measure("fixed_point", "chains at fixed points"),
     Measure("cycle", "chains in cycles", better=-1),
     Measure("moving", "chains still moving", better=-1),
-    Measure("steps", "steps until settled, median", "{:.0f}", -1),
-    Measure("residual", "residual, median", "{:.1g}", -1),
+    Measure("steps", "steps until settled (median)", "{:.0f}", -1),
+    Measure("residual", "residual (median)", "{:.1g}", -1),
     Measure("stable", "stable training examples"),
     Measure("recovered", f"recovered from noise {RECOVERY_NOISE}"),
-    Measure("spectral_radius", "spectral radius, median", better=-1),
+    Measure("spectral_radius", "spectral radius (median)", better=-1),
     Measure("training_steps", "training steps", "{:.0f}", -1),
 )
 
@@ -279,25 +279,19 @@ def _setting(job: Job, rows: Sequence[Row]) -> str:
 
 def _finding(treatment: Treatment, overall: Sequence[tuple[float, float]], deep: Sequence[tuple[float, float]]) -> str:
     """What the trends say, whichever way they fall."""
-    judged = [(measure, *pair) for measure, pair in zip(MEASURES, zip(overall, deep, strict=True), strict=True)]
-    judged = [entry for entry in judged if entry[0].better]
 
-    def titles(which: int, sign: int) -> list[str]:
-        chosen = []
-        for entry in judged:
-            rho, p = entry[1 + which]
-            if p < SIGNIFICANT and rho * entry[0].better * sign > 0:
-                chosen.append(entry[0].title)
-        return chosen
+    def titles(trends: Sequence[tuple[float, float]], sign: int) -> list[str]:
+        judged = zip(MEASURES, trends, strict=True)
+        return [m.title for m, (rho, p) in judged if p < SIGNIFICANT and rho * m.better * sign > 0]
 
     def words(names: list[str]) -> str:
         return ", ".join(names) if names else "nothing"
 
-    flat = [entry[0].title for entry in judged if entry[1][1] >= SIGNIFICANT]
+    flat = [m.title for m, (_, p) in zip(MEASURES, overall, strict=True) if m.better and p >= SIGNIFICANT]
     return (
-        f"**{treatment.title}.** Better with more layers: {words(titles(0, 1))}. Worse: {words(titles(0, -1))}. "
-        f"No clear trend: {words(flat)}. From {DEEP} layers on, better: {words(titles(1, 1))}; worse: "
-        f"{words(titles(1, -1))}."
+        f"**{treatment.title}.** Better with more layers: {words(titles(overall, 1))}. Worse: {words(titles(overall, -1))}. "
+        f"No clear trend: {words(flat)}. From {DEEP} layers on, better: {words(titles(deep, 1))}; worse: "
+        f"{words(titles(deep, -1))}."
     )
 
 
