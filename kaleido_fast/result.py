@@ -160,11 +160,11 @@ class SampleResult:
 def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> Tensor:
     """Outcome of each chain, (n,) int8, from its last state, its residual and the period that was found."""
     outcome = torch.full(residual.shape, Outcome.MOVING, dtype=torch.int8, device=residual.device)
-    outcome[period > 1] = Outcome.CYCLE
+    # Filled, not indexed: looking up where a mask is true could wait for the device.
+    outcome.masked_fill_(period > 1, Outcome.CYCLE)
     if tol is not None:
-        outcome[(residual < tol) | (period == 1)] = Outcome.FIXED_POINT
-    outcome[~torch.isfinite(final).all(dim=1)] = Outcome.NON_FINITE
-    return outcome
+        outcome.masked_fill_((residual < tol) | (period == 1), Outcome.FIXED_POINT)
+    return outcome.masked_fill_(~torch.isfinite(final).all(dim=1), Outcome.NON_FINITE)
 
 
 def outcome_shares(outcome: Tensor) -> dict[str, float]:

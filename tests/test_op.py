@@ -13,10 +13,11 @@ from conftest import random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaleido_fast import InputError, KaleidoMLP, fast_sample, forget_packed, sample_op
 from kaleido_fast.op import SampledChains, _sample_chains, sample
-from kaleido_fast.packed import PACKED, Mark, PackedModels, layers_of
+from kaleido_fast.packed import PACKED, Mark, PackedModel, PackedModels, layers_of
 from kaleido_fast.plan import SampleRequest
 
 MODEL = random_mlp(6, 11, 13, 6)
@@ -397,6 +398,37 @@ def test_few_models_are_kept():
     assert len(models) == 8
     models.forget()
     assert len(models) == 0
+
+
+class Recorded(TorchDispatchMode):
+    """Notes torch's calls below the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name().split("::")[1].split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("engine", ["reference", "triton"])
+@pytest.mark.parametrize(
+    "options", [{}, {"jitter": 0.1, "n_draws": 2, "init": "normal"}, {"precision": "bf16"}], ids=str
+)
+def test_nothing_that_would_wait_for_a_gpu_is_called(engine, options, monkeypatch):
+    """What these engines call is the same on a GPU: no number is read and no place of a mask is looked up."""
+    needs(engine)
+    request = SampleRequest(n_chains=9, burn_in=2, tol=None, engine=engine, **options)
+    z0, (weights, biases) = torch.rand(9, 6).half(), layers_of(MODEL)
+    _sample_chains(request, MODEL.spec, weights, biases, None, None)  # packs
+    monkeypatch.setattr(PackedModel, "holds", lambda model, tensors: True)  # on a GPU parameters are not read
+    with Recorded() as recorded:
+        _sample_chains(request, MODEL.spec, weights, biases, None, None)
+        _sample_chains(request, MODEL.spec, weights, biases, z0, 4)
+    waiting = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "index", "index_put_", "masked_select"}
+    assert not recorded.names & {*waiting, "unique", "tolist", "bincount", "repeat_interleave"}
+    assert "empty" in recorded.names
 
 
 # Start states and bad input.
