@@ -338,9 +338,9 @@ def net_shape(spec: ModelSpec) -> NetShape:
 
 
 def gpu_facts(facts: DeviceFacts) -> GpuFacts:
-    """The device as the kernels' planner sees it; the interpreter stands for an H200 without its copy engine."""
+    """The device as the kernels' planner sees it; the interpreter is a small H200 without its copy engine."""
     if facts.kind == "cpu":
-        return GpuFacts(has_tma=False)
+        return GpuFacts(has_tma=False, graph_block=64)
     return GpuFacts(facts.shared_memory, facts.capability)
 
 

@@ -42,6 +42,23 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+GPU_STATE = (
+    *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit"),
+    *("temperature.gpu", "utilization.gpu", "clocks_throttle_reasons.active", "pstate"),
+)
+
+
+def gpu_state(device: torch.device) -> dict[str, str]:
+    """Clocks (MHz), power (W), temperature (deg C) of a GPU at this moment, as nvidia-smi has them; {} without it."""
+    if device.type != "cuda":
+        return {}
+    query = ("nvidia-smi", f"--query-gpu={','.join(GPU_STATE)}", "--format=csv,noheader,nounits")
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    text = (_output(*query, f"--id=GPU-{uuid}") if uuid else None) or _output(*query)
+    values = [value.strip() for value in (text or "").splitlines()[:1] for value in value.split(",")]
+    return dict(zip(GPU_STATE, values, strict=False)) if values else {}
+
+
 def describe_run(device: torch.device) -> dict[str, Any]:
     """All that a table of results needs beside its numbers: date, command, commit, machine, versions."""
     commit, dirty = source_commit(Path(kaleido_fast.__file__).parent)

@@ -217,20 +217,25 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def check_readme(path: Path) -> None:
+def check_readme(path: Path, begin: str = BEGIN, end: str = END) -> None:
     """Refuse a README without exactly one pair of marker comments, before anything is timed."""
     if not path.is_file():
-        raise InputError(f"README {path} is not a file: give the file that holds {BEGIN!r} and {END!r}")
+        raise InputError(f"README {path} is not a file: give the file that holds {begin!r} and {end!r}")
     check_writable(path)
     text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{path} has no place for the table: put the lines {BEGIN!r} and {END!r} there")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{path} has no place for the table: put the lines {begin!r} and {end!r} there")
 
 
 def write_readme(report: BenchReport, path: Path) -> None:
     """Replace what stands between the marker comments by `markdown_table`."""
-    check_readme(path)
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
+    write_between(path, BEGIN, END, markdown_table(report))
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marker comments of a file."""
+    check_readme(path, begin, end)
+    before, rest = path.read_text().split(begin)
+    _, after = rest.split(end)
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{markdown_table(report)}\n{END}{after}")
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}")

@@ -62,10 +62,15 @@ def graph_bytes(shape: NetShape, precision: str, tile: GraphTile) -> int:
     return hidden_bytes(shape, precision, tile.block_chains) + per_chain * tile.block_chains
 
 
-def graph_candidates(shape: NetShape, precision: str) -> list[GraphTile]:
-    """Tiles worth trying, best first: the largest block whose activations stay in cache, then smaller, then larger."""
+def graph_candidates(shape: NetShape, precision: str, most: int = GRAPH_BLOCKS[0]) -> list[GraphTile]:
+    """Tiles worth trying, best first: the largest block whose activations stay in cache, then smaller, then larger.
+
+    ``most``: chains of a block.
+    """
     if precision not in GRAPH_FORMS:
         return []
+    if most < GRAPH_BLOCKS[-1]:
+        return [GraphTile(most)]
     fitting = [n for n in GRAPH_BLOCKS if hidden_bytes(shape, precision, n) <= L2_BYTES] or [GRAPH_BLOCKS[-1]]
     others = [n for n in GRAPH_BLOCKS if n not in fitting]
     return [GraphTile(n) for n in (*fitting, *reversed(others))]

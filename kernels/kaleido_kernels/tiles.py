@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, graph_candidates
+from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GRAPH_FORMS, GraphTile, graph_candidates
 from kaleido_kernels.shapes import NetShape, next_power_of_two
 from kaleido_kernels.wide_plan import OPERAND_BYTES, WideTile, operand_parts, shared_bytes, wide_candidates
 
@@ -67,11 +67,13 @@ class GpuFacts:
         shared_memory: bytes one program may use (opt-in maximum).
         capability: CUDA compute capability such as (9, 0).
         has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
+        graph_block: most chains of a block of the graph path.
     """
 
     shared_memory: int = 232_448
     capability: tuple[int, int] = (9, 0)
     has_tma: bool | None = None
+    graph_block: int = GRAPH_BLOCKS[0]
 
     @property
     def uses_tma(self) -> bool:
@@ -319,7 +321,8 @@ def choose(
             return Choice(tile, tuned=True, forced=kernel != "auto")
     refused: list[str] = []
     # The graph path is taken where a tuned table says so or where it is asked for, never by default.
-    possible = [*graph_candidates(shape, form)] if kernel == "graph" else candidates(shape, form, facts)
+    by_library: list[AnyTile] = [*graph_candidates(shape, form, facts.graph_block)]
+    possible = by_library if kernel == "graph" else candidates(shape, form, facts)
     named = [tile for tile in possible if kernel in ("auto", kernel_of(tile))]
     if kernel != "auto" and not named:
         raise ValueError(f"kernel {kernel!r} does not compute {precision}" + (" this way" if form == "ieee" else ""))

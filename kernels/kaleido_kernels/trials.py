@@ -61,7 +61,7 @@ def _variants(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]
             found += [WideTile(64, 256, 128, inner, 8, 4), WideTile(64, 128, 64, inner, 4, 4)]
         else:
             found += [WideTile(128, 128, 64, inner, 8, 3, use_tma=False)]
-    return [*found, *graph_candidates(shape, precision)]
+    return [*found, *graph_candidates(shape, precision, facts.graph_block)]
 
 
 def expected_milliseconds(

@@ -106,10 +106,15 @@ def why_absent(peer: Peer, device: torch.device) -> str | None:
     """Why a peer cannot run here; None if it can."""
     if device.type not in peer.devices:
         return f"runs on {' and '.join(peer.devices)} only"
-    missing = [name for name in peer.needs if importlib.util.find_spec(name) is None]
+    missing = missing_modules(peer)
     if missing:
         return f"{' and '.join(missing)} not installed: pip install 'kaleido-fast[peers]'"
     return None
+
+
+def missing_modules(peer: Peer) -> list[str]:
+    """Modules that a peer needs and that are not installed."""
+    return [name for name in peer.needs if importlib.util.find_spec(name) is None]
 
 
 def choose_peers(names: tuple[str, ...], device: torch.device, *, quick: bool) -> tuple[list[Peer], dict[str, str]]:

@@ -1,0 +1,327 @@
+"""The report of a GPU: its whole path with tiny networks in the interpreter, what fails, what is written. No speeds."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("triton")
+
+from kaleido_fast import InputError
+from kaleido_fast.benchmarking.gpu import command, jobs, network, report, table, workers
+from kaleido_fast.benchmarking.gpu.report import REPORT_PEERS, STAGES, ReportRequest, make_report
+from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run_jobs
+from kaleido_fast.benchmarking.peers import PEERS
+from kaleido_kernels.tiles import read_tuned, tile_from_json
+
+ROOT = Path(__file__).parent.parent
+NETS = ("points2d",)
+
+
+def request(out: Path, **options) -> ReportRequest:
+    return ReportRequest("cpu", **{"networks": NETS, "quick": True, "out": out, "interpreter": True, **options})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> report.Report:
+    """A report of a network, made in this process; one kernel and one peer fail."""
+    patch = pytest.MonkeyPatch()
+    build, check = network.build_peer, jobs.check_contestant
+
+    def broken_peer(peer, setting):
+        if peer.name == "chunked":
+            raise RuntimeError("out of luck\nand a long traceback")
+        return build(peer, setting)
+
+    def broken_check(contestant, z0, expected):
+        if getattr(contestant.run, "options", {}).get("kernel") == "stream":
+            raise InputError("differs from the reference by 1")
+        return check(contestant, z0, expected)
+
+    patch.setattr(network, "build_peer", broken_peer)
+    patch.setattr(jobs, "check_contestant", broken_check)
+    try:
+        return make_report(request(tmp_path_factory.mktemp("report")), HereWorker)
+    finally:
+        patch.undo()
+
+
+def test_every_network_is_tuned_and_timed_against_every_peer(whole):
+    record = json.loads(whole.path.read_text())
+    assert record["status"] == "done" and record["interpreter"]
+    assert tuple(record["networks"]) == NETS
+    assert record["ceilings"]["matrix"]["fp32"]["flops_per_second"] > 0
+    assert record["ceilings"]["copy"]["memory"]["bytes_per_second"] > 0
+    for found in record["networks"].values():
+        timed = found["contestants"]
+        peers = set(REPORT_PEERS) - set(record["skipped"]) - {"chunked"}
+        assert set(timed) == {"triton-fp16", "triton-fp32", "fast_sample-fp16", *peers}
+        assert set(found["tuning"]) == {"fp16", "fp32"}
+        for entry in timed.values():
+            assert len(entry["seconds"]) == whole.request.rounds and entry["p20"] <= entry["median"] <= entry["p80"]
+            steps = found["n_chains"] * 300 / (entry["n_chains"] * entry["n_steps"])
+            assert entry["milliseconds"] == pytest.approx(1e3 * entry["median"] * steps)
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(whole):
+    record = whole.record
+    wrong = [entry for entry in record["checks"] if entry["problem"]]
+    assert {entry["kernel"] for entry in wrong} == {"stream"}
+    assert {entry["kernel"] for entry in record["checks"] if not entry["problem"]} == {"narrow", "wide", "graph"}
+    assert all(found["failed"]["chunked"] == "out of luck" for found in record["networks"].values())
+    lines = "\n".join(table.failures(record))
+    assert "points2d, chunked: out of luck" in lines and "differs from the reference by 1" in lines
+
+
+def test_checks_hold_errors_with_and_without_jitter_and_repeats(whole):
+    for entry in [entry for entry in whole.record["checks"] if not entry["problem"]]:
+        assert 0 <= entry["error"] < 1e-2 and 0 <= entry["jittered_error"] < 1e-2 and entry["same_bits_times"] >= 2
+
+
+def test_only_tiles_that_gave_right_states_are_timed(whole):
+    proved = {(p["network"], p["precision"], str(tile_from_json(p["tile"]))) for p in whole.record["proofs"]}
+    assert not any(entry["problem"] for entry in whole.record["proofs"])
+    for name, found in whole.record["networks"].items():
+        for precision, entry in found["tuning"].items():
+            for trial in entry["trials"]:
+                assert (name, precision, str(tile_from_json(trial["tile"]))) in proved
+
+
+def test_the_table_of_tiles_is_one_that_the_plan_reads(whole):
+    path = whole.path.with_name("interpreter.tuned.json")
+    tiles = read_tuned(path, whole.record["gpu"]["name"], whole.record["about"]["versions"]["triton"])
+    assert len(tiles) == 2 * len(NETS)
+    assert sorted(file.name for file in whole.path.parent.iterdir()) == [
+        *("interpreter.json", "interpreter.md", "interpreter.tuned.json")
+    ]
+
+
+def test_the_table_for_people_names_everything_and_says_what_it_is(whole):
+    text = whole.path.with_suffix(".md").read_text()
+    for words in ("no speed means anything", "x best torch", "`points2d`", "published", "## Tiles", "cudagraph-fp16"):
+        assert words in text, words
+    assert "Traceback" not in text
+
+
+def test_ratios_are_per_chain_and_step_and_of_peers_with_as_many_bits():
+    ours = {"kind": "kernel", "precision": "bf16", "n_chains": 100, "n_steps": 300, "seconds": [1.0] * 3}
+    ours["milliseconds"] = 1000.0
+    fp16 = {**ours, "kind": "peer", "precision": "fp16", "n_steps": 30, "seconds": [0.5] * 3, "milliseconds": 5000.0}
+    fp32 = {**ours, "kind": "peer", "precision": "fp32", "milliseconds": 2000.0}
+    timed = {"ours": ours, "eager-fp16": fp16, "eager": fp32, "published": {**fp16, "milliseconds": 1.0}}
+    assert table.best_torch(timed, "bf16") == "eager-fp16" and table.best_torch(timed, "fp32") == "eager"
+    assert table.ratio(ours, fp16).value == pytest.approx(5.0)
+
+
+def test_stages_and_networks_narrow_it(tmp_path):
+    made = make_report(request(tmp_path, networks=("points1d",), stages=("ceilings",)), HereWorker)
+    assert made.record["networks"] == {} and made.record["checks"] == [] and made.record["ceilings"]["matrix"]
+
+
+def test_a_device_that_cannot_be_looked_at_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InputError, match="the GPU cannot be used"):
+        make_report(request(tmp_path, networks=("points9d",)), HereWorker)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Interrupting(HereWorker):
+    def run(self, job, seconds, emit):
+        if job["kind"] == "network":
+            raise KeyboardInterrupt
+        return super().run(job, seconds, emit)
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make_report(request(tmp_path, stages=("ceilings", "timing")), Interrupting)
+    record = json.loads((tmp_path / "interpreter.json").read_text())
+    assert record["status"] == "interrupted" and record["ceilings"]["matrix"]
+
+
+class Failing(HereWorker):
+    """Gives a part of a network and fails."""
+
+    def run(self, job, seconds, emit):
+        return "the process ended with status -11" if job["kind"] == "network" else super().run(job, seconds, emit)
+
+
+def test_a_network_that_crashes_is_recorded(tmp_path):
+    made = make_report(request(tmp_path, stages=("timing",)), Failing)
+    assert made.record["failed"] == dict.fromkeys(NETS, "the process ended with status -11")
+    assert made.record["status"] == "done"
+
+
+def entry(seconds: float, kind: str = "peer") -> network.Entry:
+    return network.Entry(None, kind, "", torch.zeros(1, 1), 0.0, 0.0, 1, seconds)  # type: ignore[arg-type]
+
+
+def test_the_slowest_peers_are_left_out_until_all_rounds_fit():
+    record: dict = {"failed": {}}
+    work = network.Work({"rounds": 20, "seconds": 10.0}, None, None, None, time.monotonic(), record)  # type: ignore[arg-type]
+    entries = {"ours": entry(0.3, "kernel"), "slow": entry(5.0), "slower": entry(7.0), "fast": entry(0.01)}
+    network._keep_within(work, entries)
+    assert set(entries) == {"ours", "fast"} and set(record["failed"]) == {"slow", "slower"}
+    assert "no time was left for 20 timings" in record["failed"]["slow"]
+
+
+def test_different_bits_of_the_same_work_are_found():
+    count = iter(range(100))
+
+    def unstable(z0, steps):
+        return z0 + (next(count) == 2)
+
+    with pytest.raises(InputError, match="run 3 of the same work differs from the first in 4 of 4 chains"):
+        jobs.repeated(unstable, torch.zeros(4, 2), 1, 5)
+
+
+FAKE_WORKER = """
+import json, os, sys, time
+for line in sys.stdin:
+    job = json.loads(line)
+    print(json.dumps({"value": {"seen": job["name"]}}), flush=True)
+    if job["name"] == "crash":
+        print("the last words", file=sys.stderr, flush=True)
+        os._exit(7)
+    if job["name"] == "hang":
+        time.sleep(60)
+    print(json.dumps({"end": "bad" if job["name"] == "fails" else ""}), flush=True)
+"""
+
+
+@pytest.fixture
+def fake_workers(monkeypatch):
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        workers.subprocess, "Popen", lambda args, **more: popen([sys.executable, "-c", FAKE_WORKER], **more)
+    )
+    return [ProcessWorker({}), ProcessWorker({})]
+
+
+def test_a_job_that_crashes_or_hangs_costs_itself_alone(fake_workers):
+    told = {}
+    names = ["a", "crash", "b", "hang", "fails", "c"]
+    run_jobs(
+        [{"name": name} for name in names],
+        fake_workers,
+        time.monotonic() + 30,
+        lambda job, found, problem: told.update({job["name"]: (found.get("seen"), problem)}),
+        seconds=1.0,
+    )
+    assert told["crash"] == ("crash", "the process ended with status 7: the last words")
+    assert told["hang"] == ("hang", "stopped after 1 s")
+    assert told["fails"] == ("fails", "bad")
+    assert all(told[name] == (name, "") for name in "abc")
+    assert all(worker.process is None for worker in fake_workers)
+
+
+def test_jobs_after_the_time_are_not_begun(fake_workers):
+    told = []
+    run_jobs([{"name": "a"}], fake_workers, time.monotonic() - 1, lambda job, found, problem: told.append(problem))
+    assert told == ["not reached in time"]
+
+
+def invoke(*options: str):
+    return CliRunner().invoke(command.command, list(options))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--only", "mnisst"], "did you mean 'mnist'"),
+        (["--device", "cuda:99"], "this machine has"),
+        (["--quick", "--out", "/nonexistent/folder"], "does not exist"),
+        (["--from", "no.json"], None),
+        (["--readme", "no.md"], "is not a file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(options, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text is None:
+        Path("README.md").write_text(f"{command.BEGIN}\n{command.END}")
+        options, text = [*options, "--readme", "README.md"], "cannot be read"
+    elif "--only" in options:
+        options = [*options, "--out", str(tmp_path)]
+    result = invoke(*options)
+    assert isinstance(result.exception, InputError) and text in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_only_the_path_can_be_tried_and_no_readme_is_written(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{command.BEGIN}\nnot yet\n{command.END}")
+    for options, text in (
+        (["--minutes", "1"], "--quick tries"),
+        (["--quick", "--readme", str(readme)], "hold no speed"),
+    ):
+        result = invoke(*options, "--out", str(tmp_path))
+        assert isinstance(result.exception, InputError) and text in str(result.exception)
+    assert "not yet" in readme.read_text()
+
+
+def test_a_readme_is_made_from_a_report_that_was_kept(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    Path("tried.json").write_text(whole.path.read_text())
+    result = invoke("--from", "tried.json", "--readme", "README.md")
+    assert isinstance(result.exception, InputError) and "holds no timings of a GPU" in str(result.exception)
+    Path("GPU.json").write_text(json.dumps({**whole.record, "interpreter": False}))
+    assert invoke("--from", "GPU.json", "--readme", "README.md").exception is None
+    text = Path("README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "[GPU.md](GPU.md)" in text and "`points2d`" in text
+    Path("broken.json").write_text("{")
+    result = invoke("--from", "broken.json", "--readme", "README.md")
+    assert isinstance(result.exception, InputError) and "is not a GPU's report" in str(result.exception)
+
+
+def test_the_readme_has_a_place_for_it():
+    text = (ROOT / "README.md").read_text()
+    assert text.count(command.BEGIN) == text.count(command.END) == 1
+
+
+def test_names_are_known():
+    assert set(REPORT_PEERS) <= PEERS.keys() and {"ceilings", "checks", "tuning", "timing"} == set(STAGES)
+
+
+def run_script(*options: str, timeout: int, **more) -> subprocess.CompletedProcess:
+    """The script as from a plain checkout: isolated from what is installed of the package."""
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    command_line = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), *options]
+    return subprocess.run(command_line, env=env, capture_output=True, text=True, timeout=timeout, **more)
+
+
+def test_the_script_ends_bad_input_with_one_line_and_status_2(tmp_path):
+    result = run_script("--only", "mnisst", "--quick", "--out", str(tmp_path), timeout=60)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "did you mean 'mnist'" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_script_runs_to_its_end_in_the_interpreter_from_any_folder(tmp_path):
+    result = run_script("--quick", "--out", str(tmp_path), timeout=900, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    record = json.loads((tmp_path / "interpreter.json").read_text())
+    assert record["status"] == "done" and len(record["networks"]) == 6 and not record["failed"]
+    assert not [entry for entry in record["checks"] if entry["problem"]]
+    assert all("triton-fp16" in found["contestants"] for found in record["networks"].values())
+
+
+@pytest.mark.gpu
+def test_a_quick_report_of_this_gpu(tmp_path):
+    result = run_script("--quick", "--only", "points2d", "--minutes", "3", "--out", str(tmp_path), timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (path,) = [path for path in tmp_path.glob("*.json") if ".tuned." not in path.name]
+    record = json.loads(path.read_text())
+    assert not record["interpreter"] and record["networks"]["points2d"]["contestants"]["triton-fp16"]["error"] < 1e-2
