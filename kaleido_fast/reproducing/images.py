@@ -114,15 +114,16 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
         return
     card, spec = who.checkpoint.card, who.checkpoint.model.spec
     thin = int(card.sampling.get("settle", 2)) + 4
+    searched = min(SEARCHED, job.n_chains or SEARCHED)
     result = fast_sample(
         who.checkpoint.path,
-        n_chains=SEARCHED,
+        n_chains=searched,
         burn_in=0,
         n_draws=STATIONS,
         thin=thin,
         seed=job.seed,
         device=job.device,
-        trace=Trace(tuple(range(SEARCHED)), (0,)),
+        trace=Trace(tuple(range(searched)), (0,)),
     )
     assert result.trace is not None
     draws = result.draws.cpu().float()
@@ -132,7 +133,7 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
     report.picture(
         f"{slug}-wanderers",
         strip(Shown(states, steps, spec, card.scaling)),
-        f"Single chains with jitter {who.jitter:g}, seen after clean steps: the {len(chosen)} of {SEARCHED} that pass "
+        f"Single chains with jitter {who.jitter:g}, seen after clean steps: the {len(chosen)} of {searched} that pass "
         "through the most classes",
     )
     shown = sample_shown(

@@ -1,0 +1,206 @@
+"""The paper's kaleidoscopes from one command each: quick, with few steps; and the figures that are claimed, slowly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_mlp
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_cli import call
+
+from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
+from kaleido_fast.datasets import load_dataset
+from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reproducing import KALEIDOSCOPES, Job, models
+from kaleido_fast.reproducing.images import Contestant, show_model, show_wanderers
+from kaleido_fast.reproducing.models import cache_folder, trained, trained_for
+from kaleido_fast.reproducing.points import find_ends, sample_points, train_points
+from kaleido_fast.reproducing.report import Report
+
+POINTS = load_dataset("points1d")
+TINY = ModelSpec((1, 4, 1))
+
+
+def links(text: str) -> list[str]:
+    """Files that a Markdown text shows or links to."""
+    return re.findall(r"\]\(([^)]+)\)", text)
+
+
+@pytest.mark.parametrize("name", ["points1d", "points2d"])
+def test_a_report_shows_files_that_are_there_and_its_figures_agree(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    args = ("reproduce", name, "--steps", "30", "--chains", "60", "--cache", str(tmp_path / "cache"))
+    status, output, errors = call(monkeypatch, capsys, *args)
+    assert status == 0, errors
+    assert "on 2 CPU cores" in errors, "the time is said beforehand"
+    folder = tmp_path / "reproduced" / name
+    assert f"{name}/report.md" in output
+    text, facts = (folder / "report.md").read_text(), json.loads((folder / "report.json").read_text())
+    shown = links(text)
+    assert len(shown) >= 4
+    for file in shown:
+        if file.endswith((".png", ".gif")):
+            Image.open(folder / file).load()
+    assert sorted(path.name for path in folder.iterdir()) == sorted({*shown, "report.md", "report.json"})
+    assert facts["n_chains"] == 60
+    assert sum(facts["basin_shares"]) <= 1
+    assert f"{facts['chains_at_a_point']:,} of 60 chains" in text
+
+
+def test_the_bundled_digits_are_reproduced(tmp_path, monkeypatch, capsys):
+    args = ("reproduce", "digits", "--out", str(tmp_path / "d"), "--chains", "100", "--quiet")
+    status, output, errors = call(monkeypatch, capsys, *args)
+    assert (status, output, errors) == (0, "", "")
+    text = (tmp_path / "d" / "report.md").read_text()
+    assert set(links(text)) <= {path.name for path in (tmp_path / "d").iterdir()}
+    scores = json.loads((tmp_path / "d" / "report.json").read_text())["evaluation"]["sets"]["samples"]
+    assert scores["coverage"] > 0.4  # of 100 samples; 1,000 have 0.98
+    assert f"{scores['coverage']:.2f}" in text
+
+
+def test_mnist_compares_two_recipes_on_any_images_of_its_shape(tmp_path, monkeypatch, capsys):
+    images = (np.random.default_rng(0).random((60, 28, 28)) * 255).astype(np.uint8)
+    np.savez(tmp_path / "few.npz", data=images, labels=np.arange(60) % 10)
+    args = ("reproduce", "mnist", "--data", str(tmp_path / "few.npz"), "--steps", "2", "--chains", "12", "--quiet")
+    status, _, errors = call(monkeypatch, capsys, *args, "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c"))
+    assert (status, errors) == (0, "")
+    text = (tmp_path / "m" / "report.md").read_text()
+    assert "## Published recipe" in text
+    assert "## Our recipe" in text
+    assert set(links(text)) <= {path.name for path in (tmp_path / "m").iterdir()}
+
+
+def test_a_model_is_trained_once_and_another_setting_trains_another(tmp_path):
+    job = Job(cache=tmp_path, steps=5, device="cpu")
+    first = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
+    again = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
+    other = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4), seed=1)
+    assert (first.reused, again.reused, other.reused) == (False, True, False)
+    assert again.checkpoint.model_hash == first.checkpoint.model_hash != other.checkpoint.model_hash
+    assert again.seconds == first.seconds
+    assert not list(tmp_path.glob("*.training"))
+
+
+def test_training_for_a_time_stops_by_the_clock_and_keeps_its_steps(tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(models, "training_clock", lambda device: (lambda: float(next(ticks)), "ticks"))
+    job = Job(cache=tmp_path, device="cpu")
+    made = trained_for(job, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20)
+    assert 10 <= made.checkpoint.card.recipe["steps"] <= 21
+    assert made.checkpoint.card.sampling == {}
+    assert trained_for(job, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20).reused
+    few = trained_for(job, "few", POINTS, TINY, TrainingRecipe(steps=3, batch_size=4), seconds=1e9)
+    assert few.checkpoint.card.recipe["steps"] == 3
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30))
+def test_ends_are_the_nearest_points_and_shares_count_them(values):
+    final = torch.tensor(values)[:, None]
+    ends = find_ends(final, POINTS.data)
+    far = (final - POINTS.data.T).abs()
+    for row, basin in zip(far, ends.basin.tolist(), strict=True):
+        assert basin == (int(row.argmin()) if row.min() <= 0.02 else -1)
+    assert sum(ends.shares) == pytest.approx(float((ends.basin >= 0).double().mean()))
+
+
+def test_colour_pictures_are_shown_throughout(tmp_path):
+    model = random_mlp(48, 9, 48, sample_shape=(4, 4, 3))
+    save_checkpoint(tmp_path / "c.safetensors", model, ModelCard("c", sampling={"jitter": 0.3, "burn_in": 4}))
+    np.savez(tmp_path / "c.npz", data=np.random.default_rng(0).random((40, 4, 4, 3)), labels=np.arange(40) % 4)
+    data = load_dataset(tmp_path / "c.npz")
+    from kaleido_fast import load_checkpoint
+
+    report = Report("c", "Colour", tmp_path)
+    who = Contestant("Colour", load_checkpoint(tmp_path / "c.safetensors"), data)
+    show_model(Job(), report, who, "c")
+    show_wanderers(Job(), report, who, data, "c")
+    for path in report.written:
+        if path.suffix == ".png":
+            assert Image.open(path).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("points3d",), "did you mean 'points2d'"),
+        (("points1d", "--steps", "0"), "x>=1"),
+        (("points1d", "--chains", "3"), "x>=10"),
+        (("points1d", "--seed", "-1"), "seed -1"),
+        (("points1d", "--device", "cuda:77"), "CUDA devices"),
+        (("points1d", "--out", "no/where"), "does not exist"),
+        (("points1d", "--out", "file"), "is a file"),
+        (("mnist", "--data", "gone.npy"), "gone.npy"),
+        (("mnist", "--data", "small.npy"), "the MNIST kaleidoscope takes (28, 28)"),
+        (("mnist", "--data", "one.npy"), "examples"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, args, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    np.save("small.npy", np.zeros((50, 8, 8)))
+    np.save("one.npy", np.zeros((1, 28, 28)))
+    status, output, errors = call(monkeypatch, capsys, "reproduce", *args, "--cache", str(tmp_path / "c"), "--quiet")
+    assert (status, output, errors.count("\n")) == (2, "", 1), errors
+    assert text in errors
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    from kaleido_fast import plots
+
+    monkeypatch.setattr(plots, "can_plot", lambda: False)
+    status, _, errors = call(monkeypatch, capsys, "reproduce", "points1d", "--out", str(tmp_path / "p"), "--quiet")
+    assert status == 2
+    assert "kaleido-fast[plots]" in errors
+
+
+def test_the_cache_follows_the_platform(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.sep + "somewhere")
+    assert cache_folder().parts[1:] == ("somewhere", "kaleido-fast", "models")
+
+
+@pytest.mark.parametrize("command", ["reproduce", "show", "animate"])
+def test_help_does_not_load_torch(command):
+    code = (
+        "import sys; from kaleido_fast.cli import cli\n"
+        f"try: cli.main([{command!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, "help imports torch or numpy"
+    assert "Usage:" in result.stdout
+
+
+def test_every_kaleidoscope_has_a_module_and_a_committed_report():
+    import importlib
+    from pathlib import Path
+
+    reports = Path(__file__).parent.parent / "docs" / "reproduced"
+    for name in KALEIDOSCOPES:
+        assert callable(importlib.import_module(f"kaleido_fast.reproducing.{name}").run)
+        text = (reports / name / "report.md").read_text()
+        assert f"kaleido-fast reproduce {name}" in text
+        for file in links(text):
+            assert (reports / name / file).is_file(), f"{name}: {file} is not committed"
+            assert (reports / name / file).stat().st_size < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "init"), [("points1d", "uniform"), ("points2d", "normal")])
+@pytest.mark.parametrize("seed", range(10))
+def test_every_point_attracts_with_every_seed(tmp_path, name, init, seed):
+    job = Job(seed=seed, cache=tmp_path)
+    data, made = train_points(job, name)
+    ends = find_ends(sample_points(job, made, init, (0,)).final.cpu(), data.data)
+    assert bool((ends.basin >= 0).all()), "a chain ends at no point"
+    assert min(ends.shares) >= 0.15
