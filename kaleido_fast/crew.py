@@ -2,7 +2,6 @@
 
 No collective operations, and no scheduler of our own: a counter in the launcher's store hands out blocks, so that fast
 devices take more; a worker that dies is the business of the launcher, which starts all anew (``--max-restarts``).
-Each start of the workers has keys of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _POLL = 0.05  # seconds
+_GATHER = 300.0  # seconds that workers wait for each other at the start
 _LEAVE = 60.0  # seconds that the leader waits for the others to hang up
 
 
@@ -99,7 +100,42 @@ class TorchCrew(Crew):
             raise InputError(
                 f"the launcher's store cannot be reached: {text}; start the workers with torchrun"
             ) from None
+        self.hosts_store = self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         self.store = torch.distributed.PrefixStore("kaleido-fast", store)
+        with _reaching():
+            self.store = torch.distributed.PrefixStore(self._meet(), self.store)
+
+    def _meet(self) -> str:
+        """A word that the workers of this start have in common: a store may still hold keys of an earlier one.
+
+        Each says hello under its rank with a word of its own; the leader answers whoever is there with its word, until
+        all have thanked for just that answer, which those of an earlier start cannot.
+        """
+        mine, until = secrets.token_hex(8), time.monotonic() + _GATHER
+        store, others = self.store, set(range(1, self.size))
+        if not self.leads:
+            store.set(f"hello {self.rank}", mine)
+            while not store.check([f"welcome {mine}"]):
+                self._check_patience(until, {0})
+            word = store.get(f"welcome {mine}").decode()
+            store.set(f"thanks {mine} {word}", "1")
+            return word
+        while others:
+            for rank in sorted(others):
+                if store.check([f"hello {rank}"]):
+                    word = store.get(f"hello {rank}").decode()
+                    store.set(f"welcome {word}", mine)
+                    if store.check([f"thanks {word} {mine}"]):
+                        others.discard(rank)
+            if others:
+                self._check_patience(until, others)
+        return mine
+
+    def _check_patience(self, until: float, missing: set[int]) -> None:
+        if time.monotonic() > until:
+            ranks = ", ".join(map(str, sorted(missing)))
+            raise InputError(f"worker {ranks} of {self.size} has not come within {_GATHER:.0f} s: are all started?")
+        time.sleep(_POLL)
 
     def share(self, key: str, value: Any) -> Any:
         if not self.leads:
@@ -153,7 +189,7 @@ class TorchCrew(Crew):
         try:
             gone = self.store.add("gone", 1)
             until = time.monotonic() + _LEAVE
-            while self.leads and gone < self.size and time.monotonic() < until:
+            while self.hosts_store and gone < self.size and time.monotonic() < until:
                 time.sleep(_POLL)
                 gone = self.store.add("gone", 0)
         except RuntimeError:

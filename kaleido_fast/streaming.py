@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
 from kaleido_fast.devices import device_facts
 from kaleido_fast.encoding import Encoding
@@ -34,7 +34,18 @@ from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.npy_output import NpyOutput, read_partial
 from kaleido_fast.plan import SamplePlan, SampleRequest
 from kaleido_fast.result import ChainArrays, SampleStats
-from kaleido_fast.sampling import Block, Callback, Meter, Run, SampleProgress, build_phases, prepare_run, run_blocks
+from kaleido_fast.sampling import (
+    Block,
+    Callback,
+    Meter,
+    Run,
+    SampleProgress,
+    build_phases,
+    is_lack_of_memory,
+    memory_advice,
+    prepare_run,
+    run_blocks,
+)
 from kaleido_fast.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.tally import Tally
 from kaleido_fast.versions import library_versions
@@ -115,7 +126,7 @@ def sample_to(
             choose, or takes that of an unfinished output.
         overwrite: begin anew where the output exists.
         repair: read every chunk of a store, and compute the damaged ones again.
-        scaling: raw data to model values, for the record.
+        scaling: raw data to model values, for the record; None takes the checkpoint's.
         device: as in `fast_sample`; None gives each worker of a machine a GPU of its own where there are some.
         callback, progress: as in `fast_sample`, for all workers together.
         options: all others of `fast_sample` but ``z0`` and ``trace``.
@@ -130,6 +141,8 @@ def sample_to(
     """
     crew = find_crew()
     try:
+        if scaling is None and isinstance(model, (str, Path)):
+            scaling = load_checkpoint(model).card.scaling
         run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
         task = _Task(Path(path), run, dtype, chunk_chains, overwrite, repair, scaling)
         with _stop_signals(), _bar(callback, show=progress and crew.leads) as told:
@@ -329,6 +342,10 @@ class _Task:
                 with contextlib.suppress(InputError):
                     writer.finish()
                 raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
+            except (RuntimeError, MemoryError) as problem:
+                if is_lack_of_memory(problem):
+                    raise memory_advice(run) from None
+                raise
         compiling = sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases)
         return _Computed(mine, setup, time.perf_counter() - began - setup, compiling)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib import metadata
+from typing import NoReturn
 
 import click
 
@@ -12,6 +13,7 @@ from kaleido_fast.errors import InputError, TerminatedError, unknown_name
 
 COMMANDS = (
     "sample",
+    "join",
     "train",
     "attractors",
     "show",
@@ -42,7 +44,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:  # click would print an empty line and drop the text
-            return _end_interrupted(stop)
+            _end_interrupted(stop)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -67,12 +69,12 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _end_interrupted(stop: BaseException) -> None:
+def _end_interrupted(stop: BaseException) -> NoReturn:
     status = TERMINATED if getattr(stop, "terminated", isinstance(stop, TerminatedError)) else INTERRUPTED
     _end(str(stop) or "interrupted; nothing was written", status)
 
 
-def _end(text: str, status: int) -> None:
+def _end(text: str, status: int) -> NoReturn:
     if text:
         click.echo(f"kaleido-fast: {' '.join(text.split())}", err=True)
     sys.exit(status)

@@ -1,0 +1,122 @@
+"""Peak memory and speed of runs that stream their draws to a store, against short runs and runs that discard them.
+
+    python benchmarks/streaming.py --out streaming.json
+
+The law is about chains, not steps: chains run few steps, so that millions of them take minutes. Networks have random
+weights in the shapes of the reference networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CASES = {"points2d": (10_000_000, 3), "digits": (2_000_000, 0)}  # chains, burn_in
+BASE = 100_000
+
+
+def run_once(network: str, n_chains: int, burn_in: int, folder: Path, *, discard: bool) -> dict[str, Any]:
+    """One run in this process."""
+    import torch
+
+    from kaleido_fast import KaleidoMLP, ModelSpec, sample_to
+    from kaleido_fast.presets import PRESETS
+    from kaleido_fast.sampling import Meter, build_phases, prepare_run, run_blocks, split
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = PRESETS[network].network
+    model = KaleidoMLP(ModelSpec(shape.widths, bound=shape.bound)).eval()
+    options: dict[str, Any] = {"n_chains": n_chains, "burn_in": burn_in, "tol": None, "device": "cpu"}
+    began = time.perf_counter()
+    if discard:
+        run = prepare_run(model, streamed=True, **options)
+        phases = build_phases(run.subject, run.request, run.plan, run.device)
+        began = time.perf_counter()
+        for block in run_blocks(
+            run, phases, split(n_chains, run.plan.block_chains), Meter(n_chains, burn_in + 1, None)
+        ):
+            del block
+    else:
+        result = sample_to(folder / "a.zarr", model, **options)
+        assert result is not None
+        assert result.stats is not None
+        began = time.perf_counter() - result.stats.seconds
+    seconds = time.perf_counter() - began
+    n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    n_files = sum(file.is_file() for file in folder.rglob("*"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"chains": n_chains, "seconds": seconds, "peak_MiB": peak, "bytes": n_bytes, "files": n_files}
+
+
+def in_new_process(network: str, n_chains: int, burn_in: int, folder: str, *, discard: bool) -> dict[str, Any]:
+    """One run in a process of its own, in a fresh folder."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        args = [network, str(n_chains), str(burn_in), str(place), str(int(discard))]
+        done = subprocess.run([sys.executable, __file__, "--child", *args], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+    finally:
+        shutil.rmtree(place)
+
+
+def measure(network: str, n_chains: int, burn_in: int, rounds: int, folder: str) -> dict[str, Any]:
+    """Memory of a long run against a short one; speed of writing against discarding."""
+    short = in_new_process(network, BASE, burn_in, folder, discard=False)
+    long = in_new_process(network, n_chains, burn_in, folder, discard=False)
+    kept, discarded = [], []
+    timed = max(BASE, n_chains // 10)
+    for _ in range(rounds):
+        kept.append(in_new_process(network, timed, burn_in, folder, discard=False)["seconds"])
+        discarded.append(in_new_process(network, timed, burn_in, folder, discard=True)["seconds"])
+    return {
+        "steps": burn_in + 1,
+        "short": short,
+        "long": long,
+        "memory_ratio": long["peak_MiB"] / short["peak_MiB"],
+        "timed_chains": timed,
+        "seconds_written": sorted(kept)[rounds // 2],
+        "seconds_discarded": sorted(discarded)[rounds // 2],
+    }
+
+
+def main() -> None:
+    """Measure all cases."""
+    if sys.argv[1:2] == ["--child"]:
+        network, n_chains, burn_in, folder, discard = sys.argv[2:]
+        facts = run_once(network, int(n_chains), int(burn_in), Path(folder), discard=discard == "1")
+        print(json.dumps(facts))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full numbers of chains")
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each kind")
+    parser.add_argument(
+        "--folder", default=None, help="where stores are written [default: the system's temporary folder]"
+    )
+    args = parser.parse_args()
+    found = {}
+    for network, (n_chains, burn_in) in CASES.items():
+        facts = measure(network, int(n_chains * args.scale), burn_in, args.rounds, args.folder)
+        found[network] = facts
+        cost = facts["seconds_written"] / facts["seconds_discarded"] - 1
+        print(
+            f"{network}: {facts['long']['chains']:,} chains x {facts['steps']} steps peak at "
+            f"{facts['long']['peak_MiB']:,.0f} MiB, {facts['memory_ratio'] - 1:+.1%} against {BASE:,} chains; writing "
+            f"{facts['timed_chains']:,} chains takes {cost:+.1%} against discarding them",
+            flush=True,
+        )
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""``kaleido-fast join``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="join")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(out: Path, parts: tuple[Path, ...], overwrite: bool, quiet: bool) -> None:
+    """Join the stores PARTS of neighbouring chains into the store OUT.
+
+    Parts are made by jobs that differ in --first-chain and --chains alone. OUT has the same bytes as the store of one
+    run over all chains, if the first part's chunks are as long as that run's. Interrupted, the same command goes on.
+    """
+    from kaleido_fast.joining import join_stores
+    from kaleido_fast.progress import progress_bar
+
+    with progress_bar() as bar:
+        task = bar.add_task("joining", total=None, rate="")
+        output = join_stores(
+            out, parts, overwrite=overwrite, callback=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if not quiet:
+        layout = output.layout
+        click.echo(f"{out} holds {layout.n_chains:,} chains of {len(parts):,} stores, in {layout.n_blocks:,} chunks")

@@ -1,0 +1,118 @@
+"""Stores of neighbouring chains, such as those of an array job, become the store that one run would have written."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import check_folder
+from kaleido_fast.layout import Layout
+from kaleido_fast.locks import output_lock
+from kaleido_fast.stores import ARRAYS, ZarrOutput, is_store
+from kaleido_fast.streaming import difference
+
+
+def join_stores(
+    path: str | Path,
+    parts: Sequence[str | Path],
+    *,
+    overwrite: bool = False,
+    callback: Callable[[int, int], None] | None = None,
+) -> ZarrOutput:
+    """Join stores into one; parts may come in any order and stay as they are.
+
+    All must hold the same run but for ``first_chain`` and ``n_chains``, and be finished, without gaps or overlaps.
+    Every chunk is checked as it is read. After an interruption the same call goes on.
+
+    Args:
+        path: the store to write.
+        parts: stores to read.
+        overwrite: replace an existing store.
+        callback: called with blocks done and blocks in all.
+
+    Raises:
+        InputError: as said, or a damaged chunk.
+    """
+    path = Path(path)
+    if not is_store(path):
+        raise InputError(f"output {path}: stores are joined into a store, whose name ends in .zarr")
+    if path.resolve() in {Path(part).resolve() for part in parts}:
+        raise InputError(f"output {path} is one of the stores to join: give another name")
+    opened = _ordered([ZarrOutput.open(Path(part)) for part in parts])
+    layout, record = _whole(opened)
+    check_folder(path)
+    with output_lock(path):
+        if path.exists() and not overwrite:
+            output = ZarrOutput.open(path, writable=True)
+            found = difference(output.record, record)
+            if found:
+                raise InputError(f"{path} belongs to another run: {found}; give another name, or --overwrite")
+            output.remove_parts()
+        else:
+            output = ZarrOutput.create(path, layout, record, overwrite=overwrite)
+        missing = np.flatnonzero(~output.done()).tolist()
+        for i, block in enumerate(missing):
+            rows = output.layout.rows(block)
+            output.write(block, {name: _gather(opened, name, rows) for name in ARRAYS})
+            if callback is not None:
+                callback(output.layout.n_blocks - len(missing) + i + 1, output.layout.n_blocks)
+    return output
+
+
+def _first(part: ZarrOutput) -> int:
+    return int(part.record["request"]["first_chain"])
+
+
+def _ordered(parts: list[ZarrOutput]) -> list[ZarrOutput]:
+    """Parts by their first chain, if they belong together."""
+    if not parts:
+        raise InputError("nothing to join: give the stores of the parts")
+    parts = sorted(parts, key=_first)
+    for part in parts:
+        missing = int((~part.done()).sum())
+        if missing:
+            raise InputError(f"{part.path} is unfinished: {missing:,} blocks are missing; give its command again first")
+    base = parts[0]
+    for before, part in itertools.pairwise(parts):
+        found = difference(_common(base.record), _common(part.record))
+        if found:
+            raise InputError(f"{base.path} and {part.path} are of different runs: {found}")
+        end, first = _first(before) + before.layout.n_chains, _first(part)
+        if first != end:
+            what = "overlap" if first < end else "leave a gap"
+            raise InputError(
+                f"{before.path} ends before chain {end:,} and {part.path} begins with chain {first:,}: they {what}"
+            )
+    return parts
+
+
+def _common(record: dict[str, Any]) -> dict[str, Any]:
+    request = {name: value for name, value in record["request"].items() if name not in ("first_chain", "n_chains")}
+    return {**record, "request": request}
+
+
+def _whole(parts: list[ZarrOutput]) -> tuple[Layout, dict[str, Any]]:
+    """Shapes and record of all parts together."""
+    first = parts[0].layout
+    n_chains = sum(part.layout.n_chains for part in parts)
+    record = {**parts[0].record, "request": {**parts[0].record["request"], "n_chains": n_chains}}
+    return Layout(n_chains, first.n_draws, first.dim, first.chunk_chains, first.encoding), record
+
+
+def _gather(parts: list[ZarrOutput], name: str, rows: slice) -> np.ndarray:
+    """Rows of the joined run, read from the parts that hold them."""
+    found, begin = [], 0
+    for part in parts:
+        low, high = max(rows.start - begin, 0), min(rows.stop - begin, part.layout.n_chains)
+        if low < high:
+            chunk = part.layout.chunk_chains
+            first, last = low // chunk, -(-high // chunk)
+            held = np.concatenate([part.read(name, block) for block in range(first, last)])
+            found.append(held[low - first * chunk : high - first * chunk])
+        begin += part.layout.n_chains
+    return np.concatenate(found)
