@@ -85,13 +85,14 @@ PRESETS: dict[str, Preset] = {
         NETWORKS["points1d"],
         "points1d",
         TrainingRecipe(steps=3000, batch_size=16, learning_rate=3e-3, noise=0.05, attempts=10),
-        {"burn_in": 49, "jitter": 0.0},
+        # tol: at 1e-4 one chain in 10,000 was frozen on a repelling fixed point between two basins
+        {"burn_in": 99, "jitter": 0.0, "tol": 1e-6},
     ),
     "points2d": Preset(
         NETWORKS["points2d"],
         "points2d",
         TrainingRecipe(steps=1500, batch_size=16, learning_rate=1e-3, noise=0.1, attempts=10),
-        {"burn_in": 49, "jitter": 0.0},
+        {"burn_in": 99, "jitter": 0.0, "tol": 1e-6},
     ),
     "digits": Preset(
         NETWORKS["digits"],
@@ -110,8 +111,9 @@ PRESETS: dict[str, Preset] = {
         NETWORKS["mnist"],
         "mnist",
         TrainingRecipe(steps=3500, batch_size=128, learning_rate=1e-3, noise=0.5, pair_mix=0.4),
-        # jitter 1.5 and 5 clean steps: coverage 0.63 for 0.47, precision 0.85 for 0.74 (500 held-out digits, k = 5)
-        {"burn_in": 49, "thin": 1, "jitter": 1.5, "settle": 5},
+        # 1000 samples against 500 unseen digits, k = 5: jitter 2 and 3 clean steps give coverage 0.86, precision 0.84
+        # and class entropy 0.90; jitter 1.5 and 5: 0.70, 0.86, 0.87; none: 0.62, 0.74, 0.90
+        {"burn_in": 49, "thin": 1, "jitter": 2.0, "settle": 3},
         limit=1000,
     ),
     "cifar": Preset(

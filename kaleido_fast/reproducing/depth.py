@@ -288,10 +288,11 @@ def _finding(treatment: Treatment, overall: Sequence[tuple[float, float]], deep:
         return ", ".join(names) if names else "nothing"
 
     flat = [m.title for m, (_, p) in zip(MEASURES, overall, strict=True) if m.better and p >= SIGNIFICANT]
+    better, worse = words(titles(overall, 1)), words(titles(overall, -1))
+    deep_better, deep_worse = words(titles(deep, 1)), words(titles(deep, -1))
     return (
-        f"**{treatment.title}.** Better with more layers: {words(titles(overall, 1))}. Worse: {words(titles(overall, -1))}. "
-        f"No clear trend: {words(flat)}. From {DEEP} layers on, better: {words(titles(deep, 1))}; worse: "
-        f"{words(titles(deep, -1))}."
+        f"**{treatment.title}.** Better with more layers: {better}. Worse: {worse}. No clear trend: {words(flat)}. "
+        f"From {DEEP} layers on, better: {deep_better}; worse: {deep_worse}."
     )
 
 
