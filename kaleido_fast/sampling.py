@@ -222,6 +222,7 @@ def prepare_run(
     Raises:
         InputError: as `fast_sample`.
     """
+    refuse_capture(torch.device("cuda"))
     subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
     names = (*RECOMMENDABLE, "seed")
     explicit = {name: options[name] for name in RECOMMENDABLE if name != "tol" and options.get(name) is not None}
@@ -362,7 +363,7 @@ def memory_advice(run: Run) -> SamplingMemoryError:
     smaller = max(1, size // 2)
     return SamplingMemoryError(
         f"out of memory on {', '.join(map(str, (run.device, *run.others)))} with blocks of {size:,} chains: pass "
-        f"block_chains={smaller}; if that is not enough, fewer chains at a time (first_chain continues) or fewer draws",
+        f"block_chains={smaller} (--block-chains); if that is not enough, fewer chains or draws at a time",
         block_chains=smaller,
     )
 
@@ -391,7 +392,6 @@ def compute_chains(run: Run, phases: list[Phase], meter: Meter, z0: Tensor | Non
 def _execute(run: Run, z0: Tensor | None, callback: Callback | None) -> SampleResult:
     subject, request, plan, device = run.subject, run.request, run.plan, run.device
     began = time.perf_counter()
-    refuse_capture(device)
     if z0 is not None:
         z0 = z0.detach().to(device, torch.float64 if request.precision == "fp64" else torch.float32)
     phases = build_phases(subject, request, plan, device)

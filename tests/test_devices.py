@@ -229,6 +229,8 @@ def test_the_capture_of_a_cuda_graph_is_refused(monkeypatch):
     refuse_capture(torch.device("cpu"))
     with pytest.raises(InputError, match="inside the capture of a CUDA graph"):
         refuse_capture(torch.device("cuda"))
+    with pytest.raises(InputError, match="inside the capture of a CUDA graph"):
+        fast_sample(MODEL, n_chains=2)  # before it reads weights, which would spoil the capture
 
 
 # On GPUs.

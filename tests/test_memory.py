@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelSpec, SamplingMemoryError, fast_sample, sample_op
+from kaleido_fast.cli import main
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.packed import PACKED
 from kaleido_fast.plan import DeviceFacts, SampleRequest, make_plan
@@ -131,7 +132,7 @@ def test_out_of_memory_says_what_to_pass_and_keeps_nothing(how, at, problem, mon
     try:
         before = live_tensors()
         Starved(monkeypatch, at, problem)
-        with pytest.raises(SamplingMemoryError, match="pass block_chains=8;") as caught:
+        with pytest.raises(SamplingMemoryError, match="pass block_chains=8 ") as caught:
             run()
         assert live_tensors() == before, "the error, still held, keeps no tensor"
     finally:
@@ -141,6 +142,20 @@ def test_out_of_memory_says_what_to_pass_and_keeps_nothing(how, at, problem, mon
     assert "\n" not in text and "out of memory on cpu" in text and "blocks of 16 chains" in text
     assert caught.value.__cause__ is None and caught.value.__context__ is None
     run()  # and the next one works
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_the_command_line_says_what_to_pass(ending, monkeypatch, tmp_path, small_checkpoint, capsys):
+    Starved(monkeypatch, 1, OUT_OF_MEMORY[0])
+    command = ["kaleido-fast", "sample", "--model", str(small_checkpoint), "--engine", "reference", "--device", "cpu"]
+    command += ["--chains", "50", "--out", str(tmp_path / f"a.{ending}"), "--block-chains", "20", "--quiet"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    *_, told = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert told.startswith("kaleido-fast: out of memory on cpu") and "pass block_chains=10 (--block-chains)" in told
+    assert [path.name for path in tmp_path.iterdir()] == [small_checkpoint.name], "nothing half-written"
 
 
 def test_other_errors_are_left_as_they_are(monkeypatch):

@@ -126,6 +126,7 @@ BLOCK_ENDINGS = (".zarr", ".npy")
     help="With a precision below fp32: steps before the first draw from which on all runs in fp32.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--block-chains", type=int, help="Chains at work at once, for less memory [default: as many as fit].")
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
