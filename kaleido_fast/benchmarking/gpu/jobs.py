@@ -147,8 +147,8 @@ def check(job: Job, emit: Emit) -> None:
         found[name] = check_contestant(Contestant(run, precision=precision), z0, expected)
         emit(found)
     size = REPEATED if device.type == "cuda" else REPEATED_QUICK
-    run = EngineRun(model, "triton", precision, device, kernel=job["kernel"])
-    emit({**found, **repeated(run, start_states(model, size["chains"], device), size["steps"], size["times"])})
+    again = FusedRun(model, precision, device, device_facts(device), size["chains"], kernel=job["kernel"])
+    emit({**found, **repeated(again, start_states(model, size["chains"], device), size["steps"], size["times"])})
 
 
 def repeated(run: Callable[[Tensor, int], Tensor], z0: Tensor, steps: int, times: int) -> dict[str, int]:

@@ -40,10 +40,11 @@ from kaleido_fast.versions import library_versions
 from kaleido_kernels.tiles import AnyTile, tile_from_json, tile_name
 
 TUNING_SHARE = 0.4  # of a network's time
-BUILDING_SHARE = 0.7  # ... until when contestants are built
+BUILDING_SHARE = 0.75  # ... until when contestants are built
 ANY_ROWS = 4096  # chains of the checks and the first timing of a contestant that takes any number
 LATEST_BUILD = 25.0  # seconds in which a peer may look for its best variant
 WHOLE_RUNS = 3
+TIMING_SHARE = 0.25  # ... that timing has in any case, if it must at the cost of the next networks
 
 
 @dataclass
@@ -120,7 +121,8 @@ def _tune(work: Work, emit: Emit) -> None:
         if precision == "bf16" and "fp16" in record["tuning"]:  # the same instructions at the same speed
             tiles = [tile_from_json(record["tuning"]["fp16"]["best"])]
         measure = _until(
-            work, engine_measure(work.model, precision, work.device, work.facts, work.n_chains, job["rounds"])
+            work,
+            engine_measure(work.model, precision, work.device, work.facts, work.n_chains, max(3, job["rounds"] // 2)),
         )
         try:
             entry = tune_model(
@@ -212,6 +214,8 @@ def _entries(work: Work, emit: Emit) -> dict[str, Entry]:
         except Exception as problem:  # somebody else's library, or a kernel that is wrong: a result too
             work.record["failed"][name] = one_line(problem)
         gc.collect()
+        if work.device.type == "cuda":
+            torch.cuda.empty_cache()  # plans ask the device, not torch, what is free
         emit(work.record)
     return entries
 
@@ -259,8 +263,8 @@ def _timed(entry: Entry) -> Timed:
 
 def _keep_within(work: Work, entries: dict[str, Entry]) -> None:
     """Leave out the slowest peers until all rounds fit the time that is left: a median of few timings says little."""
-    rounds = work.job["rounds"]
-    while entries and rounds * sum(entry.seconds + SETTLE_SECONDS for entry in entries.values()) > work.left():
+    rounds, left = work.job["rounds"], max(work.left(), TIMING_SHARE * work.job["seconds"])
+    while len(entries) > 1 and rounds * sum(entry.seconds + SETTLE_SECONDS for entry in entries.values()) > left:
         peers = [name for name, entry in entries.items() if entry.kind == "peer"]
         slowest = max(peers or entries, key=lambda name: entries[name].seconds)
         work.record["failed"][slowest] = f"no time was left for {rounds} timings of {entries[slowest].seconds:.2g} s"

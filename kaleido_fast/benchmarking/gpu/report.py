@@ -27,8 +27,8 @@ FORMAT_VERSION = 1
 STAGES = ("ceilings", "checks", "tuning", "timing")
 # What timing takes most of the time of is last, and left out first.
 REPORT_PEERS = (
-    *("published", "eager", "eager-fp16", "eager-bf16", "chunked-fp16", "cudagraph-fp16", "compile-fp16"),
-    *("cudagraph", "chunked", "jax", "compile"),
+    *("published", "eager", "eager-fp16", "eager-bf16", "chunked-fp16", "cudagraph-fp16", "chunked", "cudagraph"),
+    *("jax", "compile-fp16", "compile"),
 )
 WEIGHTS = {"mnist": 1.5, "cifar": 2.0}  # of the time for networks
 PROOF_SHARE = 0.35  # of all time, until when checks and tiles are proved
@@ -226,7 +226,7 @@ def _networks(report: Report, worker: Worker, proved: Mapping[str, Any]) -> None
             "network",
             network=name,
             n_chains=60 if request.interpreter else 100_000,
-            timing_seconds=0.005 if request.interpreter else 0.03 if request.quick else 0.1,
+            timing_seconds=0.005 if request.interpreter else 0.02 if request.quick else 0.04,
             seconds=seconds,
             tiles=proved.get(name, {}),
             peers=peers,
