@@ -18,6 +18,8 @@ from kaleido_fast.sampling import fast_sample
 
 REACHED = 0.02  # a chain this near to a training point has arrived there
 N_CHAINS = 10_000
+BURN_IN = 299
+TOL = 1e-6  # chains that start beside an unstable fixed point leave it so slowly that 1e-4 would call them arrived
 SHOWN = 2000  # chains in pictures
 MOVED = 400  # chains in the animation
 
@@ -61,6 +63,8 @@ def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...]) ->
         n_chains=n,
         seed=job.seed,
         init=init,
+        burn_in=BURN_IN,
+        tol=TOL,
         device=job.device,
         trace=Trace(tuple(range(min(n, SHOWN))), steps),
         progress=job.progress,

@@ -7,7 +7,7 @@ import torch
 from kaleido_fast import plots
 from kaleido_fast.animation import make_frames, write_gif
 from kaleido_fast.reproducing import Job
-from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
+from kaleido_fast.reproducing.points import BURN_IN, MOVED, TOL, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.shown import Shown
@@ -43,7 +43,9 @@ def run(job: Job, report: Report) -> None:
         plots.positions_2d(states[:, shown].numpy(), SHOWN_STEPS, basin, points, bounds),
         f"{len(states):,} chains from N(0.5, 0.5 I), clipped to the square, coloured by where they end",
     )
-    mapped = fast_sample(made.checkpoint.path, n_chains=len(starts), z0=starts, device=job.device)
+    mapped = fast_sample(
+        made.checkpoint.path, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device
+    )
     basins = find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID)
     report.picture(
         "basins",
