@@ -168,7 +168,7 @@ def entry(seconds: float, kind: str = "peer") -> network.Entry:
 
 def test_the_slowest_peers_are_left_out_until_all_rounds_fit():
     record: dict = {"failed": {}}
-    work = network.Work({"rounds": 20, "seconds": 10.0}, None, None, None, time.monotonic(), record)  # type: ignore[arg-type]
+    work = network.Work({"rounds": 20, "seconds": 10.0}, None, None, None, time.monotonic(), record)
     entries = {"ours": entry(0.3, "kernel"), "slow": entry(5.0), "slower": entry(7.0), "fast": entry(0.01)}
     network._keep_within(work, entries)
     assert set(entries) == {"ours", "fast"} and set(record["failed"]) == {"slow", "slower"}

@@ -238,7 +238,8 @@ def tile_name(tile: AnyTile) -> str:
         return f"graph of products over blocks of {tile.block_chains:,} chains"
     if isinstance(tile, WideTile):
         loads = "copy engine" if tile.use_tma else "pointers"
-        return f"wide {tile.rows}x{tile.cols}x{tile.inner} ({tile.warps} warps, {tile.stages} stages, {loads})"
+        sizes = f"wide {tile.rows}x{tile.cols}x{tile.inner}"
+        return f"{sizes} ({tile.warps} warps, {tile.stages} stages, {loads}, last {tile.last_cols})"
     return f"{tile.kernel} {tile.block_chains} chains ({tile.num_warps} warps, {tile.num_stages} stages)"
 
 

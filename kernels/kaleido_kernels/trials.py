@@ -28,6 +28,8 @@ SLOWER_THAN_ALL = 4.0
 """... or this far behind the best of all kernels, between which it compares badly."""
 LIBRARY_SHARE = 0.6
 """Assumed share of the matrix peak that the library's products reach."""
+LAUNCH_SECONDS = 2.5e-6
+"""Assumed time from one kernel of a CUDA graph to the next: what a chain of small products waits for."""
 PLAIN_FLOPS = 60e12
 """Assumed rate of fp32 products on the ordinary units of a data-centre GPU."""
 
@@ -71,7 +73,8 @@ def expected_milliseconds(
     if isinstance(tile, GraphTile):
         rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * Gpu().tensor_flops
         blocks = -(-n_chains // tile.block_chains)
-        return 1e3 * shape.flops_per_step * blocks * tile.block_chains * n_steps / rate
+        step = shape.flops_per_step * tile.block_chains / rate + (shape.n_layers + 1) * LAUNCH_SECONDS
+        return 1e3 * step * blocks * n_steps
     return estimate(_work(shape, precision, tile, facts), n_chains, n_steps).milliseconds
 
 
