@@ -38,6 +38,7 @@ from kaleido_fast.sampling import (
     compute_chains,
     is_lack_of_memory,
     memory_advice,
+    refuse_tol_with_jitter,
 )
 
 
@@ -90,16 +91,16 @@ def sample_op(
 ) -> SampledChains:
     """Sample a network on the device that holds it, as one operator on the caller's current stream.
 
-    Options are those of `kaleido_fast.fast_sample`; only the defaults are written out, no checkpoint is asked. On a GPU
-    nothing is copied to the host and nothing waits, but for the first call on new weights, which packs them, and for
-    ``tol``, which must look at residuals as it goes.
+    Options are those of `kaleido_fast.fast_sample`; what a checkpoint recommends is not asked for. On a GPU nothing is
+    copied to the host and nothing waits, but for the first call on new weights, which packs them, and for ``tol``,
+    which must look at residuals as it goes.
 
     Args:
         model: a `KaleidoMLP` (`KaleidoMLP.from_sequential` makes one of a plain Sequential, once).
         n_chains: number of chains; None for as many as ``z0`` has.
         z0: (n_chains, D) start states on the model's device, of any floating type and layout. Their values are not
             looked at: keep them inside the data range.
-        tol: None runs every step; a number freezes chains that have arrived.
+        tol: None runs every step; a number freezes chains that have arrived, and does not go with jitter.
 
     Raises:
         InputError: a value outside of what is said, or a call inside the capture of a CUDA graph.
@@ -235,6 +236,7 @@ def _sample_chains(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = weights[0].device
     refuse_capture(device)
+    refuse_tol_with_jitter(request.tol, request.jitter)
     if z0 is not None:
         check_z0_form(z0, request, spec.dim)
         if z0.device != device:

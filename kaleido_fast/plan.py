@@ -25,8 +25,10 @@ from kaleido_fast.names import (
     NOISES,
     PRECISIONS,
 )
+from kaleido_kernels.graph_plan import GraphTile, graph_bytes
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import Choice, GpuFacts, choose
+from kaleido_kernels.wide_plan import WideTile, scratch_bytes
 
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 MAX_COUNT = 2**62
@@ -385,33 +387,43 @@ def make_plan(
     if streamed:
         block = rows * max(1, min(2**15, STREAMED_VALUES // (dim * request.n_draws)) // rows)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
+    kernel, scratch = f"tiles of {rows:,} chains", 4 * rows * width * item
+    if engine == "triton" and spec is not None:
+        choice = choose_kernel(request, spec, facts)
+        kernel, scratch = choice.explain(), _scratch_bytes(choice, spec, request.precision, facts)
+    elif engine == "cpu" and spec is not None:
+        kernel = f"fused loop over tiles of {full_tile(spec.widths)} chains"
+    fixed = kept + scratch + 2 * (spec.n_parameters if spec else 0) * item  # weights as given and as packed
     if block_chains is not None:
         _check_count("block_chains", block_chains, 1, MAX_COUNT)
         block = block_chains
     elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
-        while block > rows and kept + _working_bytes(request, spec, dim, rows, block) > facts.memory:
+        while block > rows and fixed + _block_bytes(request, dim, block) > facts.memory:
             block = rows * max(1, block // rows // 2)
-    working = _working_bytes(request, spec, dim, rows, block)
-    _check_memory(kept + working, request, dim, item, facts)
-    kernel = f"tiles of {rows:,} chains"
-    if engine == "triton" and spec is not None:
-        kernel = choose_kernel(request, spec, facts).explain()
-    elif engine == "cpu" and spec is not None:
-        kernel = f"fused loop over tiles of {full_tile(spec.widths)} chains"
-    return SamplePlan(engine, reason, rows, block, kept, working, kernel)
+    need = fixed + _block_bytes(request, dim, block)
+    _check_memory(need, request, dim, item, facts)
+    return SamplePlan(engine, reason, rows, block, kept, need - kept, kernel)
 
 
-def _working_bytes(request: SampleRequest, spec: ModelSpec | None, dim: int, rows: int, block: int) -> int:
-    """Bytes at work, estimated: weights twice (as given and packed), a tile's layers, states and figures of a block."""
+def _scratch_bytes(choice: Choice, spec: ModelSpec, precision: str, facts: DeviceFacts) -> int:
+    """Bytes that a kernel needs besides weights and states."""
+    if isinstance(choice.tile, GraphTile):
+        return graph_bytes(net_shape(spec), precision, choice.tile)
+    if isinstance(choice.tile, WideTile):
+        form = "fp16x3" if precision == "fp32" else precision
+        return max(1, facts.n_sm) * scratch_bytes(net_shape(spec), choice.tile, form)
+    return 0
+
+
+def _block_bytes(request: SampleRequest, dim: int, block: int) -> int:
+    """Bytes of the states and figures of the chains at work, estimated."""
     item = 8 if request.precision == "fp64" else 4
-    width = max(spec.widths) if spec else dim
-    weights = 2 * (spec.n_parameters if spec else 0) * item
     at_work = min(block, request.n_chains)
-    states = 5 if request.freezes else 2  # before and after; saved, and being gathered, where chains are frozen
+    states = 5 if request.freezes else 3  # before, after, between; saved, and being gathered, where chains are frozen
     orbits = 0
     if request.freezes and request.max_period > 1:  # searched for their period in parts of about 64 MiB, held twice
         orbits = 2 * item * min(2**24, at_work * (request.max_period + 1) * dim)
-    return weights + 4 * rows * width * item + at_work * (states * dim * item + 64) + orbits
+    return at_work * (states * dim * item + 64) + orbits
 
 
 def _check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:

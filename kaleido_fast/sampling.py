@@ -249,12 +249,17 @@ def _without_tol_where_jittered(options: dict[str, Any], explicit: dict[str, Any
     """A jittered chain never arrives: a default tolerance does not apply there, one that was passed is refused."""
     if not options.get("jitter"):
         return options
-    if explicit.get("tol") is not None:
+    refuse_tol_with_jitter(explicit.get("tol"), options["jitter"])
+    return {**options, "tol": None}
+
+
+def refuse_tol_with_jitter(tol: float | None, jitter: float) -> None:
+    """Refuse a tolerance that was passed for jittered chains: `InputError`."""
+    if tol is not None and jitter:
         raise InputError(
-            f"tol {explicit['tol']} with jitter {options['jitter']}: a jittered chain never settles, so none can be "
+            f"tol {tol} with jitter {jitter}: a jittered chain never settles, so none can be "
             "frozen; pass jitter=0, or leave tol out (trace shows how chains move)"
         )
-    return {**options, "tol": None}
 
 
 def resolve_subject(

@@ -19,7 +19,7 @@ from kaleido_fast import InputError, ModelSpec, SamplingMemoryError, fast_sample
 from kaleido_fast.cli import main
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.packed import PACKED
-from kaleido_fast.plan import DeviceFacts, SampleRequest, make_plan
+from kaleido_fast.plan import H200, DeviceFacts, SampleRequest, make_plan
 
 MODEL = random_mlp(6, 11, 13, 6)
 FACTS = DeviceFacts("cpu", has_numba=True)
@@ -48,6 +48,13 @@ def test_a_plan_fits_the_memory_or_is_refused(n, n_draws, memory, widths, tol):
     assert plan.block_chains % plan.tile_rows == 0
     if plan.block_chains < plenty.block_chains:
         assert plenty.draws_bytes + plenty.working_bytes > memory, "blocks shrink only where they must"
+
+
+@pytest.mark.parametrize("kernel", ["wide", "graph"])
+def test_the_scratch_of_wide_kernels_is_counted(kernel):
+    request = SampleRequest(n_chains=1, tol=None, precision="bf16", kernel=kernel)
+    plan = make_plan(request, CIFAR, H200, CIFAR.dim)
+    assert plan.working_bytes > 2 * 4 * CIFAR.n_parameters + 2**25
 
 
 def test_blocks_shrink_before_a_run_is_refused():
