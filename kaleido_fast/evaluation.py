@@ -252,9 +252,15 @@ def evaluate(
     Raises:
         InputError: fewer examples or samples than k, no labels where classes are asked for, or samples with NaN.
     """
+    tell("preparing the real examples")
+    scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
+    if not 1 <= k < min(len(scorer.compared), n_chains):
+        raise InputError(
+            f"k = {k} neighbours among {len(scorer.compared)} examples and {n_chains} samples: "
+            "k must be at least 1 and below both"
+        )
     tell(f"sampling {n_chains:,} chains")
     runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
-    scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
     sets = {}
     for name, result in runs.items():
         tell(f"measuring {name}")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_mlp
+from PIL import Image
 
 from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_checkpoint, load_dataset, save_checkpoint
 from kaleido_fast.basins import recovered
@@ -222,3 +223,15 @@ def test_held_out_alone(squares, tmp_path, monkeypatch):
     measured = evaluate(load_checkpoint(model), found, n_chains=50)
     assert measured.sets[SAMPLES].nearest is None and measured.stable_share is None and REAL not in measured.sets
     assert any("no training data" in note for note in measured.notes)
+
+
+def test_colour_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(1)
+    np.save("colours.npy", generator.integers(0, 256, (60, 2, 3, 3), dtype=np.uint8))
+    save_checkpoint("c.safetensors", random_mlp(18, 9, 18, sample_shape=(2, 3, 3)), ModelCard())
+    status, _, err = run(monkeypatch, capsys, "c.safetensors", "--data", "colours.npy", "--chains", 20)
+    assert status == 0, err
+    facts = json.loads((tmp_path / "evaluation.json").read_text())
+    assert facts["sets"][SAMPLES]["blob"] is not None and facts["sets"][SAMPLES]["entropy"] is None
+    assert Image.open(tmp_path / "evaluation.png").mode == "RGB"
