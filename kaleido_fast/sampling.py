@@ -364,7 +364,7 @@ def memory_advice(run: Run) -> SamplingMemoryError:
     """The error for a run that found too little memory; what it packed is forgotten."""
     if run.subject.packed is not None:
         run.subject.packed.drop_engines()
-    size = min(run.plan.block_chains, run.request.n_chains)
+    size = min(run.plan.block_chains, -(-run.request.n_chains // (1 + len(run.others))))
     smaller = max(1, size // 2)
     return SamplingMemoryError(
         f"out of memory on {', '.join(map(str, (run.device, *run.others)))} with blocks of {size:,} chains: pass "

@@ -15,7 +15,7 @@ from kaleido_fast.result import ChainArrays
 from kaleido_fast.sampling import Meter, Run, build_phases, run_blocks, split
 from kaleido_fast.settling import Phase
 
-_POLL = 0.05  # seconds between looks at threads that may have ended
+_POLL = 0.05  # seconds; a wait without end could not be interrupted on every system
 
 
 def run_shared(run: Run, phases: list[Phase], meter: Meter, whole: ChainArrays, z0: Tensor | None) -> int:
@@ -41,11 +41,15 @@ def run_shared(run: Run, phases: list[Phase], meter: Meter, whole: ChainArrays, 
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads) or not crew.done.empty():
+        at_work = len(threads)
+        while at_work:
             with contextlib.suppress(queue.Empty):
-                chains, chain_steps = crew.done.get(timeout=_POLL)
-                meter.chains_done += chains
-                meter.add(chain_steps)
+                told = crew.done.get(timeout=_POLL)
+                if told is None:
+                    at_work -= 1
+                    continue
+                meter.chains_done += told[0]
+                meter.add(told[1])
     finally:
         crew.stopped = True
         for thread in threads:
@@ -70,7 +74,7 @@ class _Crew:
 
     def __init__(self, run: Run, whole: ChainArrays, z0: Tensor | None, spans: Iterator[slice]) -> None:
         self.run, self.whole, self.z0 = run, whole, z0
-        self.done: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()  # chains, steps; None at an end
         self.stopped = False
         self.chain_steps = 0
         self._spans, self._lock = spans, threading.Lock()
@@ -95,6 +99,8 @@ class _Crew:
             with self._lock:
                 self._failure = self._failure or problem
             self.stopped = True
+        finally:
+            self.done.put(None)
 
     def _work_here(self, device: torch.device, phases: list[Phase]) -> None:
         from kaleido_fast.devices import on_device
