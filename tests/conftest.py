@@ -59,6 +59,23 @@ def small_checkpoint(small_model, tmp_path):
     return path
 
 
+@pytest.fixture
+def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter sum each row of a product by itself, as the device does.
+
+    Its own products are numpy's BLAS, which with AVX2 rounds a row by its place in the matrix.
+    """
+    import numpy
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def ordered_dot(self, a, b, acc, *rest):
+        kind = acc.data.dtype
+        product = numpy.einsum("ik,kn->in", a.data.astype(kind), b.data.astype(kind))
+        return TensorHandle(product + acc.data, acc.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", ordered_dot)
+
+
 def assert_states_close(got: torch.Tensor, want: torch.Tensor, atol: float, rtol: float = 0.0, what: str = "") -> None:
     """Equal within atol + rtol * |want|; the failure names the worst element, its position and both values."""
     assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"

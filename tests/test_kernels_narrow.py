@@ -129,7 +129,7 @@ def test_a_launch_cut_in_time_has_the_same_bits(jitter, noise, cuts):
 
 
 @pytest.mark.parametrize("noise", ["normal", "upstream"])
-def test_chains_do_not_depend_on_neighbours_rows_or_tiles(noise):
+def test_chains_do_not_depend_on_neighbours_rows_or_tiles(ordered_products, noise):
     schedule = Schedule(burn_in=2, n_draws=2, thin=2, settle=1, jitter=0.3, noise=noise)
     layers = random_net(PRIMES)
     request = LaunchRequest(37, schedule, seed=4, first_chain=1000)

@@ -125,7 +125,7 @@ def test_a_launch_of_two_tiles_a_layer_cut_in_time_has_the_same_bits(shape):
 
 
 @pytest.mark.parametrize("shape", [SMALL, HALVES])
-def test_chains_do_not_depend_on_neighbours_rows_or_tiles(shape):
+def test_chains_do_not_depend_on_neighbours_rows_or_tiles(ordered_products, shape):
     schedule = Schedule(burn_in=2, n_draws=2, thin=2, settle=1, jitter=0.3)
     layers = random_net(shape)
     request = LaunchRequest(37, schedule, seed=4, first_chain=1000)

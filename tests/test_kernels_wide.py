@@ -108,7 +108,7 @@ def test_settle_longer_than_a_draw_means_no_jitter():
 
 
 @pytest.mark.parametrize("init", ["uniform", "normal"])
-def test_chain_ids_across_the_32_bit_border(init):
+def test_chain_ids_across_the_32_bit_border(init, ordered_products):
     request = LaunchRequest(5, Schedule(thin=3, settle=0, jitter=0.2), first_chain=2**32 - 2, init=init, seed=3)
     by_row = check(PRIMES, request, ("fp32", 1e-5, 1e-5))
     ids = torch.tensor([2**32 + 2, 2**40 + 1, 2**32 - 2])
@@ -134,7 +134,7 @@ def test_draws_that_end_outside_the_launch_are_left_alone():
     assert part.draws[:, 0].isfinite().all() and part.draws[:, 1:].isnan().all()
 
 
-def test_neighbours_rows_and_programs_change_no_bit():
+def test_neighbours_rows_and_programs_change_no_bit(ordered_products):
     layers = random_net(PRIMES)
     request = LaunchRequest(35, Schedule(thin=2, settle=0, jitter=0.3), seed=1)
     together = run(layers, PRIMES, request, programs=1)
