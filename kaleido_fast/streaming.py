@@ -309,7 +309,15 @@ class _Task:
     def compute(
         self, output: BlockOutput, done: np.ndarray, crew: Crew, tally: Tally, callback: Callback | None
     ) -> _Computed:
-        """Compute and write blocks until none is left for anybody."""
+        """Compute and write blocks until none is left for anybody; an interruption says what is kept."""
+        try:
+            return self.compute_missing(output, done, crew, tally, callback)
+        except KeyboardInterrupt as stop:
+            raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
+
+    def compute_missing(
+        self, output: BlockOutput, done: np.ndarray, crew: Crew, tally: Tally, callback: Callback | None
+    ) -> _Computed:
         began = time.perf_counter()
         layout, run = output.layout, self.run
         missing = np.flatnonzero(~done).tolist()
@@ -338,10 +346,10 @@ class _Task:
                 while crew.leads and crew.totals().blocks < len(missing):
                     crew.wait()
                     meter.add(0)
-            except KeyboardInterrupt as stop:
+            except KeyboardInterrupt:
                 with contextlib.suppress(InputError):
                     writer.finish()
-                raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
+                raise
             except (RuntimeError, MemoryError) as problem:
                 if is_lack_of_memory(problem):
                     raise memory_advice(run) from None

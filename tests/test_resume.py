@@ -19,9 +19,9 @@ from conftest import random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws, sample_to, save_checkpoint
+from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws, sample_to, save_checkpoint, streaming
 from kaleido_fast.cli import main
-from kaleido_fast.errors import StreamInterruptedError
+from kaleido_fast.errors import StreamInterruptedError, TerminatedError
 from kaleido_fast.result import outcome_shares, quantiles, steps_histogram
 from kaleido_fast.tally import Tally
 from kaleido_fast.writers import read_draws
@@ -86,6 +86,18 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, name, error
     assert 0 < result.stats.new_chains < RUN["n_chains"], "nothing is computed twice"
     assert contents(whole) == contents(broken)
     assert sorted(p.name for p in whole.parent.iterdir()) == sorted(p.name for p in broken.parent.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TerminatedError])
+def test_interrupted_before_the_first_block_nothing_is_left(tmp_path, monkeypatch, error):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(streaming, "build_phases", stop)
+    with pytest.raises(StreamInterruptedError, match=r"0 of 12,365 chains are kept") as caught:
+        sample_to(tmp_path / "a.npy", MODEL, **RUN)
+    assert caught.value.terminated is (error is TerminatedError)
+    assert not list(tmp_path.iterdir())
 
 
 @given(order=st.randoms(use_true_random=False), dtype=st.sampled_from([None, "float16", "uint8"]))
