@@ -43,9 +43,11 @@ def import_zarr() -> Any:
     try:
         import zarr
     except ImportError as problem:
-        raise InputError("a .zarr output needs zarr: pip install 'kaleido-fast[store]'") from problem
+        raise InputError(
+            "a .zarr store needs zarr (for Python 3.11 and newer): pip install 'kaleido-fast[zarr]'"
+        ) from problem
     if int(zarr.__version__.split(".")[0]) < 3:
-        raise InputError(f"zarr {zarr.__version__} is too old: pip install 'kaleido-fast[store]' brings 3.1 or newer")
+        raise InputError(f"zarr {zarr.__version__} is too old: pip install 'kaleido-fast[zarr]' brings 3.1 or newer")
     return zarr
 
 

@@ -268,7 +268,7 @@ def test_without_zarr_the_extra_is_named(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "zarr", None)
     status, errors = call(monkeypatch, capsys, *COMMAND, "--out", "a.zarr")
     assert (status, errors.count("\n")) == (2, 1)
-    assert "pip install 'kaleido-fast[store]'" in errors
+    assert "pip install 'kaleido-fast[zarr]'" in errors
 
 
 def test_a_read_only_folder_is_named(folder, monkeypatch, capsys):
