@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = {"points2d": (10_000_000, 3), "digits": (2_000_000, 0)}  # chains, burn_in
+TIMED = {"points2d": (500_000, 49), "digits": (60_000, 19)}  # speed is of runs with as many steps as people use
 BASE = 100_000
 
 
@@ -57,7 +58,7 @@ def run_once(network: str, n_chains: int, burn_in: int, folder: Path, *, discard
     return {"chains": n_chains, "seconds": seconds, "peak_MiB": peak, "bytes": n_bytes, "files": n_files}
 
 
-def in_new_process(network: str, n_chains: int, burn_in: int, folder: str, *, discard: bool) -> dict[str, Any]:
+def in_new_process(network: str, n_chains: int, burn_in: int, folder: str | None, *, discard: bool) -> dict[str, Any]:
     """One run in a process of its own, in a fresh folder."""
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
@@ -68,24 +69,35 @@ def in_new_process(network: str, n_chains: int, burn_in: int, folder: str, *, di
         shutil.rmtree(place)
 
 
-def measure(network: str, n_chains: int, burn_in: int, rounds: int, folder: str) -> dict[str, Any]:
+def measure(network: str, n_chains: int, burn_in: int, rounds: int, folder: str | None) -> dict[str, Any]:
     """Memory of a long run against a short one; speed of writing against discarding."""
     short = in_new_process(network, BASE, burn_in, folder, discard=False)
     long = in_new_process(network, n_chains, burn_in, folder, discard=False)
     kept, discarded = [], []
-    timed = max(BASE, n_chains // 10)
+    timed, steps = TIMED[network]
     for _ in range(rounds):
-        kept.append(in_new_process(network, timed, burn_in, folder, discard=False)["seconds"])
-        discarded.append(in_new_process(network, timed, burn_in, folder, discard=True)["seconds"])
+        kept.append(in_new_process(network, timed, steps, folder, discard=False)["seconds"])
+        discarded.append(in_new_process(network, timed, steps, folder, discard=True)["seconds"])
     return {
         "steps": burn_in + 1,
         "short": short,
         "long": long,
         "memory_ratio": long["peak_MiB"] / short["peak_MiB"],
         "timed_chains": timed,
+        "timed_steps": steps + 1,
         "seconds_written": sorted(kept)[rounds // 2],
         "seconds_discarded": sorted(discarded)[rounds // 2],
     }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The figures of one network in a line."""
+    long, cost = facts["long"], facts["seconds_written"] / facts["seconds_discarded"] - 1
+    return (
+        f"{long['chains']:,} chains x {facts['steps']} steps peak at {long['peak_MiB']:,.0f} MiB, "
+        f"{facts['memory_ratio'] - 1:+.1%} against {BASE:,} chains; writing {facts['timed_chains']:,} chains x "
+        f"{facts['timed_steps']} steps takes {cost:+.1%} against discarding them"
+    )
 
 
 def main() -> None:
@@ -97,23 +109,17 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--network", choices=CASES, action="append", help="measure this one alone [default: all]")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full numbers of chains")
     parser.add_argument("--rounds", type=int, default=3, help="timings of each kind")
-    parser.add_argument(
-        "--folder", default=None, help="where stores are written [default: the system's temporary folder]"
-    )
+    parser.add_argument("--folder", help="where stores are written [default: the system's temporary folder]")
     args = parser.parse_args()
     found = {}
-    for network, (n_chains, burn_in) in CASES.items():
-        facts = measure(network, int(n_chains * args.scale), burn_in, args.rounds, args.folder)
-        found[network] = facts
-        cost = facts["seconds_written"] / facts["seconds_discarded"] - 1
-        print(
-            f"{network}: {facts['long']['chains']:,} chains x {facts['steps']} steps peak at "
-            f"{facts['long']['peak_MiB']:,.0f} MiB, {facts['memory_ratio'] - 1:+.1%} against {BASE:,} chains; writing "
-            f"{facts['timed_chains']:,} chains takes {cost:+.1%} against discarding them",
-            flush=True,
-        )
+    for name in args.network or CASES:
+        n_chains, burn_in = CASES[name]
+        facts = measure(name, int(n_chains * args.scale), burn_in, args.rounds, args.folder)
+        found[name] = facts
+        print(f"{name}: {as_text(facts)}", flush=True)
     if args.out is not None:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
 
