@@ -16,6 +16,7 @@ from kaleido_fast.checkpoint import Checkpoint, Scaling
 from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, load_dataset
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
+from kaleido_fast.draws import Draws
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.pictures import image_grid, is_image_shape
@@ -29,7 +30,7 @@ from kaleido_fast.quality import (
     nearest_example_mse,
     nearest_examples,
 )
-from kaleido_fast.result import SampleResult, quantiles
+from kaleido_fast.result import SampleResult, outcome_shares, quantiles, residual_quantiles
 from kaleido_fast.sampling import fast_sample
 
 N_CHAINS = 1000
@@ -39,6 +40,7 @@ LONG_BURN_IN = 299
 MOST_UNSEEN = 10_000  # held-out examples whose distances to the training examples are found
 WATCHED = 500  # training examples that recovery is measured on
 SHEET_COLUMNS, SHEET_ROWS = 20, 6
+_RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "jitter", "settle", "tol", "precision")
 SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
 
 
@@ -230,11 +232,12 @@ def evaluate(
     sigmas: Sequence[float] = SIGMAS,
     classes: bool | None = None,
     sampling: Mapping[str, Any] | None = None,
+    draws: Draws | None = None,
     engine: str = "auto",
     device: str = "auto",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Sample a model and measure it.
+    """Sample a model and measure it, or measure draws of it that are there.
 
     Args:
         checkpoint: the model.
@@ -246,12 +249,17 @@ def evaluate(
         sigmas: noise from which training examples are to be recovered, in units of half the data range.
         classes: whether classes are told; None does so where there are labels and scikit-learn.
         sampling: options of `fast_sample` that replace the recommended ones.
+        draws: of `open_draws`: the last draw of each of their first ``n_chains`` chains takes the place of samples.
         engine, device: as for `fast_sample`.
         tell: called with one line on what happens now.
 
     Raises:
-        InputError: fewer examples or samples than k, no labels where classes are asked for, or samples with NaN.
+        InputError: fewer examples or samples than k, no labels where classes are asked for, samples with NaN, or
+            draws of another model.
     """
+    if draws is not None:
+        check_draws(draws, checkpoint)
+        n_chains = min(n_chains, len(draws))
     tell("preparing the real examples")
     scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, k, seed, classes)
     if not 1 <= k < min(len(scorer.compared), n_chains):
@@ -259,12 +267,18 @@ def evaluate(
             f"k = {k} neighbours among {len(scorer.compared)} examples and {n_chains} samples: "
             "k must be at least 1 and below both"
         )
-    tell(f"sampling {n_chains:,} chains")
-    runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
+    if draws is None:
+        tell(f"sampling {n_chains:,} chains")
+        runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
+        facts = {name: _run_facts(result) for name, result in runs.items()}
+        points = {name: result.final.cpu().float() for name, result in runs.items()}
+    else:
+        points = {SAMPLES: draws[:n_chains][:, -1].float()}
+        facts = {SAMPLES: _draws_facts(draws, n_chains)}
     sets = {}
-    for name, result in runs.items():
+    for name, states in points.items():
         tell(f"measuring {name}")
-        sets[name] = scorer.score(result.final.cpu().float())
+        sets[name] = scorer.score(states)
     if scorer.train is not None and scorer.unseen is not None:
         tell("measuring real data")
         sets[REAL] = scorer.real(n_chains)
@@ -279,7 +293,7 @@ def evaluate(
         radius = float(spectral_radii(checkpoint.model, evenly(scorer.train, RADIUS_EXAMPLES)).median())
     return Evaluation(
         sets,
-        {name: _run_facts(result) for name, result in runs.items()},
+        facts,
         stable,
         recovery,
         radius,
@@ -287,7 +301,7 @@ def evaluate(
         compared_with="training examples" if scorer.unseen is None else "held-out examples",
         k=k,
         notes=(*reference.notes, *scorer.notes),
-        samples=runs[SAMPLES].final.cpu().float(),
+        samples=points[SAMPLES],
     )
 
 
@@ -303,10 +317,39 @@ def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str,
     return runs
 
 
+def check_draws(draws: Draws, checkpoint: Checkpoint) -> None:
+    """Refuse draws that are not of a model: `InputError`. Draws without a record are taken at their word."""
+    dim, hashed = checkpoint.model.spec.dim, draws.record.get("model_hash")
+    if draws.shape[2] != dim:
+        raise InputError(f"{draws.path} holds draws of {draws.shape[2]} values, {checkpoint.path} makes {dim}")
+    if hashed and hashed != checkpoint.model_hash:
+        raise InputError(
+            f"{draws.path} was drawn from another model (hash {hashed[:12]}) than {checkpoint.path} "
+            f"({checkpoint.model_hash[:12]}): give the one that it was drawn from"
+        )
+
+
+def _draws_facts(draws: Draws, n_chains: int) -> dict[str, Any]:
+    """What is known of the run that made the draws; outcomes and residuals of stores alone."""
+    request = draws.record.get("request", {})
+    facts = {name: request[name] for name in _RUN_NAMES if name in request}
+    facts |= {"n_chains": n_chains, "file": str(draws.path)}
+    if draws.output is None:
+        return facts
+    residual, steps, outcome = (
+        torch.from_numpy(draws.per_chain(name, slice(n_chains))) for name in ("residual", "steps", "outcome")
+    )
+    return facts | {
+        "engine": draws.record["engine"],
+        "outcome_shares": outcome_shares(outcome),
+        "residual_quantiles": residual_quantiles(residual),
+        "steps_quantiles": quantiles(steps.to(torch.float32)),
+    }
+
+
 def _run_facts(result: SampleResult) -> dict[str, Any]:
-    names = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "jitter", "settle", "tol", "precision")
     return {
-        **{name: getattr(result.request, name) for name in names},
+        **{name: getattr(result.request, name) for name in _RUN_NAMES},
         "engine": result.stats.engine,
         "outcome_shares": result.stats.outcome_shares,
         "residual_quantiles": result.stats.residual_quantiles,

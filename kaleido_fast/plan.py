@@ -358,6 +358,11 @@ def tile_rows(width: int, kind: str) -> int:
     return max(64, min(4096, 2 ** int(math.log2(max(rows, 1)))))
 
 
+def streamed_block(rows: int, values: int) -> int:
+    """Chains of a block of a stored run, whole tiles of ``rows``; ``values`` are those of the draws of one chain."""
+    return rows * max(1, min(2**15, STREAMED_VALUES // values) // rows)
+
+
 def make_plan(
     request: SampleRequest,
     spec: ModelSpec | None,
@@ -385,7 +390,7 @@ def make_plan(
     per_chain = request.n_draws * dim * item + 4 + 8 + 1
     kept = request.n_chains * per_chain
     if streamed:
-        block = rows * max(1, min(2**15, STREAMED_VALUES // (dim * request.n_draws)) // rows)
+        block = streamed_block(rows, dim * request.n_draws)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
     kernel, scratch = f"tiles of {rows:,} chains", 4 * rows * width * item
     if engine == "triton" and spec is not None:

@@ -32,7 +32,7 @@ from kaleido_fast.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.npy_output import NpyOutput, read_partial
-from kaleido_fast.plan import SamplePlan, SampleRequest
+from kaleido_fast.plan import SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
     Block,
@@ -230,7 +230,9 @@ class _Task:
     def layout(self) -> Layout:
         """Shapes of a new output."""
         run, n = self.run, self.run.request.n_chains
-        chunk = run.plan.block_chains if self.chunk_chains is None else self.chunk_chains
+        chunk = self.chunk_chains
+        if chunk is None:  # whatever is at work at once: block_chains changes no byte
+            chunk = streamed_block(run.plan.tile_rows, run.subject.dim * run.request.n_draws)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise InputError(f"chunk_chains is {chunk!r}: it must be a whole number, at least 1")
         tile = run.plan.tile_rows

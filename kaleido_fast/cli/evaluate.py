@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
+from kaleido_fast.errors import InputError
 
 if TYPE_CHECKING:
     from kaleido_fast.evaluation import Evaluation
@@ -22,6 +23,11 @@ SIGMAS = (0.1, 0.3, 1.0)
     "--data", "source", help="Data it was trained on, by name or path [default: by the model's card, if at hand]."
 )
 @click.option("--held-out", help="Examples it has not seen [default: those left out or kept back in training].")
+@click.option(
+    "--draws",
+    type=click.Path(path_type=Path),
+    help="Measure this file or store of draws of MODEL instead of sampling: last draws, of --chains chains at most.",
+)
 @click.option("--labels", help="File of classes for --data, where they are not found beside it.")
 @click.option("--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range.")
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples.")
@@ -52,6 +58,7 @@ def command(
     model: str,
     source: str | None,
     held_out: str | None,
+    draws: Path | None,
     labels: str | None,
     value_range: tuple[float, float] | None,
     out: Path,
@@ -67,10 +74,13 @@ def command(
     training examples. docs/quality.md defines every figure.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.evaluation import check_sheet, evaluate, find_reference, look_sheet
+    from kaleido_fast.draws import open_draws
+    from kaleido_fast.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
     from kaleido_fast.files import atomic_path, check_writable
     from kaleido_fast.pictures import is_image_shape, save_picture
 
+    if Path(model).suffix == ".zarr":
+        raise InputError(f"{model} is a store of draws: give the model first, and --draws {model}")
     checkpoint = load_checkpoint(model)
     spec = checkpoint.model.spec
     if sheet is None and is_image_shape(spec.sample_shape):
@@ -81,6 +91,10 @@ def command(
         if path is not None:
             check_writable(path)
     sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle")}
+    if draws is not None:
+        _refuse_sampling(draws, sampling)
+        options["draws"] = open_draws(draws)
+        check_draws(options["draws"], checkpoint)
     reference = find_reference(checkpoint, source, held_out=held_out, labels=labels, value_range=value_range)
     evaluation = evaluate(
         checkpoint,
@@ -102,6 +116,12 @@ def command(
         click.echo(json.dumps({**facts, "files": [str(path) for path in written]}, sort_keys=True))
     elif not quiet:
         _print(evaluation, written)
+
+
+def _refuse_sampling(draws: Path, sampling: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
+    if given:
+        raise InputError(f"{given[0]} is for samples that are drawn now, and {draws} is there: leave out one of them")
 
 
 MEASURES = (
@@ -152,6 +172,8 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
 
 
 def _run_line(run: dict[str, Any]) -> str:
+    if "outcome_shares" not in run:
+        return f"{run['n_chains']:,} chains of {run['file']}"
     shares = run["outcome_shares"].items()
     outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares if share)
     residual = run["residual_quantiles"]
