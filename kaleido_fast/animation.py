@@ -126,11 +126,19 @@ def strip(shown: Shown) -> Image.Image:
     return page
 
 
-def write_gif(frames: Sequence[Image.Image], path: Path, *, frames_per_second: float = 8.0, hold: float = 2.0) -> None:
-    """Write frames as a GIF that loops; the last frame stays for ``hold`` seconds. It appears when whole."""
+def write_gif(
+    frames: Sequence[Image.Image],
+    path: Path,
+    *,
+    frames_per_second: float = 8.0,
+    hold: float = 2.0,
+    colours: int = 64,
+) -> None:
+    """Write frames as a GIF that loops, with ``colours`` (2 to 256) of its own each; the last frame stays for ``hold``
+    seconds. It appears when whole."""
     each = round(1000 / frames_per_second)
     times = [each] * (len(frames) - 1) + [round(1000 * hold)]
-    reduced = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    reduced = [frame.quantize(colours, dither=Image.Dither.NONE) for frame in frames]
     with atomic_path(path) as temporary:
         reduced[0].save(
             temporary, format="GIF", save_all=True, append_images=reduced[1:], duration=times, loop=0, optimize=True

@@ -27,8 +27,10 @@ N_CHAINS = 1000
 STRIP_CHAINS = 14
 STRIP_STEPS = (0, 1, 2, *range(5, 14), 50, 300)
 SHEET = 120
-MOVED = 24
-MOVED_FRAMES = 20
+MOVED, MOVED_FRAMES = 24, 20  # chains and frames of animations of small pictures
+LARGE = 400  # values of a picture from which on there are fewer of both: noise hardly compresses
+FEW_MOVED, FEW_FRAMES = 15, 13
+GIF_COLOURS = 32
 EXAMPLES = 14
 SEARCHED = 400  # chains among which those are looked for that change their class most often
 WANDERERS = 10
@@ -81,18 +83,19 @@ def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
         device=job.device,
     )
     report.picture(f"{slug}-steps", strip(still), "The same chains over the steps, without jitter: noise, then burn-in")
+    large = who.checkpoint.model.spec.dim >= LARGE
     moving = sample_shown(
         who.checkpoint.path,
-        n_chains=MOVED,
+        n_chains=FEW_MOVED if large else MOVED,
         n_steps=60,
-        most_frames=MOVED_FRAMES,
+        most_frames=FEW_FRAMES if large else MOVED_FRAMES,
         seed=job.seed,
         device=job.device,
         jitter=who.jitter,
     )
     how = f"with jitter {who.jitter:g}" if who.jitter else "without jitter"
-    with report.file(f"{slug}-chains.gif", f"{MOVED} chains over 60 steps {how}") as path:
-        write_gif(make_frames(moving), path, frames_per_second=4)
+    with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over 60 steps {how}") as path:
+        write_gif(make_frames(moving), path, frames_per_second=4, colours=GIF_COLOURS)
 
 
 def _recovered(who: Contestant) -> Any:
@@ -137,7 +140,12 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
         "through the most classes",
     )
     shown = sample_shown(
-        who.checkpoint.path, n_chains=MOVED, n_steps=60, most_frames=MOVED_FRAMES, seed=job.seed, device=job.device
+        who.checkpoint.path,
+        n_chains=FEW_MOVED if spec.dim >= LARGE else MOVED,
+        n_steps=60,
+        most_frames=MOVED_FRAMES,
+        seed=job.seed,
+        device=job.device,
     )
     with report.file(f"{slug}-chains.html", "A page with a slider over the steps; click a chain", show=False) as path:
         write_page(shown, path, f"{report.title}: chains over the steps")
@@ -203,9 +211,10 @@ def score_table(report: Report, found: Sequence[tuple[Contestant, Evaluation]]) 
     first = found[0][1]
     report.text(
         f"Against {first.n_compared} {first.compared_with}, k = {first.k} neighbours. The nearest example is the "
-        "median of the mean squared difference to the nearest training example, in units of half the data range: "
-        "below 0.02 is a copy; in the last row it is that of held-out examples. Coverage, class entropy and this "
-        "distance are to be read together: a blur wins precision and density, copies win the distance."
+        "median of the mean squared difference to the nearest training example, in squared units of half the data "
+        "range: below 0.02 is a copy; in the last row it is that of held-out examples. Blank or blob: less or more ink "
+        "than any training example. Coverage, class entropy and the distance are to be read together: a blur wins "
+        "precision and density, copies win the distance."
     )
 
 
