@@ -157,14 +157,23 @@ class SampleResult:
         }
 
 
-def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> Tensor:
-    """Outcome of each chain, (n,) int8, from its last state, its residual and the period that was found."""
+def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> tuple[Tensor, Tensor]:
+    """How each chain ended: outcome (n,) int8 and period (n,) int32, which go together.
+
+    Args:
+        final: (n, D) last states.
+        residual: (n,) of the last step: below ``tol`` the chain rests, whatever was found before.
+        period: (n,) int32, as found on the way: 1 frozen, p a cycle, else 0.
+        tol: None judges no chain to rest.
+    """
     outcome = torch.full(residual.shape, Outcome.MOVING, dtype=torch.int8, device=residual.device)
     # Filled, not indexed: looking up where a mask is true could wait for the device.
     outcome.masked_fill_(period > 1, Outcome.CYCLE)
     if tol is not None:
         outcome.masked_fill_((residual < tol) | (period == 1), Outcome.FIXED_POINT)
-    return outcome.masked_fill_(~torch.isfinite(final).all(dim=1), Outcome.NON_FINITE)
+    outcome.masked_fill_(~torch.isfinite(final).all(dim=1), Outcome.NON_FINITE)
+    fixed, lost = outcome == Outcome.FIXED_POINT, outcome == Outcome.NON_FINITE
+    return outcome, period.masked_fill(fixed, 1).masked_fill(lost, 0)
 
 
 def outcome_shares(outcome: Tensor) -> dict[str, float]:

@@ -477,8 +477,8 @@ def run_blocks(
             ids = torch.arange(first, first + len(chains), device=device) + request.first_chain
             start = None if z0 is None else z0[first : first + len(chains)].to(device)
             end = run_block(phases, request, ids, start, chains.draws, meter.add)
-            chains.residual[:], chains.steps[:], chains.period[:] = end.residual, end.steps, end.period
-            chains.outcome[:] = judge(chains.draws[:, -1], end.residual, end.period, request.tol)
+            chains.residual[:], chains.steps[:] = end.residual, end.steps
+            chains.outcome[:], chains.period[:] = judge(chains.draws[:, -1], end.residual, end.period, request.tol)
             chain_steps += end.chain_steps
             meter.finish(len(chains))
         yield Block(span, made, chain_steps)

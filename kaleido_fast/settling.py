@@ -60,7 +60,7 @@ def run_block(
 
 
 class _SettlingBlock:
-    """One block with freezing. ``live`` holds the rows still running; ``state`` and ``saved`` belong to these rows."""
+    """One block with freezing. ``live`` holds the rows still running; ``state``, ``calm``, ``saved`` are of these."""
 
     def __init__(
         self,
@@ -110,52 +110,53 @@ class _SettlingBlock:
                 first = last
 
     def _check(self, engine: Engine, step: int, residual: Tensor) -> None:
-        """Freeze what has arrived after ``step`` steps, and look for cycles among the rest."""
-        assert self.state is not None
-        calm = torch.where(residual < self.tol, self.calm[self.live] + 1, 0)
-        self.calm[self.live] = calm.to(torch.int32)
-        lost = ~torch.isfinite(residual)  # a NaN stays one: nothing more can come of it
-        arrived = (calm >= self.request.patience) & (step > self.freeze_from)
-        self.end.period[self.live[arrived]] = 1
-        gone = lost | arrived
-        if self.request.max_period > 1 and step > self.freeze_from:
-            gone |= self._find_cycles(engine, step, gone)
-        self._retire(gone, step)
+        """Freeze what has arrived after ``step`` steps, and look for cycles among the rest.
 
-    def _retire(self, gone: Tensor, step: int) -> None:
-        """Take rows out of the working set; draws still to come are their last state (cycles have theirs already)."""
-        if not bool(gone.any()):
-            return
+        The host waits for the device once, for three numbers, and for more only where a cycle is to be measured.
+        """
         assert self.state is not None
-        rows = self.live[gone]
+        self.calm = torch.where(residual < self.tol, self.calm + 1, 0)
+        lost = torch.isnan(residual)  # a NaN stays one: nothing more can come of it
+        arrived = (self.calm >= self.request.patience) & (step > self.freeze_from)
+        period = torch.where(arrived, 1, self.end.period[self.live])
+        self.end.period[self.live] = torch.where(lost, 0, period)
+        settled = lost | arrived
+        back = (period == 0) & ~settled & self._is_back(step)
+        stay, gone, back_places = _parted(torch.where(settled, 1, torch.where(back, 2, 0)))
+        if len(back_places):
+            turning = self._measure_cycles(engine, step, back_places)
+            walk = turning if self.request.retire_cycles else torch.zeros_like(turning)
+            self.end.steps[self.live[back_places[walk]]] = step
+            stay = torch.cat((stay, back_places[~walk])).sort().values
+        self._freeze(gone, step)
+        if len(stay) < len(self.live):
+            self.live, self.state, self.calm = self.live[stay], self.state[stay], self.calm[stay]
+            self.saved = None if self.saved is None else self.saved[stay]
+
+    def _freeze(self, places: Tensor, step: int) -> None:
+        """Draws still to come of these chains are their state of now."""
+        assert self.state is not None
+        rows, first = self.live[places], self.schedule.draws_done(step)
         self.end.steps[rows] = step
-        still = self.end.period[rows] <= 1
-        first = self.schedule.draws_done(step)
-        self.draws[rows[still], first:] = self.state[gone][still][:, None].to(self.draws.dtype)
-        keep = ~gone
-        self.live, self.state = self.live[keep], self.state[keep]
-        self.saved = None if self.saved is None else self.saved[keep]
+        self.draws[rows, first:] = self.state[places][:, None].to(self.draws.dtype)
 
-    def _find_cycles(self, engine: Engine, step: int, settled: Tensor) -> Tensor:
-        """Mark chains that are back at their saved state; True where a chain is to be retired for that."""
+    def _is_back(self, step: int) -> Tensor:
+        """Which chains are where they were when last saved; saves states when it is time to."""
         assert self.state is not None
-        retire = torch.zeros_like(settled)
+        back = torch.zeros(len(self.live), dtype=torch.bool, device=self.live.device)
+        if self.request.max_period == 1 or step <= self.freeze_from:
+            return back
         self.windows_since_saved += 1
         if self.saved is not None:
             back = (self.state - self.saved).abs().amax(dim=1) < self.tol
-            fresh = back & ~settled & (self.end.period[self.live] == 0)
-            if bool(fresh.any()):
-                found = self._measure_cycles(engine, step, fresh.nonzero().squeeze(1))
-                if self.request.retire_cycles:
-                    retire[found] = True
         if self.windows_since_saved >= self.next_save or self.saved is None:
             self.saved = self.state.clone()
             self.windows_since_saved = 0
             self.next_save = min(2 * self.next_save, self.request.max_period)
-        return retire
+        return back
 
     def _measure_cycles(self, engine: Engine, step: int, places: Tensor) -> Tensor:
-        """Step chains singly until they return: the exact period, up to ``max_period``. Gives the places of cycles."""
+        """Step chains singly until they return: the exact period, up to ``max_period``. True where there is one."""
         assert self.state is not None
         found = []
         for part in places.split(self._chains_at_once()):
@@ -174,7 +175,7 @@ class _SettlingBlock:
             self.end.period[rows] = period[cycles]
             if self.request.retire_cycles:
                 self._walk(rows, torch.stack(orbit, dim=1)[cycles], period[cycles].to(torch.int64), step)
-            found.append(part[cycles])
+            found.append(cycles)
         return torch.cat(found)
 
     def _walk(self, rows: Tensor, orbit: Tensor, period: Tensor, step: int) -> None:
@@ -190,3 +191,10 @@ class _SettlingBlock:
     def _chains_at_once(self) -> int:
         """Orbits are kept in at most about 64 MiB."""
         return max(1, 2**24 // ((self.request.max_period + 1) * self.draws.shape[2]))
+
+
+def _parted(kind: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Places (n,) of kinds 0, 1 and 2, in order; the host waits for the device once."""
+    counts = (kind[:, None] == torch.arange(3, device=kind.device)).sum(dim=0).tolist()
+    stay, gone, back = kind.argsort(stable=True).split(counts)
+    return stay, gone, back

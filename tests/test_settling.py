@@ -11,11 +11,35 @@ import torch
 from conftest import assert_states_close, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_maps import staircase
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast import InputError, KaleidoMLP, ModelSpec, Outcome, fast_sample
+from kaleido_fast import InputError, KaleidoMLP, ModelSpec, Outcome, SampleResult, fast_sample
 
-ENGINES = ["reference", "cpu"]
+ENGINES = ["reference", "cpu", "triton"]
+FIELDS = ("draws", "steps", "residual", "outcome", "period")
+
+
+def needs(engine: str) -> None:
+    """Skip where an engine's library is missing, and the interpreter where there is a GPU."""
+    if engine == "triton":
+        pytest.importorskip("triton", reason="needs Triton")
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled here, for the GPU")
+    if engine == "cpu":
+        pytest.importorskip("numba", reason="needs numba")
+
+
+def few_on_triton(engine: str, n: int, few: int = 24) -> int:
+    """Triton's interpreter takes milliseconds for what a kernel does in microseconds."""
+    return few if engine == "triton" else n
+
+
+def assert_same(got: SampleResult, want: SampleResult, rows: Any = slice(None)) -> None:
+    """``got`` has the bits of these rows of ``want``."""
+    for name in FIELDS:
+        assert torch.equal(getattr(got, name), getattr(want, name)[rows]), name
 
 
 def contracting(widths=(5, 16, 5), scale=0.55, seed=3) -> KaleidoMLP:
@@ -38,30 +62,31 @@ def rotation(period: int, dim: int = 2) -> KaleidoMLP:
 
 
 def cycle_map(period: int) -> KaleidoMLP:
-    """An MLP that permutes ``period`` attracting points on a line in a cycle: a staircase of steep tanh steps.
-
-    f(x) = tanh(target_0 + sum_i jump_i * step(x - threshold_i)): between thresholds it is flat, so each state lands
-    exactly (to rounding) on the next point of the cycle.
-    """
+    """A map of the line that permutes ``period`` attracting points in one cycle."""
     points = torch.linspace(-0.8, 0.8, period, dtype=torch.float64)
-    targets = torch.atanh(points.roll(-1))
-    thresholds = (points[1:] + points[:-1]) / 2
-    steep = 400.0
-    model = KaleidoMLP(ModelSpec((1, period - 1, 1), activation="tanh"))
-    with torch.no_grad():
-        first, last = model.linears
-        first.weight.fill_(steep)
-        first.bias.copy_(-steep * thresholds)
-        jumps = targets.diff()
-        last.weight.copy_((jumps / 2)[None])
-        last.bias.fill_(float(targets[0] + jumps.sum() / 2))
-    return model.eval()
+    return staircase(points.roll(-1).tolist(), ((points[1:] + points[:-1]) / 2).tolist())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# Fixed points 0 and 8, a cycle of two (1 <-> 3), of three (2 -> 9 -> 5) and of seven (the others), mixed on the line.
+MIXED = [0, 3, 9, 1, 6, 2, 7, 10, 8, 5, 11, 12, 13, 4]
+MIXED_PERIODS = [1, 2, 3, 2, 7, 3, 7, 7, 1, 3, 7, 7, 7, 7]
+
+
+def mixed_map() -> KaleidoMLP:
+    """Sends the i-th of 14 equal intervals of [-1, 1] to the middle of the interval ``MIXED[i]``."""
+    return staircase(middles()[torch.tensor(MIXED)].tolist())
+
+
+def middles() -> torch.Tensor:
+    edges = torch.linspace(-1, 1, len(MIXED) + 1, dtype=torch.float64)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(1, 60), at=st.integers(0, 200), check_every=st.integers(1, 9), patience=st.integers(1, 3))
 def test_freezing_does_not_depend_on_the_batch(engine, n, at, check_every, patience):
+    needs(engine)
     options = {
         "burn_in": 90,
         "n_draws": 3,
@@ -73,9 +98,26 @@ def test_freezing_does_not_depend_on_the_batch(engine, n, at, check_every, patie
     }
     many = fast_sample(contracting(), n_chains=300, **options)
     few = fast_sample(contracting(), n_chains=n, first_chain=at, **options)
-    rows = slice(at, at + n)
-    for name in ("draws", "steps", "residual", "outcome", "period"):
-        assert torch.equal(getattr(many, name)[rows], getattr(few, name)), name
+    assert_same(few, many, slice(at, at + n))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", ["lingering", "mixed"])
+def test_freezing_does_not_depend_on_order_blocks_or_shards(engine, make, ordered_products):
+    """Chains that settle at many steps, and chains that go round and are retired for it."""
+    needs(engine)
+    model = lingering() if make == "lingering" else mixed_map()
+    n = few_on_triton(engine, 90)
+    options = {"burn_in": 60, "n_draws": 2, "thin": 4, "engine": engine, "retire_cycles": True, "max_period": 8}
+    whole = fast_sample(model, n_chains=n, **options)
+    assert len(whole.steps.unique()) > 2, "the test needs chains that are retired at different steps"
+    assert_same(fast_sample(model, n_chains=n, block_chains=7, **options), whole)
+    for first, last in ((0, 11), (11, n)):
+        assert_same(fast_sample(model, n_chains=last - first, first_chain=first, **options), whole, slice(first, last))
+    starts = torch.rand(n, model.spec.dim, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(2))
+    placed = fast_sample(model, n_chains=n, z0=starts, **options)
+    assert_same(fast_sample(model, n_chains=n, z0=starts[order], **options), placed, order)
 
 
 def by_hand(model: KaleidoMLP, n: int, n_steps: int, tol: float, every: int, patience: int) -> tuple:
@@ -110,26 +152,31 @@ def test_chains_freeze_exactly_when_the_definition_says(every, patience):
     assert torch.equal(result.final, states[torch.arange(n), frozen_at.long()])
 
 
-def test_every_engine_freezes_the_same_chains():
+@pytest.mark.parametrize("engine", ["cpu", "triton"])
+@pytest.mark.parametrize(("every", "patience"), [(4, 1), (5, 2)])
+def test_every_engine_freezes_the_same_chains(engine, every, patience):
     """Engines differ by the last bits of a residual: chains within 1 % of tol at a check are left out."""
-    model, n, n_steps, tol = lingering(), 500, 80, 1e-4
-    states, frozen_at = by_hand(model, n, n_steps, tol, 4, 1)
+    needs(engine)
+    model, n, n_steps, tol = lingering(), few_on_triton(engine, 500, 60), 80, 1e-4
+    states, frozen_at = by_hand(model, n, n_steps, tol, every, patience)
     change = (states[:, 1:] - states[:, :-1]).abs().amax(2)
-    close = ((change[:, 3::4] / tol - 1).abs() < 0.01).any(1)
+    close = ((change[:, every - 1 :: every] / tol - 1).abs() < 0.01).any(1)
     assert close.float().mean() < 0.2
-    result = fast_sample(model, n_chains=n, burn_in=n_steps - 1, engine="cpu")
+    result = fast_sample(model, n_chains=n, burn_in=n_steps - 1, engine=engine, check_every=every, patience=patience)
     assert torch.equal(result.steps[~close], frozen_at[~close])
+    assert len(frozen_at[~close].unique()) > 4, "the test needs chains that settle at different steps"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_frozen_states_are_near_where_the_chain_would_have_gone(engine):
     """On a map that contracts by rho a step, a residual below tol leaves at most tol * rho / (1 - rho) to go."""
-    model, tol = contracting(scale=0.4), 1e-4
+    needs(engine)
+    model, tol, n = contracting(scale=0.4), 1e-4, few_on_triton(engine, 500)
     jacobians = torch.func.vmap(torch.func.jacrev(model))(torch.rand(200, 5) * 2 - 1)
     rho = float(torch.linalg.matrix_norm(jacobians, ord=torch.inf).detach().max())
     assert rho < 1
-    with_tol = fast_sample(model, n_chains=500, tol=tol, engine=engine)
-    without = fast_sample(model, n_chains=500, tol=None, engine=engine)
+    with_tol = fast_sample(model, n_chains=n, tol=tol, engine=engine)
+    without = fast_sample(model, n_chains=n, tol=None, engine=engine)
     assert with_tol.stats.chain_steps < without.stats.chain_steps / 5
     assert with_tol.stats.work_saved > 0.8
     assert_states_close(with_tol.final, without.final, atol=tol * rho / (1 - rho) + 1e-6, what="frozen states")
@@ -144,29 +191,69 @@ def test_draws_after_freezing_equal_the_frozen_state():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("retire", [False, True])
+def test_fixed_points_and_cycles_of_one_map_are_told_exactly(engine, retire):
+    needs(engine)
+    per_interval = few_on_triton(engine, 20, 2)
+    starts = middles().repeat(per_interval)[:, None].float()
+    starts += torch.linspace(-0.03, 0.03, len(starts))[:, None]  # intervals are 0.14 wide
+    result = fast_sample(
+        mixed_map(),
+        n_chains=len(starts),
+        z0=starts,
+        burn_in=120,
+        engine=engine,
+        retire_cycles=retire,
+        max_period=7,
+        check_every=3,
+    )
+    periods = torch.tensor(MIXED_PERIODS * per_interval)
+    assert torch.equal(result.period.long(), periods)
+    expected = torch.where(periods == 1, Outcome.FIXED_POINT, Outcome.CYCLE)
+    assert torch.equal(result.outcome.long(), expected.long())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("period", [2, 3, 7])
 def test_known_cycles_have_their_exact_period(engine, period):
-    result = fast_sample(cycle_map(period), n_chains=200, burn_in=299, engine=engine)
+    needs(engine)
+    result = fast_sample(cycle_map(period), n_chains=few_on_triton(engine, 200), burn_in=150, engine=engine)
     assert set(result.period.tolist()) == {period}
     assert set(result.outcome.tolist()) == {Outcome.CYCLE}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_map_with_fixed_points_has_only_fixed_points(engine):
-    result = fast_sample(rotation(1), n_chains=200, engine=engine)
+    needs(engine)
+    result = fast_sample(rotation(1), n_chains=few_on_triton(engine, 200), engine=engine)
     assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
     assert set(result.period.tolist()) == {1}
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("period", [2, 3, 7])
-def test_retired_cycles_walk_on_as_the_chain_would_have(period):
-    options = {"n_chains": 100, "burn_in": 101, "n_draws": 9, "thin": 5}
+def test_retired_cycles_walk_on_as_the_chain_would_have(engine, period, ordered_products):
+    """The map is flat at its points: after a round a chain is at the same bits."""
+    needs(engine)
+    n = few_on_triton(engine, 100)
+    options = {"n_chains": n, "burn_in": 101, "n_draws": 9, "thin": 5, "engine": engine, "max_period": 8}
     walked = fast_sample(cycle_map(period), retire_cycles=True, **options)
     run = fast_sample(cycle_map(period), retire_cycles=False, **options)
-    assert_states_close(walked.draws, run.draws, atol=1e-5, what="draws")
-    assert_states_close(walked.residual, run.residual, atol=1e-5, what="residuals")
+    assert int(walked.steps.max()) < 101 and set(run.steps.tolist()) == {146}
+    for name in ("draws", "residual", "outcome", "period"):
+        assert torch.equal(getattr(walked, name), getattr(run, name)), name
     assert walked.stats.chain_steps < run.stats.chain_steps / 2
-    assert torch.equal(walked.outcome, run.outcome)
+
+
+@pytest.mark.parametrize("retire", [False, True])
+def test_a_chain_that_comes_to_rest_at_the_last_step_is_a_fixed_point_of_period_one(retire):
+    """Between checks nothing is frozen, and still the last residual says that the chain has arrived."""
+    result = fast_sample(lingering(), n_chains=200, burn_in=49, check_every=100, retire_cycles=retire)
+    rests = result.residual < 1e-4
+    assert 20 < rests.sum() < 180
+    assert torch.equal(result.outcome == Outcome.FIXED_POINT, rests)
+    assert torch.equal(result.period == 1, rests)
+    assert set(result.steps.tolist()) == {50}
 
 
 def test_periods_beyond_the_limit_are_called_moving():
@@ -185,6 +272,85 @@ def test_nan_leaves_the_working_set_alone():
     assert 0 < bad.sum() < 100
     assert set(result.outcome[~bad].tolist()) == {Outcome.FIXED_POINT}
     assert int(result.steps[bad].max()) <= 4
+    assert set(result.period[bad].tolist()) == {0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nan_is_reported_and_does_not_spread(engine, ordered_products):
+    """Sums overflow on some chains, whose values become NaN; their neighbours keep the bits that they have alone."""
+    needs(engine)
+    model = random_mlp(2, 2, 2)
+    with torch.no_grad():  # 3e38 (x + y) may overflow in both hidden values, whose difference is then NaN
+        model.linears[0].weight.fill_(3e38)
+        model.linears[0].bias.zero_()
+        model.linears[1].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
+        model.linears[1].bias.zero_()
+    result = fast_sample(model, engine=engine, n_chains=40, burn_in=29)
+    bad = result.outcome == Outcome.NON_FINITE
+    assert 0 < bad.sum() < 40
+    assert set(result.outcome[~bad].tolist()) == {Outcome.FIXED_POINT}
+    assert torch.isnan(result.draws[bad]).any(dim=2).all()
+    assert int(result.steps[bad].max()) <= 4
+    assert result.stats.outcome_shares["non_finite"] == bad.float().mean()
+    good = (~bad).nonzero().flatten().tolist()
+    for row in good[:: max(1, len(good) // 4)]:
+        assert_same(fast_sample(model, engine=engine, n_chains=1, first_chain=row, burn_in=29), result, [row])
+
+
+def test_an_infinity_that_passes_is_not_lost():
+    class Overflow(nn.Module):
+        def forward(self, x):
+            return torch.where(x.isinf(), 0.1, torch.where(x > 0.9, torch.inf, 0.5 * x))
+
+    options = {"n_chains": 100, "dim": 1, "data_range": (-1.0, 1.0), "check_every": 1}
+    result = fast_sample(Overflow(), **options)
+    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
+    assert_states_close(result.final, fast_sample(Overflow(), tol=None, **options).final, atol=2e-4)
+
+
+class Waiting(TorchDispatchMode):
+    """Notes calls for which the host would wait for a GPU: reading numbers, looking up places of masks."""
+
+    NAMES = frozenset(
+        {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "bincount"}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        masked = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.NAMES or masked:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_period", [1, 64])
+def test_the_host_waits_once_a_check(max_period, monkeypatch):
+    """What is called on the reference is called on a GPU: three numbers are read at each check and nothing else."""
+    from kaleido_fast.sampling import build_phases, prepare_run
+    from kaleido_fast.settling import run_block
+
+    reads = 0
+    tolist = torch.Tensor.tolist
+
+    def counted(values):
+        nonlocal reads
+        reads += 1
+        return tolist(values)
+
+    options = {"n_chains": 50, "burn_in": 79, "max_period": max_period, "engine": "reference"}
+    run = prepare_run(contracting(scale=1.4, seed=6), **options)  # none of its chains is taken for a cycle on its way
+    phases = build_phases(run.subject, run.request, run.plan, run.device)
+    draws = torch.empty(50, 1, 5)
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    with Waiting() as waiting:
+        end = run_block(phases, run.request, torch.arange(50), None, draws, lambda _: None)
+    assert len(end.steps.unique()) > 4, "the test needs chains that settle at different steps"
+    assert waiting.names == []
+    assert 4 < reads <= int(end.steps.max()) // 4
 
 
 def test_jittered_runs_never_freeze_and_tol_none_runs_every_step():
@@ -194,16 +360,30 @@ def test_jittered_runs_never_freeze_and_tol_none_runs_every_step():
         assert result.stats.chain_steps == 1000
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
-def test_polished_fixed_points_are_fp32_fixed_points(precision):
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        *(("reference", precision) for precision in ("fp16", "bf16", "tf32")),
+        *(("triton", precision) for precision in ("fp16", "bf16")),  # the interpreter does not round to tf32
+        ("cpu", "bf16"),
+    ],
+)
+def test_polished_fixed_points_are_fp32_fixed_points(engine, precision):
+    needs(engine)
+    if engine == "cpu":
+        from kaleido_fast.engines import cpu_kernels
+
+        if not cpu_kernels.HAS_BF16:
+            pytest.skip("this processor does not multiply bf16")
     model = contracting((16, 48, 16), scale=0.6)
-    options = {"n_chains": 64, "burn_in": 119, "engine": "reference"}
+    options = {"n_chains": few_on_triton(engine, 64), "burn_in": 119, "engine": engine}
     exact = fast_sample(model, **options)
     raw = fast_sample(model, precision=precision, **options)
     polished = fast_sample(model, precision=precision, polish=60, **options)
     assert (raw.final - exact.final).abs().max() > 1e-4, "the precision makes no difference here"
     assert_states_close(polished.final, exact.final, atol=2e-4, what=precision)
     assert set(polished.outcome.tolist()) == {Outcome.FIXED_POINT}
+    assert int(polished.steps.min()) > 60, "frozen in the low precision"
 
 
 def test_polish_over_all_steps_is_fp32():
