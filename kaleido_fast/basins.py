@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.pictures import image_grid
+from kaleido_fast.neighbours import distance_blocks
+from kaleido_fast.pictures import captioned_grid, sample_images
 from kaleido_fast.quality import nearest_examples
 from kaleido_fast.result import Outcome, SampleResult
 from kaleido_fast.sampling import fast_sample, resolve_subject
@@ -23,7 +24,9 @@ from kaleido_fast.sampling import fast_sample, resolve_subject
 DEFAULT_DISTANCE = 0.05
 MAX_ATTRACTORS = 10_000
 _BLOCK = 4096
+_SHEET_PIXELS = 56
 _RADII = 1000
+_RADII_BLOCK = 64  # Jacobians, or vectors under them, of so many states are held at once
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,13 @@ class Catalogue:
     def rows(self) -> list[dict[str, Any]]:
         """Plain values of each attractor, for JSON."""
         rows = []
-        for i, share in enumerate(self.shares.tolist()):
+        for i, chains in enumerate(self.counts.tolist()):
             row = {
-                "share": share,
-                "chains": int(self.counts[i]),
+                "share": chains / self.n_chains,
+                "chains": chains,
                 "period": int(self.periods[i]),
                 "spectral_radius": float(self.radii[i]) if i < _RADII else None,
-                "state": self.states[i].tolist(),
+                "state": [float(f"{value:.9g}") for value in self.states[i].tolist()],  # fp32 needs no more digits
             }
             if self.nearest is not None and self.nearest_mse is not None:
                 row |= {"nearest_example": int(self.nearest[i]), "nearest_mse": float(self.nearest_mse[i])}
@@ -73,8 +76,19 @@ class Catalogue:
         return rows
 
     def sheet(self, model: KaleidoMLP, scaling: Scaling, *, most: int = 400) -> Image.Image:
-        """A picture of the first ``most`` attractors, the most visited first, row by row."""
-        return image_grid(self.states[:most], model.spec, scaling)
+        """A picture of the first ``most`` attractors, the most visited first, row by row.
+
+        Under each stands its share of chains, and the period of a cycle.
+
+        Raises:
+            InputError: a model whose samples are not pictures.
+        """
+        pictures = sample_images(self.states[:most], model.spec, scaling, pixels=_SHEET_PIXELS)
+        captions = [
+            f"{share:.2%}" + (f" p{period}" if period > 1 else "")
+            for share, period in zip(self.shares.tolist(), self.periods.tolist(), strict=True)
+        ]
+        return captioned_grid(pictures, captions[:most])
 
 
 def attractors(
@@ -86,31 +100,38 @@ def attractors(
 ) -> Catalogue:
     """Gather the end states of a run.
 
-    End states within ``distance`` of an attractor's first chain count as the same; the distance is the root of the
-    mean squared difference, in units of half the data range. Chains that were still moving are counted in
-    ``n_chains`` alone. Works in blocks: memory is bounded by ``MAX_ATTRACTORS`` states.
+    An end state within ``distance`` of the first one of an attractor, and of its period, counts as the same; the
+    distance is the root of the mean squared difference, in units of half the data range. Chains that were still moving
+    are counted in ``n_chains`` alone. Works in blocks: memory is bounded by ``MAX_ATTRACTORS`` states.
 
     Args:
         result: a run without jitter, with ``tol``.
         model: the network that was sampled: a `KaleidoMLP`, a plain ``nn.Sequential``, or a checkpoint.
-        distance: above 0.
+        distance: above 0, in units of half the data range.
         data: (m, D) training examples in model values, for the nearest one of each attractor.
 
     Raises:
         InputError: no chain of the run settled, a distance that is not above 0, a model or data of another size, or
             more distinct end states than the catalogue holds.
     """
+    check_distance(distance)
     module = resolve_subject(model).module
     if not isinstance(module, KaleidoMLP):
         raise InputError(f"attractors of a {type(module).__name__}: a KaleidoMLP or a plain Sequential is needed")
-    if not distance > 0:
-        raise InputError(f"distance is {distance!r}: it must be above 0")
-    ends, periods = _end_states(result, module)
-    scale = distance * (module.spec.high - module.spec.low) / 2 * module.spec.dim**0.5
-    states, counts, period_of = _gather(ends, periods, scale)
+    spec = module.spec
+    if result.final.shape[1] != spec.dim:
+        raise InputError(f"the run has {result.final.shape[1]} values a chain, the model {spec.dim}")
+    if data is not None and (data.ndim != 2 or data.shape[1] != spec.dim):
+        raise InputError(f"data of shape {tuple(data.shape)}: give (m, {spec.dim}), as the model")
+    leaders = _Leaders(spec.dim, distance * (spec.high - spec.low) / 2 * spec.dim**0.5)
+    for states, periods in _end_states(result, module):
+        leaders.add(states, periods)
+    states, counts, period_of = leaders.by_count()
+    if not len(states):
+        raise InputError("no chain of this run settled: sample with jitter=0, a tol, and more burn_in")
     nearest = nearest_mse = None
     if data is not None:
-        nearest, nearest_mse = nearest_examples(states, data)
+        nearest, nearest_mse = nearest_examples(states, data.cpu())
     return Catalogue(
         states,
         counts,
@@ -119,8 +140,14 @@ def attractors(
         nearest,
         nearest_mse,
         n_chains=len(result.residual),
-        n_settled=len(ends),
+        n_settled=int(counts.sum()),
     )
+
+
+def check_distance(distance: float) -> None:
+    """Refuse a distance that tells no end states apart: `InputError`."""
+    if not 0 < distance < float("inf"):
+        raise InputError(f"distance is {distance!r}: give a finite number of half data ranges, above 0")
 
 
 def recovered(
@@ -154,71 +181,94 @@ def recovered(
     return (error <= STABLE_MSE) & (result.outcome.cpu() == Outcome.FIXED_POINT)
 
 
-def _end_states(result: SampleResult, model: KaleidoMLP) -> tuple[Tensor, Tensor]:
-    """One state and the period of every chain that settled."""
-    if result.final.shape[1] != model.spec.dim:
-        raise InputError(f"the run has {result.final.shape[1]} values a chain, the model {model.spec.dim}")
-    settled = (result.outcome == Outcome.FIXED_POINT) | (result.outcome == Outcome.CYCLE)
-    if not bool(settled.any()):
-        raise InputError("no chain of this run settled: sample with jitter=0, a tol, and more burn_in")
-    states = result.final[settled].cpu().float()
-    periods = result.period[settled].cpu().clamp_min(1)
-    for period in periods.unique().tolist():
-        if period > 1:
-            rows = periods == period
-            states[rows] = _lowest_state(model, states[rows], period)
-    return states, periods
+def _end_states(result: SampleResult, model: KaleidoMLP) -> Iterator[tuple[Tensor, Tensor]]:
+    """One state (n, D) and the period (n,) of every chain that settled, block by block, on the host."""
+    for first in range(0, len(result.residual), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        outcome, periods = result.outcome[rows].cpu(), result.period[rows].cpu()
+        settled = (outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)
+        states, periods = result.final[rows].cpu()[settled].float(), periods[settled]
+        for period in periods[periods > 1].unique().tolist():
+            same = periods == period
+            states[same] = _lowest_state(model, states[same], period)
+        yield states, periods
 
 
 def _lowest_state(model: KaleidoMLP, states: Tensor, period: int) -> Tensor:
     """The state of each orbit that is lowest along one fixed direction: the same for every chain on that cycle."""
     direction = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(0))
-    best, lowest, x = states.clone(), states @ direction, states
+    best, lowest, x = states.clone(), states @ direction, states.to(model.linears[0].weight)
     with torch.no_grad():
         for _ in range(period - 1):
             x = model(x)
-            height = x @ direction
+            here = x.float().cpu()
+            height = here @ direction
             better = height < lowest
-            best[better], lowest[better] = x[better], height[better]
+            best[better], lowest[better] = here[better], height[better]
     return best
 
 
-def _gather(ends: Tensor, periods: Tensor, distance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Leader clustering: each end state joins the nearest leader within ``distance`` or becomes one itself."""
-    leaders, leader_period = ends[:0], periods[:0]
-    counts = torch.zeros(0, dtype=torch.int64)
-    for block, block_periods in zip(ends.split(_BLOCK), periods.split(_BLOCK), strict=True):
-        near, place = _nearest_leader(block, leaders)
-        known = near <= distance
-        counts += torch.bincount(place[known], minlength=len(leaders))
-        block, block_periods = block[~known], block_periods[~known]
-        while len(block):
-            same = torch.linalg.vector_norm(block - block[0], dim=1) <= distance
-            leaders = torch.cat((leaders, block[:1]))
-            leader_period = torch.cat((leader_period, block_periods[:1]))
-            counts = torch.cat((counts, same.sum()[None]))
-            block, block_periods = block[~same], block_periods[~same]
-            if len(leaders) > MAX_ATTRACTORS:
-                raise InputError(
-                    f"more than {MAX_ATTRACTORS:,} distinct end states: pass a larger distance, or sample longer"
-                )
-    order = counts.argsort(descending=True, stable=True)
-    return leaders[order], counts[order], leader_period[order]
+class _Leaders:
+    """Leader clustering: an end state joins the first leader within ``distance``, or becomes one itself.
 
+    It does not matter in how large blocks states are added. Only states of one period are the same.
+    """
 
-def _nearest_leader(block: Tensor, leaders: Tensor) -> tuple[Tensor, Tensor]:
-    if not len(leaders):
-        return torch.full((len(block),), torch.inf), torch.zeros(len(block), dtype=torch.int64)
-    nearest = torch.cdist(block, leaders).min(dim=1)
-    # The matrix product behind cdist loses small distances: measure the winner again.
-    return torch.linalg.vector_norm(block - leaders[nearest.indices], dim=1), nearest.indices
+    def __init__(self, dim: int, distance: float) -> None:
+        self.limit = distance**2
+        self.n = 0
+        self.states = torch.empty(64, dim)  # the first ``n`` rows are in use
+        self.counts: list[int] = []
+        self.periods: list[int] = []
+
+    def add(self, states: Tensor, periods: Tensor) -> None:
+        """Count states (n, D) with their periods (n,)."""
+        place = self._first_leaders(states, periods)
+        for leader, count in zip(*place[place >= 0].unique(return_counts=True), strict=True):
+            self.counts[int(leader)] += int(count)
+        states, periods = states[place < 0], periods[place < 0]
+        while len(states):
+            same = (states - states[0]).square().sum(dim=1) <= self.limit
+            same &= periods == periods[0]
+            self._append(states[0], int(periods[0]), int(same.sum()))
+            states, periods = states[~same], periods[~same]
+
+    def by_count(self) -> tuple[Tensor, Tensor, Tensor]:
+        """States (k, D), counts (k,) and periods (k,) of the leaders, the most frequent first."""
+        counts = torch.tensor(self.counts, dtype=torch.int64)
+        order = counts.argsort(descending=True, stable=True)
+        return self.states[: self.n][order], counts[order], torch.tensor(self.periods, dtype=torch.int32)[order]
+
+    def _append(self, state: Tensor, period: int, count: int) -> None:
+        if self.n == MAX_ATTRACTORS:
+            raise InputError(
+                f"more than {MAX_ATTRACTORS:,} distinct end states: pass a larger distance, or sample longer"
+            )
+        if self.n == len(self.states):
+            self.states = torch.cat((self.states, torch.empty_like(self.states)))
+        self.states[self.n] = state
+        self.counts.append(count)
+        self.periods.append(period)
+        self.n += 1
+
+    def _first_leaders(self, states: Tensor, periods: Tensor) -> Tensor:
+        """Places (n,) of the first leaders within the distance, -1 where there is none."""
+        found = torch.full((len(states),), self.n)
+        period_of = torch.tensor(self.periods, dtype=periods.dtype)
+        for rows, columns, squares in distance_blocks(states, self.states[: self.n]):
+            near = (squares <= self.limit) & (periods[rows, None] == period_of[columns])
+            first = torch.where(near.any(dim=1), near.to(torch.uint8).argmax(dim=1) + columns.start, self.n)
+            found[rows] = torch.minimum(found[rows], first)
+        return torch.where(found < self.n, found, -1)
 
 
 def _radii(model: KaleidoMLP, states: Tensor, periods: Tensor) -> Tensor:
+    """Spectral radii (k,) of the first attractors, NaN for those after."""
     radii = torch.full((len(states),), torch.nan)
+    like = model.linears[0].weight
     for period in periods[:_RADII].unique().tolist():
-        rows = (periods[:_RADII] == period).nonzero().squeeze(1)
-        radii[rows] = spectral_radii(_repeated(model, period), states[rows]).float()
+        for rows in (periods[:_RADII] == period).nonzero().squeeze(1).split(_RADII_BLOCK):
+            radii[rows] = spectral_radii(_repeated(model, period), states[rows].to(like)).float().cpu()
     return radii
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from kaleido_fast.checkpoint import Scaling
@@ -17,6 +17,8 @@ from kaleido_fast.model import ModelSpec
 _GAP = 1
 _CELL_PIXELS = 24
 _GAP_GREY = 96
+_CAPTION_POINTS = 11
+_CAPTION_GREY = 224
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
@@ -39,8 +41,10 @@ def to_bytes(samples: Tensor, spec: ModelSpec, scaling: Scaling) -> Tensor:
     return (share.clamp(0, 1) * 255).round().to(torch.uint8).reshape(-1, *spec.sample_shape)
 
 
-def image_grid(samples: Tensor, spec: ModelSpec, scaling: Scaling, *, columns: int | None = None) -> Image.Image:
-    """A sheet of samples (n, D), row by row; cells are enlarged by a whole factor to about 24 pixels.
+def image_grid(
+    samples: Tensor, spec: ModelSpec, scaling: Scaling, *, columns: int | None = None, pixels: int = _CELL_PIXELS
+) -> Image.Image:
+    """A sheet of samples (n, D), row by row; cells are enlarged by a whole factor to about ``pixels``.
 
     Raises:
         InputError: no samples, or a model whose samples are not pictures.
@@ -51,17 +55,45 @@ def image_grid(samples: Tensor, spec: ModelSpec, scaling: Scaling, *, columns: i
         )
     if not len(samples):
         raise InputError("no samples to draw: ask for at least one")
-    pixels = to_bytes(samples, spec, scaling)
-    columns = columns or max(1, round(math.sqrt(1.6 * len(pixels))))
-    rows = -(-len(pixels) // columns)
+    values = to_bytes(samples, spec, scaling)
+    columns = columns or max(1, round(math.sqrt(1.6 * len(values))))
+    rows = -(-len(values) // columns)
     height, width = spec.sample_shape[:2]
     colour = spec.sample_shape[2:]
     sheet = torch.full((rows * columns, height + _GAP, width + _GAP, *colour), _GAP_GREY, dtype=torch.uint8)
-    sheet[: len(pixels), :height, :width] = pixels
+    sheet[: len(values), :height, :width] = values
     sheet = sheet.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
     image = Image.fromarray(sheet[:-_GAP, :-_GAP].contiguous().numpy())
-    factor = max(1, _CELL_PIXELS // max(height, width))
+    factor = max(1, pixels // max(height, width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def sample_images(samples: Tensor, spec: ModelSpec, scaling: Scaling, *, pixels: int) -> list[Image.Image]:
+    """Samples (n, D) as one picture each, enlarged by a whole factor to about ``pixels``.
+
+    Raises:
+        InputError: no samples, or a model whose samples are not pictures.
+    """
+    return [image_grid(sample[None], spec, scaling, columns=1, pixels=pixels) for sample in samples]
+
+
+def captioned_grid(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
+    """Pictures of one size with a caption under each, row by row, on grey."""
+    font = ImageFont.load_default(_CAPTION_POINTS)
+    width = max(pictures[0].width, *(math.ceil(font.getlength(text)) for text in captions)) + 4
+    height = pictures[0].height + _CAPTION_POINTS + 6
+    columns = max(1, round(math.sqrt(1.6 * len(pictures) * height / width)))
+    rows = -(-len(pictures) // columns)
+    grey = (_GAP_GREY // 2,) * 3
+    sheet = Image.new("RGB", (columns * width, rows * height), grey)
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(i, columns)
+        left, top = column * width + (width - picture.width) // 2, row * height + 2
+        sheet.paste(picture, (left, top))
+        middle = (column * width + width / 2, top + picture.height + 1)
+        draw.text(middle, text, fill=(_CAPTION_GREY,) * 3, font=font, anchor="ma")
+    return sheet
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
 @click.option("--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps at most, less one.")
 @click.option("--tol", type=float, default=names.DEFAULT_TOL, show_default=True, help="Residual of a settled chain.")
-@click.option("--distance", type=float, default=0.05, show_default=True, help="End states nearer than this are one.")
+@click.option(
+    "--distance",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="End states nearer than this are one: root mean square, in units of half the data range.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
 @click.option("--data", "source", help="Training data, for the nearest example [default: the model's own, if at hand].")
 @click.option(
@@ -48,13 +54,14 @@ def command(
 
     Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited attractor first.
     """
-    from kaleido_fast.basins import attractors
+    from kaleido_fast.basins import attractors, check_distance
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.files import atomic_path, check_writable
     from kaleido_fast.pictures import is_image_shape, save_picture
     from kaleido_fast.sampling import fast_sample
 
     check_writable(out)
+    check_distance(distance)
     checkpoint = load_checkpoint(model)
     data = _training_data(checkpoint, source)
     result = fast_sample(
@@ -70,7 +77,7 @@ def command(
         progress=not quiet,
     )
     catalogue = attractors(result, checkpoint.model, distance=distance, data=data)
-    facts = {**result.record(), "n_settled": catalogue.n_settled, "attractors": catalogue.rows()}
+    facts = {**result.record(), "distance": distance, "n_settled": catalogue.n_settled, "attractors": catalogue.rows()}
     written = [out]
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(facts, sort_keys=True) + "\n")

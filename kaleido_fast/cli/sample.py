@@ -254,7 +254,7 @@ def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:
 
 def _histogram(counts: dict[str, int], n_chains: int) -> str:
     """Shares of all chains by steps to settle, in one line."""
-    return ", ".join(f"{count / n_chains:.1%} in {steps}" for steps, count in counts.items()) + " steps"
+    return ", ".join(f"{count / n_chains:.1%} in {steps}" for steps, count in counts.items() if count) + " steps"
 
 
 def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
