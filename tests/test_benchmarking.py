@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -478,3 +479,6 @@ def test_help_does_not_load_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, "help imports torch"
     assert "--readme" in result.stdout
+    text = re.sub(r"(?<=\w-)\n\s+", "", result.stdout)  # click breaks lines after hyphens too
+    for name in (*PEERS, *NETWORKS):
+        assert re.search(rf"\s{name}[\s,;\].]", text), f"a newcomer cannot know of {name}"

@@ -13,6 +13,7 @@ import click
 from kaleido_fast import names
 from kaleido_fast.cli.options import Name
 from kaleido_fast.errors import InputError
+from kaleido_fast.presets import NETWORKS
 
 if TYPE_CHECKING:
     from kaleido_fast.benchmarking.runner import BenchReport, BenchRequest
@@ -23,7 +24,11 @@ TERMINAL = Path("-")
 @click.command(name="bench")
 @click.option("--quick", is_flag=True, help="Short timings: about two minutes on two cores for all six networks.")
 @click.option(
-    "--net", "networks", multiple=True, metavar="NAME", help="Reference network; repeatable [default: all six]."
+    "--net",
+    "networks",
+    multiple=True,
+    metavar="NAME",
+    help=f"Reference network; repeatable [default: all six: {', '.join(NETWORKS)}].",
 )
 @click.option("--model", help="Checkpoint or bundled model to time [default: none].")
 @click.option("--chains", "n_chains", type=int, help="Chains of each timing [default: by network].")
@@ -50,7 +55,9 @@ def command(json_path: Path | None, readme: Path | None, picture: Path | None, q
     """Time engines and their peers on the reference networks, in turns, and compare them.
 
     Every contestant first has to reproduce the reference's states for three steps. Peers whose libraries are missing
-    are named and left out: pip install 'kaleido-fast[peers]' brings them.
+    are named and left out: pip install 'kaleido-fast[peers]' brings them. Peers are eager, chunked, compile, published,
+    jax, onnxruntime and openvino; on a GPU also cudagraph, eager-fp16, eager-bf16, chunked-fp16, cudagraph-fp16 and
+    compile-fp16. A first look takes some seconds: kaleido-fast bench --quick --net digits --peers eager
     """
     from kaleido_fast.benchmarking import bars, report
     from kaleido_fast.benchmarking.runner import run_bench
