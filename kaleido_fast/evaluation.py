@@ -277,6 +277,7 @@ def evaluate(
         facts = {SAMPLES: _draws_facts(draws, n_chains)}
     sets = {}
     for name, states in points.items():
+        _check_finite(states)
         tell(f"measuring {name}")
         sets[name] = scorer.score(states)
     if scorer.train is not None and scorer.unseen is not None:
@@ -345,6 +346,15 @@ def _draws_facts(draws: Draws, n_chains: int) -> dict[str, Any]:
         "residual_quantiles": residual_quantiles(residual),
         "steps_quantiles": quantiles(steps.to(torch.float32)),
     }
+
+
+def _check_finite(samples: Tensor) -> None:
+    bad = int((~torch.isfinite(samples)).any(dim=1).sum())
+    if bad:
+        raise InputError(
+            f"{bad:,} of {len(samples):,} samples hold NaN or infinite values, which cannot be measured: "
+            "look for huge weights in the model, or train it again"
+        )
 
 
 def _run_facts(result: SampleResult) -> dict[str, Any]:

@@ -215,6 +215,20 @@ def test_a_sheet_of_points_is_refused(tmp_path, monkeypatch, capsys):
     assert status == 2 and "not pictures" in err and "show" in err
 
 
+def test_samples_that_are_nan_are_named(squares, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, model = squares
+    checkpoint = load_checkpoint(model)
+    with torch.no_grad():
+        checkpoint.model.linears[0].weight.fill_(3e38)
+        checkpoint.model.linears[1].weight.fill_(3e38)
+        checkpoint.model.linears[2].weight.copy_(torch.tensor([1.0, -1.0]).repeat(4, 16))
+    save_checkpoint("huge.safetensors", checkpoint.model, checkpoint.card)
+    status, _, err = run(monkeypatch, capsys, "huge.safetensors", "--data", data, "--chains", 30, "--no-classes")
+    assert status == 2 and "of 30 samples hold NaN or infinite values" in err and "Traceback" not in err
+    assert not (tmp_path / "evaluation.json").exists()
+
+
 def test_held_out_alone(squares, tmp_path, monkeypatch):
     """Without training data: no distances to it, and it is said."""
     data, model = squares
