@@ -17,7 +17,7 @@ from kaleido_fast.pictures import image_grid
 from kaleido_fast.shown import Shown
 
 SQUARE = 360  # pixels of a frame
-WIDE = 760  # pixels of a strip
+WIDE = 820  # pixels of a strip
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 _MARGIN = 8
 _LABEL = 18
@@ -44,14 +44,14 @@ def make_frames(shown: Shown) -> list[Image.Image]:
     check_can_show(shown)
     if shown.are_pictures:
         columns = range(len(shown.steps))
-        bodies = [_enlarged(image_grid(shown.states[:, i], shown.spec, shown.scaling), SQUARE) for i in columns]
+        bodies = [enlarged(image_grid(shown.states[:, i], shown.spec, shown.scaling), SQUARE) for i in columns]
     else:
         bodies = _points(shown)
     last = max(shown.steps[-1], 1)
     return [_framed(body, step, step / last) for body, step in zip(bodies, shown.steps, strict=True)]
 
 
-def _enlarged(sheet: Image.Image, width: int) -> Image.Image:
+def enlarged(sheet: Image.Image, width: int) -> Image.Image:
     """The sheet in colour, enlarged by a whole factor up to ``width`` pixels."""
     factor = max(1, width // sheet.width)
     return sheet.convert("RGB").resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
@@ -116,7 +116,7 @@ def strip(shown: Shown) -> Image.Image:
         InputError: samples that are not pictures.
     """
     sheet = image_grid(shown.states.flatten(0, 1), shown.spec, shown.scaling, columns=len(shown.steps))
-    sheet = _enlarged(sheet, WIDE)
+    sheet = enlarged(sheet, WIDE)
     page = Image.new("RGB", (sheet.width, sheet.height + _LABEL), "white")
     page.paste(sheet, (0, _LABEL))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from kaleido_fast.training import HistoryEntry
@@ -87,10 +88,10 @@ def loss_profile(x: np.ndarray, loss: np.ndarray, points: np.ndarray) -> Figure:
     """The loss (f(x) - x)^2 over x, with the training points marked."""
     figure = new_figure(7, 3.2)
     axes = figure.subplots()
-    axes.semilogy(x, loss.clip(1e-12), color="tab:blue")
-    for point in points:
-        axes.axvline(point, color="tab:red", linestyle=":", linewidth=1)
+    axes.semilogy(x, loss.clip(1e-12), color="tab:blue", label="loss")
+    _mark_points(axes, points)
     axes.set(xlabel="x", ylabel="(f(x) - x)²")
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     return figure
 
 
@@ -98,28 +99,37 @@ def positions_1d(states: np.ndarray, steps: Sequence[int], points: np.ndarray, b
     """Histograms of chains (n, steps) at each step, one above the other."""
     figure = new_figure(7, 1.1 * len(steps) + 0.6)
     for i, (axes, step) in enumerate(zip(figure.subplots(len(steps), 1, sharex=True), steps, strict=True)):
-        axes.hist(states[:, i], bins=101, range=bounds, color="tab:blue")
-        for point in points:
-            axes.axvline(point, color="tab:red", linestyle=":", linewidth=1)
+        axes.hist(states[:, i], bins=101, range=bounds, color="tab:blue", label="chains")
+        _mark_points(axes, points)
         axes.set_yticks([])
         axes.set_ylabel("start" if step == 0 else f"step {step}", rotation=0, ha="right", va="center")
-    axes.set_xlabel("chain position")
+    axes.set_xlabel("value of the chain")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
     return figure
+
+
+def _mark_points(axes: Axes, points: np.ndarray) -> None:
+    """Training points (k,) as dotted lines, named once."""
+    for i, point in enumerate(points):
+        name = "training points" if i == 0 else None
+        axes.axvline(point, color="tab:red", linestyle=":", linewidth=1, label=name)
 
 
 def cobweb(x: np.ndarray, y: np.ndarray, paths: np.ndarray, points: np.ndarray) -> Figure:
     """Cobweb plot: paths (k, steps) bounce between the function and the diagonal."""
     figure = new_figure(5, 5)
     axes = figure.subplots()
-    axes.plot(x, x, color="0.7")
-    axes.plot(x, y, color="0.2")
+    axes.plot(x, x, color="0.7", label="diagonal: fixed points")
+    axes.plot(x, y, color="0.2", label="learned function")
     for path, colour in zip(paths, COLOURS * len(paths), strict=False):
         corners_x = path.repeat(2)[:-1]
         corners_y = path.repeat(2)[1:]
         axes.plot(corners_x, corners_y, color=colour, linewidth=1)
         axes.plot(path[0], path[0], "o", color=colour, markersize=4)
-    axes.plot(points, points, "o", color="tab:red")
+    axes.plot(points, points, "s", color="black", label="training points")
+    axes.plot([], [], "o-", color="0.5", linewidth=1, markersize=4, label="a chain, from its start")
     axes.set(xlabel="x", ylabel="f(x)", aspect="equal")
+    axes.legend(frameon=False)
     return figure
 
 
@@ -151,6 +161,8 @@ def positions_2d(
         panels[i].plot(points[:, 0], points[:, 1], "+", color="0.6", markersize=14, zorder=1)
         panels[i].scatter(states[:, i, 0], states[:, i, 1], s=5, c=colours, zorder=2)
         panels[i].set(title="start" if step == 0 else f"step {step}", aspect="equal", xlim=bounds, ylim=bounds)
+    figure.supxlabel("first value")
+    figure.supylabel("second value")
     return figure
 
 

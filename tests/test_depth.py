@@ -78,3 +78,23 @@ def test_findings_name_what_rises_and_what_falls():
     text = depth._finding(depth.TREATMENTS[0], pairs, [(0.0, 1.0)] * len(pairs))
     assert "Better with more layers: chains still moving. Worse: coverage." in text
     assert "density" not in text and "from 6 layers on, better: nothing; worse: nothing" in text.lower()
+
+
+def test_the_answer_in_short_follows_the_numbers():
+    def rows(denoising: float) -> list[dict]:
+        ends = (("plain", 2, 0.1), ("plain", 16, 0.3), ("denoising", 2, denoising), ("denoising", 16, 0.5))
+        return [{"treatment": t, "layers": layers, "coverage": c, "stable": c / 2} for t, layers, c in ends]
+
+    text = depth._in_short(rows(0.4))
+    assert "2 to 16 layers: coverage 0.10 to 0.30, stable training examples 5% to 15%" in text
+    assert "noise cover more than" in text
+    assert "noise cover no more than" in depth._in_short(rows(0.2))
+    assert "nothing to compare" in depth._in_short(rows(0.4)[:2])
+
+
+def test_bars_are_one_standard_deviation_of_values_or_logarithms():
+    assert depth._centres_and_bars([[1.0, 3.0], [2.0]], False) == ([2, 2], [[pytest.approx(2**0.5), 0]] * 2)
+    centres, (below, above) = depth._centres_and_bars([[1e-6, 1e-2]], True)
+    assert centres == [pytest.approx(1e-4)]
+    assert 0 < below[0] < centres[0] < above[0]
+    assert (centres[0] + above[0]) * (centres[0] - below[0]) == pytest.approx(1e-8)

@@ -195,6 +195,16 @@ def test_every_kaleidoscope_has_a_module_and_a_committed_report():
             assert (reports / name / file).stat().st_size < 300_000
 
 
+def test_pages_link_to_files_that_are_there():
+    from pathlib import Path
+
+    root = Path(__file__).parent.parent
+    for page in (root / "README.md", *(root / "docs").glob("*.md")):
+        for link in links(page.read_text()):
+            if not link.startswith(("http", "#")):
+                assert (page.parent / link.split("#")[0]).is_file(), f"{page.name}: {link}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "init"), [("points1d", "uniform"), ("points2d", "normal")])
 @pytest.mark.parametrize("seed", range(10))

@@ -64,7 +64,7 @@ class Treatment:
 
 
 TREATMENTS = (
-    Treatment("plain", "plain (as published)", 0.0, 0.004, "tab:red"),
+    Treatment("plain", "plain loss, as published", 0.0, 0.004, "tab:red"),
     Treatment("denoising", "denoising, noise 0.3", 0.3, 0.016, "tab:blue"),
 )
 
@@ -113,6 +113,7 @@ def run(job: Job, report: Report) -> None:
     matched = [row for row in rows if row["reached"]]
     report.text(_setting(job, rows))
     report.heading("Found")
+    report.text(_in_short(matched))
     trends = {
         (treatment.name, least): [trend(matched, treatment.name, measure.name, least) for measure in MEASURES]
         for treatment in TREATMENTS
@@ -123,7 +124,8 @@ def run(job: Job, report: Report) -> None:
     report.picture(
         "depth",
         draw(matched),
-        "Every number against the number of layers: mean over the seeds, bars of one standard deviation",
+        "Every number against the number of layers: mean over the seeds, bars of one standard deviation (of the "
+        "residual: of its logarithm)",
     )
     report.heading("Trends")
     report.text(
@@ -270,10 +272,38 @@ def _setting(job: Job, rows: Sequence[Row]) -> str:
     losses = "; ".join(f"{treatment.title}: {treatment.loss:g}" for treatment in TREATMENTS)
     return (
         f"{N_EXAMPLES} of the 8 x 8 digits; networks 64-{HIDDEN}x(layers - 1)-64 with ReLU and tanh, Adam at 1e-3, "
-        f"whole batches, {N_SEEDS} seeds each. Each stops as soon as the mean squared error on its training inputs is "
-        f"down to one value ({losses}); {reached} of {len(rows)} got there within {job.steps or MAX_STEPS:,} steps, "
-        f"and only those count below. Samples: {job.n_chains or N_CHAINS:,} chains from uniform noise, 300 steps "
-        f"without jitter, against {N_COMPARED} digits that were not trained on. docs/quality.md defines the numbers."
+        f"whole batches, Kaiming's initial weights, {N_SEEDS} seeds each. Each stops as soon as its training loss, the "
+        f"mean squared error on training inputs, is down to one value ({losses}); {reached} of {len(rows)} got there "
+        f"within {job.steps or MAX_STEPS:,} steps, and only those count below. Samples: {job.n_chains or N_CHAINS:,} "
+        f"chains from uniform noise, 300 steps without jitter, against {N_COMPARED} digits that were not trained on. "
+        "docs/quality.md defines the numbers."
+    )
+
+
+def _in_short(rows: Sequence[Row]) -> str:
+    """The two numbers that say most, at both ends of depth, and whether noise on the inputs does more than depth."""
+    ends = {}
+    for treatment in TREATMENTS:
+        here = [row for row in rows if row["treatment"] == treatment.name]
+        if not here:
+            return "A way of training reached its loss with no network: there is nothing to compare."
+        layers = sorted({row["layers"] for row in here})
+        ends[treatment.name] = [[row for row in here if row["layers"] == end] for end in (layers[0], layers[-1])]
+
+    def mean(name: str, end: int, measure: str) -> float:
+        return fmean(row[measure] for row in ends[name][end])
+
+    parts = [
+        f"{treatment.title}, {shallow[0]['layers']} to {deep[0]['layers']} layers: coverage "
+        f"{mean(treatment.name, 0, 'coverage'):.2f} to {mean(treatment.name, 1, 'coverage'):.2f}, stable training "
+        f"examples {mean(treatment.name, 0, 'stable'):.0%} to {mean(treatment.name, 1, 'stable'):.0%}"
+        for treatment, (shallow, deep) in zip(TREATMENTS, ends.values(), strict=True)
+    ]
+    plain, denoising = (treatment.name for treatment in TREATMENTS)
+    more = mean(denoising, 0, "coverage") > mean(plain, 1, "coverage")
+    return (
+        f"At equal training loss: {'; '.join(parts)}. The shallowest networks trained with noise cover "
+        f"{'more' if more else 'no more'} than the deepest ones trained without."
     )
 
 
@@ -352,7 +382,8 @@ def draw(rows: Sequence[Row], columns: int = 4) -> Figure:
         axes.axis("off")
     for axes, measure in zip(panels, MEASURES, strict=False):
         logarithmic = measure.name == "residual"
-        floor = 1e-8 if logarithmic else -math.inf
+        if logarithmic and rows:
+            axes.set_yscale("log")
         for treatment in TREATMENTS:
             values = {
                 layers: [
@@ -361,17 +392,27 @@ def draw(rows: Sequence[Row], columns: int = 4) -> Figure:
                 for layers in DEPTHS
             }
             shown = [layers for layers in DEPTHS if values[layers]]
-            means = [max(fmean(values[layers]), floor) for layers in shown]
-            bars = [stdev(values[layers]) if len(values[layers]) > 1 else 0.0 for layers in shown]
+            centres, bars = _centres_and_bars([values[layers] for layers in shown], logarithmic)
             axes.errorbar(
-                shown, means, bars, color=treatment.colour, marker="o", markersize=3, capsize=2, label=treatment.title
+                shown, centres, bars, color=treatment.colour, marker="o", markersize=3, capsize=2, label=treatment.title
             )
         axes.set_title(measure.title, fontsize=9)
         axes.set_xticks(DEPTHS)
         axes.tick_params(labelsize=7)
-        if logarithmic and rows:
-            axes.set_yscale("log")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="lower right")
     figure.supxlabel("layers", fontsize=9)
     return figure
+
+
+def _centres_and_bars(groups: Sequence[Sequence[float]], logarithmic: bool) -> tuple[list[float], list[list[float]]]:
+    """Mean of each group and how far one standard deviation reaches below and above it; of logarithms if so asked."""
+    if logarithmic:
+        groups = [[math.log(max(value, 1e-12)) for value in group] for group in groups]
+    means = [fmean(group) for group in groups]
+    spreads = [stdev(group) if len(group) > 1 else 0.0 for group in groups]
+    back = math.exp if logarithmic else float
+    centres = [back(mean) for mean in means]
+    below = [back(mean) - back(mean - spread) for mean, spread in zip(means, spreads, strict=True)]
+    above = [back(mean + spread) - back(mean) for mean, spread in zip(means, spreads, strict=True)]
+    return centres, [below, above]

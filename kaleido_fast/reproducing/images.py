@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kaleido_fast.animation import make_frames, strip, write_gif
+from kaleido_fast.animation import enlarged, make_frames, strip, write_gif
 from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import Dataset
@@ -24,9 +24,10 @@ from kaleido_fast.sampling import fast_sample
 from kaleido_fast.shown import Shown, sample_shown
 
 N_CHAINS = 1000
-STRIP_CHAINS = 14
+STRIP_CHAINS = 10
 STRIP_STEPS = (0, 1, 2, *range(5, 14), 50, 300)
 SHEET = 120
+SHEET_WIDTH = 1160  # pixels, at most
 MOVED, MOVED_FRAMES = 24, 20  # chains and frames of animations of small pictures
 LARGE = 400  # values of a picture from which on there are fewer of both: noise hardly compresses
 FEW_MOVED, FEW_FRAMES = 15, 13
@@ -108,7 +109,8 @@ def _recovered(who: Contestant) -> Any:
         for _ in range(299):
             state = model(state)
     columns = len(rows[0])
-    return image_grid(torch.cat([*rows, state]), model.spec, who.checkpoint.card.scaling, columns=columns)
+    sheet = image_grid(torch.cat([*rows, state]), model.spec, who.checkpoint.card.scaling, columns=columns)
+    return enlarged(sheet, SHEET_WIDTH)
 
 
 def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset, slug: str) -> None:
@@ -177,11 +179,12 @@ def sample_sheets(report: Report, who: Contestant, found: Evaluation, slug: str)
     how = f"with jitter {who.jitter:g}" if who.jitter else "after 300 steps"
     report.picture(
         f"{slug}-samples",
-        image_grid(found.samples[:SHEET], spec, scaling, columns=20),
+        enlarged(image_grid(found.samples[:SHEET], spec, scaling, columns=20), SHEET_WIDTH),
         f"Samples {how}, not chosen: chains 0 to {min(SHEET, len(found.samples)) - 1}",
     )
     sheet = look_sheet(found.samples, who.train.data, spec, scaling)
-    report.picture(f"{slug}-nearest", sheet, "Samples, and below each row the nearest training examples")
+    caption = "Samples, and below each row of them the nearest training examples"
+    report.picture(f"{slug}-nearest", enlarged(sheet, SHEET_WIDTH), caption)
 
 
 COLUMNS = (

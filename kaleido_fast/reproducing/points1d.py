@@ -34,7 +34,7 @@ def run(job: Job, report: Report) -> None:
     report.picture(
         "function",
         plots.learned_function(x, y, points),
-        "The learned function is flat around each training point: a whole interval is sent to it",
+        "The learned function is flat, or nearly so, around each training point: a whole interval is sent to it",
     )
     report.picture(
         "loss",
@@ -52,7 +52,7 @@ def run(job: Job, report: Report) -> None:
     report.picture(
         "cobweb",
         plots.cobweb(x, y, torch.cat(paths, dim=1).numpy(), points),
-        "Cobweb plot: chains bounce between function and diagonal until they sit on a training point",
+        "Cobweb plot: chains go up or down to the function, across to the diagonal, and so on to a training point",
     )
     moving = [i for i, step in enumerate(steps) if step <= 20]
     seen = tuple(steps[i] for i in moving)

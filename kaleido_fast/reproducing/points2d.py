@@ -21,7 +21,7 @@ def run(job: Job, report: Report) -> None:
     data, made = train_points(job, "points2d")
     model, spec = made.checkpoint.model, made.checkpoint.model.spec
     steps = (*range(21), 50)
-    # The package's normal start noise is N(mid, half-range) clipped to the range: N(0.5, 0.5 I) here, as in the paper.
+    # Normal start noise is around the middle of the range, with half the range as its standard deviation: 0.5 and 0.5.
     result = sample_points(job, made, "normal", steps)
     ends = find_ends(result.final.cpu(), data.data)
     describe(report, made, data, result, ends)
@@ -41,7 +41,8 @@ def run(job: Job, report: Report) -> None:
     report.picture(
         "chains",
         plots.positions_2d(states[:, shown].numpy(), SHOWN_STEPS, basin, points, bounds),
-        f"{len(states):,} chains from N(0.5, 0.5 I), clipped to the square, coloured by where they end",
+        f"{len(states):,} chains from normal noise (mean 0.5, standard deviation 0.5, clipped to the square), coloured "
+        "by where they end; crosses: training points",
     )
     mapped = fast_sample(
         made.checkpoint.path, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device
