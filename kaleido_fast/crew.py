@@ -62,6 +62,10 @@ class Crew:
         """Blocks for this worker, one at a time, until none is left for anybody."""
         yield from blocks
 
+    def gather(self, key: str, value: Any) -> list[Any]:
+        """The values, plain JSON, of all workers for the leader, who waits for them; an empty list for the others."""
+        return [value]
+
     def count(self, chains: int, chain_steps: int) -> None:
         """Another block of this worker, of so many chains, is durably whole."""
         sums = self._totals
@@ -162,6 +166,15 @@ class TorchCrew(Crew):
             if place >= len(blocks):
                 return
             yield blocks[place]
+
+    def gather(self, key: str, value: Any) -> list[Any]:
+        with _reaching():
+            self.store.set(f"{key} {self.rank}", json.dumps(value))
+        places = [f"{key} {rank}" for rank in range(self.size)] if self.leads else []
+        for place in places:
+            self._wait(place)
+        with _reaching():
+            return [json.loads(self.store.get(place)) for place in places]
 
     def count(self, chains: int, chain_steps: int) -> None:
         with _reaching():

@@ -69,6 +69,7 @@ class ZarrOutput:
         config = {"write_empty_chunks": True}
         self.arrays: dict[str, Any] = {name: group[name].with_config(config) for name in (*ARRAYS, MARKS)}
         self.fingerprint = zlib.crc32(_canonical(record))
+        self._last_mark: np.ndarray | None = None
 
     @classmethod
     def create(cls, path: Path, layout: Layout, record: dict[str, Any], *, overwrite: bool = False) -> ZarrOutput:
@@ -123,7 +124,7 @@ class ZarrOutput:
 
     def write(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
         """See `BlockOutput.write`."""
-        rows = self.layout.rows(block)
+        rows, self._last_mark = self.layout.rows(block), None
         try:
             for name in ARRAYS:
                 self.arrays[name][rows] = arrays[name]
@@ -140,16 +141,11 @@ class ZarrOutput:
     def read(self, name: str, block: int) -> np.ndarray:
         """See `BlockOutput.read`."""
         place = f"{name}/{self._chunk(name, block)}"
-        try:
-            mark = self.arrays[MARKS][block]
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as problem:
-            raise _damaged(self.path, f"{MARKS}/{self._chunk(MARKS, block)}", block, problem) from problem
-        if not mark.any():
+        mark = self._mark(block)
+        if mark is None:
             raise InputError(
                 f"{self.path}: block {block} ({place}) is missing: the run is unfinished; its command again goes on"
             )
-        if mark[0] != self.fingerprint or mark[1] != block % 2**32:
-            raise _damaged(self.path, f"{MARKS}/{self._chunk(MARKS, block)}", block, "it belongs elsewhere")
         try:
             held = _tail(self.path / place)
             if held != mark[2 + ARRAYS.index(name)]:
@@ -176,6 +172,7 @@ class ZarrOutput:
 
     def forget(self, block: int) -> None:
         """Take back that a block is whole."""
+        self._last_mark = None
         try:
             (self.path / MARKS / self._chunk(MARKS, block)).unlink(missing_ok=True)
             sync_folder(self.path / MARKS)
@@ -192,6 +189,22 @@ class ZarrOutput:
     def finish(self) -> list[str]:
         """Nothing is left to do: a store is whole when its blocks are."""
         return [str(self.path)]
+
+    def _mark(self, block: int) -> np.ndarray | None:
+        """What was noted when a block was whole, None if it is not; that of the last block asked for is remembered."""
+        if self._last_mark is not None and self._last_mark[1] == block % 2**32:
+            return self._last_mark
+        place = f"{MARKS}/{self._chunk(MARKS, block)}"
+        try:
+            mark = np.asarray(self.arrays[MARKS][block])
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as problem:
+            raise _damaged(self.path, place, block, problem) from problem
+        if not mark.any():
+            return None
+        if mark[0] != self.fingerprint or mark[1] != block % 2**32:
+            raise _damaged(self.path, place, block, "it belongs elsewhere")
+        self._last_mark = mark
+        return mark
 
     def _chunk(self, name: str, block: int) -> str:
         return self.arrays[name].metadata.encode_chunk_key((block, *[0] * (self.arrays[name].ndim - 1)))

@@ -183,9 +183,7 @@ class _Task:
             crew.confirm(None)
             if done.all() and isinstance(output, ZarrOutput):
                 return self.result(output, [str(self.path)], None, damaged)
-            tally = Tally()
-            computed = self.compute(output, done, crew, tally, callback)
-            count_blocks(output, np.flatnonzero(~computed.mine).tolist(), tally)
+            computed, tally = self.compute(output, done, crew, callback)
             stats = self.stats(output.layout, tally, crew.totals(), computed)
             return self.result(output, output.finish(), stats, damaged)
 
@@ -207,7 +205,7 @@ class _Task:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(shared["done"]), np.uint8))
         done = bits[: output.layout.n_blocks].astype(bool)
         if not done.all():
-            self.compute(output, done, crew, Tally(), None)
+            self.compute(output, done, crew, None)
 
     def check(self, crew: Crew) -> None:
         """Refuse what can be refused without looking into the output."""
@@ -309,13 +307,22 @@ class _Task:
             )
 
     def compute(
-        self, output: BlockOutput, done: np.ndarray, crew: Crew, tally: Tally, callback: Callback | None
-    ) -> _Computed:
-        """Compute and write blocks until none is left for anybody; an interruption says what is kept."""
+        self, output: BlockOutput, done: np.ndarray, crew: Crew, callback: Callback | None
+    ) -> tuple[_Computed, Tally]:
+        """Compute and write blocks until none is left for anybody; an interruption says what is kept.
+
+        Every worker counts its own chains and its share of those that were there before: the leader gets all counts.
+        """
+        tally = Tally()
         try:
-            return self.compute_missing(output, done, crew, tally, callback)
+            computed = self.compute_missing(output, done, crew, tally, callback)
+            count_blocks(output, np.flatnonzero(done)[crew.rank :: crew.size].tolist(), tally)
         except KeyboardInterrupt as stop:
             raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
+        whole = Tally()
+        for counts in crew.gather("tally", tally.plain()):
+            whole.include(counts)
+        return computed, whole
 
     def compute_missing(
         self, output: BlockOutput, done: np.ndarray, crew: Crew, tally: Tally, callback: Callback | None
@@ -328,7 +335,6 @@ class _Task:
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         before = layout.n_chains - sum(layout.length(block) for block in missing)
         meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
-        mine = np.zeros(layout.n_blocks, bool)
         setup = time.perf_counter() - began
 
         def write(block: Block) -> None:
@@ -336,7 +342,6 @@ class _Task:
             arrays = _as_arrays(block.chains, layout.encoding)
             output.write(number, arrays)
             tally.add(arrays["residual"], arrays["steps"], arrays["outcome"])
-            mine[number] = True
             crew.count(len(block.chains), block.chain_steps)
 
         with _Writer(write) as writer:
@@ -357,7 +362,7 @@ class _Task:
                     raise memory_advice(run) from None
                 raise
         compiling = sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases)
-        return _Computed(mine, setup, time.perf_counter() - began - setup, compiling)
+        return _Computed(setup, time.perf_counter() - began - setup, compiling)
 
     def interrupted(self, output: BlockOutput, *, terminated: bool) -> StreamInterruptedError:
         """What is kept, in one line."""
@@ -400,16 +405,15 @@ class _Task:
 
 
 def count_blocks(output: BlockOutput, blocks: list[int], tally: Tally) -> None:
-    """Count the chains of blocks that were written earlier, or by others."""
+    """Count the chains of blocks that were written earlier."""
     for block in blocks:
         tally.add(*(output.read(name, block) for name in ("residual", "steps", "outcome")))
 
 
 @dataclass(frozen=True)
 class _Computed:
-    """What this process has done: ``mine`` (n_blocks,) bool are its blocks."""
+    """How long this process has worked."""
 
-    mine: np.ndarray
     setup_seconds: float
     seconds: float
     compile_seconds: float

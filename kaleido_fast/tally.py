@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,27 @@ class Tally:
             self.residuals[bins] += counts
         _count(self.steps, steps)
         _count(self.settled, steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)])
+
+    def plain(self) -> dict[str, Any]:
+        """All counts as plain values, to be sent to another process; see `include`."""
+        bins = np.flatnonzero(self.residuals)
+        return {
+            "outcomes": self.outcomes.tolist(),
+            "residuals": [bins.tolist(), self.residuals[bins].tolist()],
+            "ends": [self.least, self.most] if len(bins) else None,
+            "steps": [list(self.steps), list(self.steps.values())],
+            "settled": [list(self.settled), list(self.settled.values())],
+        }
+
+    def include(self, plain: Mapping[str, Any]) -> None:
+        """Add the counts of another tally, as it was sent."""
+        self.outcomes += np.array(plain["outcomes"], np.int64)
+        bins, counts = plain["residuals"]
+        self.residuals[bins] += np.array(counts, np.int64)
+        if plain["ends"] is not None:
+            self.least, self.most = min(self.least, plain["ends"][0]), max(self.most, plain["ends"][1])
+        self.steps.update(dict(zip(*plain["steps"], strict=True)))
+        self.settled.update(dict(zip(*plain["settled"], strict=True)))
 
     def outcome_shares(self) -> dict[str, float]:
         """Share of chains by outcome, every outcome named."""
