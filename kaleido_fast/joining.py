@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_fast.errors import InputError
+from kaleido_fast.errors import InputError, StreamInterruptedError
 from kaleido_fast.files import check_folder
 from kaleido_fast.layout import Layout
 from kaleido_fast.locks import output_lock
@@ -37,6 +37,7 @@ def join_stores(
 
     Raises:
         InputError: as said, or a damaged chunk.
+        StreamInterruptedError: Ctrl-C.
     """
     path = Path(path)
     if not is_store(path):
@@ -55,13 +56,24 @@ def join_stores(
             output.remove_parts()
         else:
             output = ZarrOutput.create(path, layout, record, overwrite=overwrite)
-        missing = np.flatnonzero(~output.done()).tolist()
-        for i, block in enumerate(missing):
-            rows = output.layout.rows(block)
-            output.write(block, {name: _gather(opened, name, rows) for name in ARRAYS})
-            if callback is not None:
-                callback(output.layout.n_blocks - len(missing) + i + 1, output.layout.n_blocks)
+        try:
+            _copy(opened, output, callback)
+        except KeyboardInterrupt as stop:
+            kept = f"{int(output.done().sum()):,} of {output.layout.n_blocks:,} chunks are in {path}"
+            raise StreamInterruptedError(
+                f"interrupted: {kept}; the same command goes on from there", terminated=False
+            ) from stop
     return output
+
+
+def _copy(parts: list[ZarrOutput], output: ZarrOutput, callback: Callable[[int, int], None] | None) -> None:
+    """Write the blocks that are missing."""
+    missing, n_blocks = np.flatnonzero(~output.done()).tolist(), output.layout.n_blocks
+    for i, block in enumerate(missing):
+        rows = output.layout.rows(block)
+        output.write(block, {name: _gather(parts, name, rows) for name in ARRAYS})
+        if callback is not None:
+            callback(n_blocks - len(missing) + i + 1, n_blocks)
 
 
 def _first(part: ZarrOutput) -> int:

@@ -67,6 +67,16 @@ def test_info_tells_what_a_store_holds(stores, monkeypatch, capsys):
     assert facts["range"] == [float(values.min()), float(values.max())]
 
 
+def test_info_looks_at_some_chunks_of_a_large_store(stores, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kaleido_fast.cli.info.MOST_CHUNKS", 3)
+    run = {**RUN, "n_chains": 4096 * 7, "burn_in": 0}
+    sample_to(tmp_path / "a.zarr", stores / "m.safetensors", **run, chunk_chains=4096)
+    facts = json.loads(call(monkeypatch, capsys, "info", tmp_path / "a.zarr", "--json")[1])
+    seen = torch.cat([open_draws(tmp_path / "a.zarr")[4096 * block : 4096 * (block + 1)] for block in (0, 3, 6)])
+    assert facts["range of 3 chunks"] == [float(seen.min()), float(seen.max())]
+    assert "range" not in facts
+
+
 def test_show_draws_a_store_as_it_draws_a_file(stores, tmp_path, monkeypatch, capsys):
     sample_to(tmp_path / "a.npy", stores / "m.safetensors", **RUN)
     for file in (stores / "float32.zarr", tmp_path / "a.npy"):
