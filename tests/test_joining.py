@@ -1,0 +1,112 @@
+"""``kaleido-fast join``: interruptions, damage, and parts that do not fit; tests/test_crew.py has the bytes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_mlp
+
+from kaleido_fast import fast_sample, open_draws, sample_to
+from kaleido_fast.cli import main
+from kaleido_fast.errors import StreamInterruptedError
+from kaleido_fast.joining import join_stores
+
+pytest.importorskip("zarr")
+
+MODEL = random_mlp(3, 5, 3)
+RUN = {"burn_in": 1, "chunk_chains": 4096, "seed": 3, "device": "cpu"}
+SIZES = (4096 * 2, 4096 + 10, 500)
+
+
+@pytest.fixture
+def parts(tmp_path) -> list[Path]:
+    """Three stores of neighbouring chains, the first one of chain 1000."""
+    first, paths = 1000, []
+    for i, n_chains in enumerate(SIZES):
+        paths.append(tmp_path / f"part{i}.zarr")
+        sample_to(paths[-1], MODEL, **RUN, n_chains=n_chains, first_chain=first)
+        first += n_chains
+    return paths
+
+
+def call(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
+    """Run the program in this process: exit status, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["kaleido-fast", "join", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Bytes of all files of a store."""
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def test_the_command_joins_and_says_what(parts, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "all.zarr"
+    status, said, _ = call(monkeypatch, capsys, out, *parts)
+    assert (status, said) == (0, f"{out} holds {sum(SIZES):,} chains of 3 stores, in 4 chunks\n")
+    want = fast_sample(MODEL, n_chains=sum(SIZES), first_chain=1000, burn_in=1, seed=3, device="cpu")
+    draws = open_draws(out)
+    assert torch.equal(draws[:], want.draws)
+    assert torch.equal(torch.from_numpy(draws.per_chain("residual")), want.residual)
+    assert draws.record["request"]["first_chain"] == 1000
+    assert sample_to(out, MODEL, **RUN, n_chains=sum(SIZES), first_chain=1000).stats is None, "as of one run"
+
+
+def test_an_interrupted_join_goes_on(parts, tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(StreamInterruptedError, match=r"2 of 4 chunks are in .*all.zarr; the same command goes on"):
+        join_stores(tmp_path / "all.zarr", parts, callback=stop)
+    steps: list[tuple[int, int]] = []
+    join_stores(tmp_path / "all.zarr", parts, callback=lambda done, total: steps.append((done, total)))
+    assert steps == [(3, 4), (4, 4)], "nothing is joined twice"
+    join_stores(tmp_path / "whole.zarr", parts)
+    assert contents(tmp_path / "all.zarr") == contents(tmp_path / "whole.zarr")
+
+
+def test_a_damaged_part_is_named_and_can_be_repaired(parts, tmp_path, monkeypatch, capsys):
+    chunk = parts[1] / "draws" / "c.1.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    status, _, errors = call(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"{parts[1]}: chunk draws/c.1.0.0 of block 1 is damaged" in errors
+    sample_to(parts[1], MODEL, **RUN, n_chains=SIZES[1], first_chain=1000 + SIZES[0], repair=True)
+    assert call(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")[0] == 0
+    assert len(open_draws(tmp_path / "all.zarr")[:]) == sum(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("all.npy", "part0.zarr"), "whose name ends in .zarr"),
+        (("all.zarr",), "Missing argument 'PARTS...'"),
+        (("all.zarr", "part0.zarr", "part2.zarr"), "leave a gap"),
+        (("all.zarr", "part0.zarr", "part0.zarr"), "overlap"),
+        (("all.zarr", "part0.zarr", "gone.zarr"), "gone.zarr does not exist"),
+        (("all.zarr", "part0.zarr", "samples.npy"), "samples.npy is a file"),
+        (("part1.zarr", "part0.zarr", "part1.zarr"), "is one of the stores to join"),
+        (
+            ("part2.zarr", "part0.zarr", "part1.zarr"),
+            "belongs to another run: request.first_chain was 13298, is now 1000",
+        ),
+        (("file.zarr", "part0.zarr", "part1.zarr", "--overwrite"), "is not a store that kaleido-fast wrote, and stays"),
+        (("nowhere/all.zarr", "part0.zarr"), "nowhere does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_touches_nothing(parts, tmp_path, monkeypatch, capsys, args, text):
+    monkeypatch.chdir(tmp_path)
+    for name in ("samples.npy", "file.zarr"):
+        Path(name).write_text("mine")
+    before = contents(tmp_path)
+    status, out, errors = call(monkeypatch, capsys, *args)
+    assert (status, out, errors.count("\n")) == (2, "", 1), errors
+    assert text in errors
+    assert contents(tmp_path) == before
