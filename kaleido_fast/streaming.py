@@ -313,15 +313,14 @@ class _Task:
 
         Every worker counts its own chains and its share of those that were there before: the leader gets all counts.
         """
-        tally = Tally()
+        tally, whole = Tally(), Tally()
         try:
             computed = self.compute_missing(output, done, crew, tally, callback)
             count_blocks(output, np.flatnonzero(done)[crew.rank :: crew.size].tolist(), tally)
+            for counts in crew.gather("tally", tally.plain()):
+                whole.include(counts)
         except KeyboardInterrupt as stop:
             raise self.interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
-        whole = Tally()
-        for counts in crew.gather("tally", tally.plain()):
-            whole.include(counts)
         return computed, whole
 
     def compute_missing(
