@@ -3,7 +3,8 @@
 A tile is ``subs`` sub-tiles of `LANES` chains; its arrays are laid out [sub-tile][value][lane], so that the innermost
 loop always runs over chains: one chain is one lane of a vector register, from the noise to the draw. Every lane does
 the same operations in the same order (one multiply-add per weight, in the order of the inputs, from the bias on), so
-that a chain's bits depend on neither its place nor its neighbours nor the register block that computed it.
+that a chain's bits depend on neither its place nor its neighbours nor the register block that computed it, and not on
+the width of the processor's vectors either; only one without fused multiply-add rounds otherwise.
 
 Everything that is compiled is in this file, for numba's cache on disk notices changes of the file only.
 """
@@ -381,26 +382,38 @@ def _emit_store(e: _Emitter, sums: list[Any], y: Any, activation: int, slope: An
 
 
 def _emit_block(e: _Emitter, n_outputs: int, args: Any, end: Any) -> None:
-    """Products, then the activation that can be done in registers, chosen at run time."""
-    builder = e.builder
-    _, y, x, w, b, n_in, activation, slope, _ = args
-    sums = _emit_products(e, n_outputs, x, w, b, n_in)
+    """Sub-tile after sub-tile: products, then the activation that can be done in registers, chosen at run time."""
+    builder, int64 = e.builder, ir.IntType(64)
+    _, subs, y, y_bytes, x, x_bytes, w, b, n_in, activation, slope, _ = args
+    entry, loop, stored = builder.block, builder.append_basic_block("sub"), builder.append_basic_block("sub_stored")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left, y_at, x_at = e.phi(int64, subs, entry), e.phi(int64, y, entry), e.phi(int64, x, entry)
+    sums = _emit_products(e, n_outputs, x_at, w, b, n_in)
     blocks = {code: builder.append_basic_block(f"activation{code}") for code in (NONE, RELU, LEAKY_RELU)}
     switch = builder.switch(activation, blocks[NONE])
     for code, block in blocks.items():
         if code != NONE:
-            switch.add_case(ir.Constant(ir.IntType(64), code), block)
+            switch.add_case(ir.Constant(int64, code), block)
         builder.position_at_end(block)
-        _emit_store(e, sums, y, code, e.spread(slope) if code == LEAKY_RELU else None)
-        builder.branch(end)
+        _emit_store(e, sums, y_at, code, e.spread(slope) if code == LEAKY_RELU else None)
+        builder.branch(stored)
+    builder.position_at_end(stored)
+    left_next = builder.sub(left, ir.Constant(int64, 1))
+    for phi, value in ((left, left_next), (y_at, builder.add(y_at, y_bytes)), (x_at, builder.add(x_at, x_bytes))):
+        phi.add_incoming(value, stored)
+    builder.cbranch(builder.icmp_signed(">", left_next, ir.Constant(int64, 0)), loop, end)
 
 
 @intrinsic
 def _dense_block(
     typingctx: Any,
     n_outputs: Any,
+    subs: Any,
     y: Any,
+    y_bytes: Any,
     x: Any,
+    x_bytes: Any,
     w: Any,
     b: Any,
     n_in: Any,
@@ -408,10 +421,11 @@ def _dense_block(
     slope: Any,
     weights: Any,
 ) -> Any:
-    """``n_outputs`` outputs (1 .. MAX_OUTPUTS) of `LANES` chains.
+    """``n_outputs`` outputs (1 .. MAX_OUTPUTS) of ``subs`` sub-tiles (at least 1) of `LANES` chains.
 
     Args:
         n_outputs: picks one of MAX_OUTPUTS loops, each with its sums in registers.
+        subs: sub-tiles, ``y_bytes`` and ``x_bytes`` apart.
         y, b: addresses of [output][lane] and [output] fp32.
         x, w: addresses of [input][lane] and [input][output], of the type of ``weights``.
         n_in: inputs, or pairs of them, at least 1.
@@ -434,7 +448,7 @@ def _dense_block(
         return context.get_dummy_value()
 
     word = types.int64
-    return types.void(word, word, word, word, word, word, word, types.float32, weights), codegen
+    return types.void(*[word] * 10, types.float32, weights), codegen
 
 
 # ---- noise
@@ -539,25 +553,27 @@ def _add_noise(kind, layers, steps, tile, dim, step, values):
 
 
 @_inner
-def _activate(values, n_rows, code):
-    """Activations that need a polynomial, in place on ``n_rows`` rows of lanes."""
-    for row in range(n_rows):
-        v = values[row * LANES : (row + 1) * LANES]
-        if code == GELU:
-            for i in range(LANES):
-                v[i] = _gelu(v[i])
-        elif code == GELU_TANH:
-            for i in range(LANES):
-                v[i] = _gelu_tanh(v[i])
-        elif code == SILU:
-            for i in range(LANES):
-                v[i] = _silu(v[i])
-        elif code == TANH:
-            for i in range(LANES):
-                v[i] = _tanh(v[i])
-        elif code == SIGMOID:
-            for i in range(LANES):
-                v[i] = _sigmoid(v[i])
+def _activate(values, n, code):
+    """Activations that need a polynomial, in place on ``n`` values.
+
+    One loop whose length is known at run time only: loops of `LANES` values, 16 with AVX2, LLVM unrolls before it could
+    make vector code of them (tanh: 24 clocks a value, 2.4 in vectors).
+    """
+    if code == GELU:
+        for i in range(n):
+            values[i] = _gelu(values[i])
+    elif code == GELU_TANH:
+        for i in range(n):
+            values[i] = _gelu_tanh(values[i])
+    elif code == SILU:
+        for i in range(n):
+            values[i] = _silu(values[i])
+    elif code == TANH:
+        for i in range(n):
+            values[i] = _tanh(values[i])
+    elif code == SIGMOID:
+        for i in range(n):
+            values[i] = _sigmoid(values[i])
 
 
 _BF16_LAST, _BF16_BELOW_HALF, _BF16_NAN, _16_BITS = np.uint32(1), np.uint32(0x7FFF), np.uint32(0x7FC0), np.uint32(16)
@@ -601,14 +617,14 @@ def _layer(layers, index, subs, source, target, tile, activation):
     least, n_larger = n_out // n_blocks, n_out % n_blocks
     for block in range(n_blocks):
         n = least + 1 if block < n_larger else least
-        for sub in range(subs):
-            y_sub, x_sub = y + sub * n_out * _ROW_BYTES, x + sub * n_in * _ROW_BYTES
-            _dense_block(n, y_sub, x_sub, w, b, n_in, activation, layers.slope, layers.weights)
+        _dense_block(
+            n, subs, y, n_out * _ROW_BYTES, x, n_in * _ROW_BYTES, w, b, n_in, activation, layers.slope, layers.weights
+        )
         y += n * _ROW_BYTES
         w += 4 * n * n_in
         b += 4 * n
     if activation > LEAKY_RELU:
-        _activate(target, subs * n_out, activation)
+        _activate(target, subs * n_out * LANES, activation)
 
 
 @_pasted
@@ -639,18 +655,24 @@ def _residual(before, after, dim, residual):
 
 @_pasted
 def _read_rows(rows, state, dim):
-    for row in range(rows.shape[0]):
-        at = (row // LANES) * dim * LANES + row % LANES
-        for d in range(dim):
-            state[at + d * LANES] = rows[row, d]
+    n = rows.shape[0]
+    for first in range(0, n, LANES):
+        for row in range(first, min(first + LANES, n)):
+            at = first * dim + row - first
+            for d in range(dim):
+                state[at] = rows[row, d]
+                at += LANES
 
 
 @_inner
 def _write_rows(state, rows, dim):
-    for row in range(rows.shape[0]):
-        at = (row // LANES) * dim * LANES + row % LANES
-        for d in range(dim):
-            rows[row, d] = state[at + d * LANES]
+    n = rows.shape[0]
+    for first in range(0, n, LANES):
+        for row in range(first, min(first + LANES, n)):
+            at = first * dim + row - first
+            for d in range(dim):
+                rows[row, d] = state[at]
+                at += LANES
 
 
 @_pasted
