@@ -173,7 +173,7 @@ def _remarks(report: BenchReport) -> list[str]:
 
 def _made_with(report: BenchReport) -> str:
     about, machine = report.about, report.about["machine"]
-    commit = (about["commit"] or "installed package")[:17] + (" with local changes" if about["dirty"] else "")
+    commit = ((about["commit"] or "")[:10] or "installed package") + (" with local changes" if about["dirty"] else "")
     device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores"
     libraries = ("torch", "jax", "onnxruntime", "openvino")
     versions = ", ".join(
