@@ -44,6 +44,7 @@ READS_PER_COUNT = 1 + 3 * 2  # of a block: its mark; checksum and chunk of resid
 NAMES_PER_LISTING = 1000  # keys that one request of an object store lists
 MANY_FILES = 10_000_000
 MODELLED_CHAIN_STEPS = 100_000 * 300  # that the roofline of a kernel is for
+KILLED_BLOCK = 4096  # chains of a block in runs that are killed
 FORMS = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}  # what the kernels call precisions
 
 
@@ -402,7 +403,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
     """
     from kaleido_fast.stores import ZarrOutput
 
-    layout = make_layout(network, n_chains, 1, "uint8", 4096, "cpu")
+    layout = make_layout(network, n_chains, 1, "uint8", KILLED_BLOCK, "cpu")
     dice, lost, apart = random.Random(0), list[float](), 5.0
     with tempfile.TemporaryDirectory() as folder:
         path, started = Path(folder) / "a.zarr", 0
@@ -437,17 +438,15 @@ def run_until_killed(network: str, n_chains: int, n_steps: int, blocks: float, p
     begun: list[int] = []
 
     def tell(state: SampleProgress) -> None:
-        block = 4096 * n_steps
+        block = KILLED_BLOCK * n_steps
         begun.append(state.chain_steps_done // block * block)
         done = (state.chain_steps_done - begun[0]) / block
         if done >= blocks and state.chains_done < state.n_chains:
             print(done, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    options = _options(n_steps)
-    sample_to(
-        path, random_network(network), n_chains=n_chains, dtype="uint8", chunk_chains=4096, callback=tell, **options
-    )
+    options = {**_options(n_steps), "dtype": "uint8", "chunk_chains": KILLED_BLOCK}
+    sample_to(path, random_network(network), n_chains=n_chains, callback=tell, **options)
 
 
 def _options(n_steps: int) -> dict[str, Any]:
@@ -541,6 +540,8 @@ def command(**given: Any) -> None:
         check(click.echo)
         return
     preset = PRESETS[given["network"]]
+    if not math.isfinite(given["chains"]):
+        raise InputError(f"chains is {given['chains']}: it must be a finite number")
     n_chains = round(given["chains"])
     n_steps = given["steps"] or int(preset.sampling["burn_in"] + preset.sampling.get("thin", 1))
     if given["kill_after"] is not None:

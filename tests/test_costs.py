@@ -145,6 +145,8 @@ def test_json_has_every_figure():
         (("--rate", "fast"), "neither a number nor one of model"),
         (("--network", "digit"), "did you mean 'digits'"),
         (("--chains", "0"), "not in the range"),
+        (("--chains", "inf"), "must be a finite number"),
+        (("--rate", "nan"), "must be a finite number above 0"),
         (("--rate", "1", "--chunk-chains", "99999999999", "--chains", "1e12"), "chains fit"),
     ],
 )
