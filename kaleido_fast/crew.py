@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _POLL = 0.05  # seconds
 _GATHER = 300.0  # seconds that workers wait for each other at the start
-_LEAVE = 60.0  # seconds that the leader waits for the others to hang up
+LEAVE = 60.0  # seconds that the leader waits for the others to hang up
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,22 @@ class Crew:
         """Tell the others that this worker cannot go on, and why; True if another one has said the same before."""
         return False
 
+    def check(self) -> None:
+        """Raises if another worker has said that it cannot go on."""
+
     def wait(self) -> None:
         """Pause between two looks at `totals`; raises if another worker cannot go on."""
 
-    def leave(self) -> None:
-        """Say good-bye: the leader is last, because the store may live in its process."""
+    def distributed_store(self) -> Store:
+        """A store for torch's process groups; of crews of several workers only."""
+        raise InputError("one process has no process group")
+
+    def leave(self, patience: float = LEAVE) -> None:
+        """Say good-bye: the leader is last, because the store may live in its process.
+
+        Args:
+            patience: seconds that it waits for the others.
+        """
 
 
 class TorchCrew(Crew):
@@ -93,6 +104,8 @@ class TorchCrew(Crew):
 
     def __init__(self) -> None:
         super().__init__()
+        self.confirmed = 0
+        _check_place()
         import torch.distributed
 
         if not torch.distributed.is_available():
@@ -108,6 +121,9 @@ class TorchCrew(Crew):
         self.store = torch.distributed.PrefixStore("kaleido-fast", store)
         with _reaching():
             self.store = torch.distributed.PrefixStore(self._meet(), self.store)
+        size = self.share("size", self.size)
+        if size != self.size:
+            self.confirm(f"it was started with WORLD_SIZE {self.size}, the first worker with {size}")
 
     def _meet(self) -> str:
         """A word that the workers of this start have in common: a store may still hold keys of an earlier one.
@@ -153,14 +169,16 @@ class TorchCrew(Crew):
         if problem:
             self.fail(problem)
             raise InputError(problem)
+        self.confirmed += 1
+        key = f"ready {self.confirmed}"
         with _reaching():
-            if self.store.add("ready", 1) == self.size:
-                self.store.set("all ready", "1")
-        self._wait("all ready")
+            if self.store.add(key, 1) == self.size:
+                self.store.set(f"all {key}", "1")
+        self._wait(f"all {key}")
 
     def take(self, blocks: Sequence[int]) -> Iterator[int]:
         while True:
-            self._check()
+            self.check()
             with _reaching():
                 place = self.store.add("next", 1) - 1
             if place >= len(blocks):
@@ -194,14 +212,26 @@ class TorchCrew(Crew):
             return False  # nobody is left to be told
         return told["rank"] != self.rank and told["text"] == text
 
+    def distributed_store(self) -> Store:
+        import torch.distributed
+
+        return torch.distributed.PrefixStore("process group", self.store)
+
+    def check(self) -> None:
+        if self._has("failed"):
+            with _reaching():
+                facts = json.loads(self.store.get("failed"))
+            where = "" if facts["rank"] == 0 else f"worker {facts['rank']} on {facts['host']}: "
+            raise CrewError(f"{where}{facts['text']}", told=not self.leads)
+
     def wait(self) -> None:
-        self._check()
+        self.check()
         time.sleep(_POLL)
 
-    def leave(self) -> None:
+    def leave(self, patience: float = LEAVE) -> None:
         try:
             gone = self.store.add("gone", 1)
-            until = time.monotonic() + _LEAVE
+            until = time.monotonic() + patience
             while self.hosts_store and gone < self.size and time.monotonic() < until:
                 time.sleep(_POLL)
                 gone = self.store.add("gone", 0)
@@ -216,14 +246,6 @@ class TorchCrew(Crew):
         with _reaching():
             return self.store.check([key])
 
-    def _check(self) -> None:
-        """Stop when another worker has failed."""
-        if self._has("failed"):
-            with _reaching():
-                facts = json.loads(self.store.get("failed"))
-            where = "" if facts["rank"] == 0 else f"worker {facts['rank']} on {facts['host']}: "
-            raise CrewError(f"{where}{facts['text']}", told=not self.leads)
-
 
 @contextlib.contextmanager
 def _reaching() -> Iterator[None]:
@@ -235,9 +257,25 @@ def _reaching() -> Iterator[None]:
         raise CrewError(text, told=False) from problem
 
 
+def leads_by_name() -> bool:
+    """Whether this process is the first one of those that were started together, or alone."""
+    return not _launched() or os.environ["RANK"].strip() == "0"
+
+
+def _launched() -> bool:
+    return all(name in os.environ for name in _LAUNCHED)
+
+
+def _check_place() -> None:
+    """Refuse a rank that no crew of this size has: the others would wait for one that never comes."""
+    rank, size = (os.environ[name].strip() for name in ("RANK", "WORLD_SIZE"))
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise InputError(f"RANK is {rank!r} and WORLD_SIZE {size!r}: ranks are 0 to WORLD_SIZE - 1; torchrun sets both")
+
+
 def find_crew() -> Crew:
     """The crew that this process was started in: `torchrun` sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-    return TorchCrew() if all(name in os.environ for name in _LAUNCHED) else Crew()
+    return TorchCrew() if _launched() else Crew()
 
 
 def local_device(device: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -74,6 +75,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise write_error(path, problem) from problem
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what writers of ``path`` left that were killed; the caller is its only writer."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part{glob.escape(path.suffix)}"):
+        part.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

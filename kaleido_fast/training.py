@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from kaleido_fast.checkpoint import ModelCard
+from kaleido_fast.crew import local_device
 from kaleido_fast.datasets import Dataset, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import Diagnostics, diagnose
@@ -27,6 +28,7 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_writable
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
+from kaleido_fast.team import find_team
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate
 from kaleido_fast.versions import library_versions
 
@@ -58,14 +60,23 @@ class TrainResult:
 
 
 class TrainingInterruptedError(KeyboardInterrupt):
-    """Ctrl-C during training; with a state path, the same call goes on from ``step``."""
+    """Ctrl-C or SIGTERM during training; with a state path, the same call goes on from ``step``.
 
-    def __init__(self, step: int, steps: int, state: Path | None) -> None:
+    ``told`` where another worker prints it.
+    """
+
+    def __init__(
+        self, step: int, steps: int, state: Path | None, *, terminated: bool = False, told: bool = False
+    ) -> None:
         kept = f"run the same command again to go on from {state}" if state else "nothing was kept: no state path given"
-        super().__init__(f"interrupted after {step:,} of {steps:,} training steps; {kept}")
+        super().__init__(
+            f"{'terminated' if terminated else 'interrupted'} after {step:,} of {steps:,} training steps; {kept}"
+        )
         self.step = step
         self.steps = steps
         self.state = state
+        self.terminated = terminated
+        self.told = told
 
 
 class UnstableModelWarning(UserWarning):
@@ -88,7 +99,9 @@ def train(
 
     The weights kept are those with the least error on fixed corrupted examples: held-out ones where the recipe holds
     some out, else training examples. The result depends on the arguments, the kind of device and the versions of the
-    libraries alone; global random states are neither read nor changed.
+    libraries alone; global random states are neither read nor changed. Started by ``torchrun``, workers share every
+    batch: the same batches and noise as of one process, gradients averaged by torch's DistributedDataParallel. The
+    weights then agree with those of one process to rounding, and to the bit for one number of workers.
 
     Args:
         dataset: a `Dataset`, or what `load_dataset` takes; by default the preset's.
@@ -99,26 +112,30 @@ def train(
         seed: 0 to 2^64 - 1.
         device: "auto" (a CUDA device where there is one), or torch's name of a device.
         state: a path for the state of the unfinished run. Where it exists the run goes on from there, with the same
-            bits as one that was never interrupted.
-        save_every: seconds between writes of the state; it is also written on Ctrl-C and at the end.
-        callback: called after every step; if it raises `KeyboardInterrupt`, that counts as Ctrl-C.
+            bits as one that was never interrupted. On storage that all workers share; the first one writes it.
+        save_every: seconds between writes of the state; it is also written on Ctrl-C, on SIGTERM and at the end.
+        callback: called after every step, of the first worker; if it raises `KeyboardInterrupt`, that counts as Ctrl-C.
 
     Raises:
-        InputError: an argument or data that cannot be used, a state of another run, or a loss that is not finite.
-        TrainingInterruptedError: Ctrl-C, with the state written.
+        InputError: an argument or data that cannot be used, a state of another run or one that another process writes,
+            a loss that is not finite, or another worker that has ended.
+        TrainingInterruptedError: Ctrl-C or SIGTERM, with the state written.
     """
     found = None if preset is None else find_preset(preset)
-    data, spec, recipe = _resolve(dataset, found, spec, recipe)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
     state_path = None if state is None else Path(state)
-    if state_path is not None:
-        check_writable(state_path)
-    run = TrainingRun(data, spec, recipe, seed, resolve_device(device))
-    if state_path is not None and state_path.exists():
-        run.restore(state_path)
-    loop = _Loop(run, state_path, save_every, callback)
-    diagnostics = _train_until_accepted(run, loop)
+    with find_team() as team:
+        data, spec, recipe = _resolve(dataset, found, spec, recipe)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
+        if state_path is not None:
+            check_writable(state_path)
+        target = resolve_device(local_device(device) if isinstance(device, str) else device)
+        run = TrainingRun(data, spec, recipe, seed, target, team)
+        with team.together(state_path, run.request, recipe.batch_size, target) as begun:
+            if begun:
+                run.restore(cast("Path", state_path))
+            loop = _Loop(run, state_path, save_every, callback if team.leads else None)
+            diagnostics = _train_until_accepted(run, loop)
     name = preset or data.name
     sampling = dict(found.sampling) if found else recommended_sampling(recipe, diagnostics)
     card = ModelCard(
@@ -241,20 +258,42 @@ class _Loop:
         """Make all steps that are left of the current attempt."""
         run, steps = self.run, self.run.recipe.steps
         began, first, saved = time.monotonic(), run.step, time.monotonic()
-        with _ctrl_c_flag() as requested:
+        with _stop_flag(several=run.team.size > 1) as requested:
             while run.step < steps:
-                run.advance()
+                stop = self._advance(requested)
                 try:
                     self._notify((time.monotonic() - began) / (run.step - first) * (steps - run.step))
-                    if requested.is_set():
-                        raise KeyboardInterrupt
                 except KeyboardInterrupt:
-                    if self.state is not None:
-                        run.save(self.state)
-                    raise TrainingInterruptedError(run.step, steps, self.state) from None
-                if self.state is not None and (time.monotonic() - saved >= self.save_every or run.step == steps):
-                    run.save(self.state)
+                    requested.set()
+                if stop or (run.team.size == 1 and requested.is_set()):
+                    self._save()
+                    raise self._interrupted(requested)
+                if time.monotonic() - saved >= self.save_every or run.step == steps:
+                    self._save()
                     saved = time.monotonic()
+
+    def _advance(self, requested: _StopFlag) -> bool:
+        """One step; whether all workers stop after it."""
+        run = self.run
+        try:
+            return run.advance(requested.is_set())
+        except RuntimeError as problem:
+            again = "start all again" if self.state is None else f"start all again to go on from {self.state}"
+            lost = run.team.lost(problem, f"another worker of this training has ended; {again}")
+            if lost is None:
+                raise
+            self._save()  # the step was not made
+            raise lost from problem
+
+    def _interrupted(self, requested: _StopFlag) -> TrainingInterruptedError:
+        run, terminated = self.run, requested.number == signal.SIGTERM
+        return TrainingInterruptedError(
+            run.step, run.recipe.steps, self.state, terminated=terminated, told=not run.team.leads
+        )
+
+    def _save(self) -> None:
+        if self.state is not None and self.run.team.leads:
+            self.run.save(self.state)
 
     def _notify(self, seconds_left: float) -> None:
         if self.callback is None:
@@ -265,28 +304,38 @@ class _Loop:
         self.callback(TrainingProgress(run.attempt, run.step, run.recipe.steps, rate, seconds_left, last))
 
 
+class _StopFlag(threading.Event):
+    """Set by a signal, whose number it keeps."""
+
+    number = 0
+
+
 @contextmanager
-def _ctrl_c_flag() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag: inside an optimiser step it would tear the state. A second one raises.
+def _stop_flag(*, several: bool) -> Iterator[_StopFlag]:
+    """Turn the first Ctrl-C or SIGTERM into a flag: inside an optimiser step it would tear the state. A second raises,
+    but not in one of several workers, to which the launcher hands on what they may have got already.
 
     Only in the main thread, and only where nobody else handles the signal.
     """
-    requested = threading.Event()
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield requested
-        return
+    requested = _StopFlag()
 
     def handle(signum: int, frame: Any) -> None:
-        if requested.is_set():
+        if requested.is_set() and not several:
             raise KeyboardInterrupt
+        requested.number = signum
         requested.set()
 
-    signal.signal(signal.SIGINT, handle)
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+    for number in ours:
+        signal.signal(number, handle)
     try:
         yield requested
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, defaults[number])
 
 
 def _train_until_accepted(run: TrainingRun, loop: _Loop) -> Diagnostics:
@@ -294,7 +343,8 @@ def _train_until_accepted(run: TrainingRun, loop: _Loop) -> Diagnostics:
     while True:
         loop.finish()
         run.model.load_state_dict(run.best)
-        diagnostics = diagnose(run.model, run.data)
+        told = run.team.tell(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
+        diagnostics = Diagnostics(**told)
         accepted = diagnostics.max_error < ACCEPTED_ERROR and diagnostics.spectral_radius_max < 1
         if accepted or run.attempt + 1 >= run.recipe.attempts:
             return diagnostics

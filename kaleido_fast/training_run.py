@@ -6,6 +6,7 @@ Order and noise of a step derive from (seed, step), so that a run that goes on f
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from kaleido_fast.diagnostics import evenly
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.team import Team
 from kaleido_fast.training_state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
@@ -124,8 +126,15 @@ class TrainingRun:
     """One training run between two steps: everything that a resumed run needs, and how to make the next step."""
 
     def __init__(
-        self, dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seed: int, device: torch.device
+        self,
+        dataset: Dataset,
+        spec: ModelSpec,
+        recipe: TrainingRecipe,
+        seed: int,
+        device: torch.device,
+        team: Team | None = None,
     ) -> None:
+        self.team = team or Team()
         train_part, held_part = dataset.split(recipe.held_out)
         self.spec, self.recipe, self.seed, self.device = spec, recipe, seed, device
         self.data = train_part.data.to(device)
@@ -136,6 +145,7 @@ class TrainingRun:
         with torch.device("meta"):  # no weights are drawn from the global generator
             model = KaleidoMLP(spec)
         self.model = model.to_empty(device=device).train()
+        self.parallel: nn.Module | None = None  # made when weights are there to be spread
         self.begin(attempt=0)
 
     def begin(self, attempt: int) -> None:
@@ -160,21 +170,38 @@ class TrainingRun:
         targets = targets.repeat(max(1, EVALUATION_ROWS // len(targets)) if corrupted else 1, 1)
         return corrupt(targets, self.data, self.spec, self.recipe, self._generator(EVALUATION)), targets
 
-    def advance(self) -> None:
-        """One optimiser step; after every ``self.every`` of them, and the last, an evaluation."""
+    def advance(self, stop: bool = False) -> bool:
+        """One optimiser step; after every ``self.every`` of them, and the last, an evaluation.
+
+        Gives whether to stop: that is ``stop`` of any process of the team. Where another process is lost, it raises
+        `RuntimeError` and the run is still as it was.
+        """
         clean = self.data[self.batches.rows(self.step).to(self.device)]
         inputs = corrupt(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))
         rate = learning_rate(self.recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.mse_loss(self.model(inputs), clean)
-        loss.backward()
+        if self.team.size == 1:
+            loss = nn.functional.mse_loss(self.model(inputs), clean)
+            loss.backward()
+        else:
+            loss, stop = self._shared_loss(inputs, clean, stop)
         self.optimizer.step()
         self.running += loss.detach().to(self.running.device)
         self.step += 1
         if self.step % self.every == 0 or self.step == self.recipe.steps:
             self.evaluate(rate)
+        return stop
+
+    def _shared_loss(self, inputs: Tensor, clean: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Gradients and loss of a whole batch, of which this process computes a share."""
+        if self.parallel is None:
+            self.parallel = self.team.wrap(self.model, inputs[:1])
+        rows = self.team.share(len(clean))
+        share = (self.parallel(inputs[rows]) - clean[rows]).square().sum() / clean.numel()
+        (share * self.team.size).backward()  # gradients are averaged over the team
+        return self.team.agree(share, stop)
 
     def evaluate(self, rate: float) -> None:
         """Measure, record, and keep the weights if they are the best so far."""
@@ -207,6 +234,7 @@ class TrainingRun:
             "step": self.step,
             "best_loss": best_loss,
             "best_step": self.best_step,
+            "workers": self.team.size,
             "history": [asdict(entry) for entry in self.history],
         }
         save_state(path, self.request, position, tensors)
@@ -214,6 +242,13 @@ class TrainingRun:
     def restore(self, path: Path) -> None:
         """Take over the state in a file that `save` wrote for the same request."""
         position, tensors = load_state(path, self.request)
+        before = position.get("workers", 1)
+        if before != self.team.size:
+            warnings.warn(
+                f"{path} was written by {before} workers, now they are {self.team.size}: the result agrees with that "
+                "of an uninterrupted run to rounding, not to the bit",
+                stacklevel=3,
+            )
         self.begin(position["attempt"])
         self.step, self.best_step = position["step"], position["best_step"]
         self.best_loss = math.inf if position["best_loss"] is None else position["best_loss"]

@@ -155,17 +155,34 @@ def test_finished_state_trains_no_further(points, tmp_path):
     assert second.card == first.card
 
 
-def test_signal_stops_between_steps(points, tmp_path):
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_signal_stops_between_steps(points, tmp_path, number, word):
     assert threading.current_thread() is threading.main_thread()
 
     def interrupt(progress: TrainingProgress) -> None:
         if progress.step == 11:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
-    with pytest.raises(TrainingInterruptedError, match=r"interrupted after 1[12] of 60 training steps; run the same"):
+    before = signal.getsignal(number)
+    text = rf"{word} after 1[12] of 60 training steps; run the same"
+    with pytest.raises(TrainingInterruptedError, match=text) as caught:
         train(points, spec=SMALL, recipe=SHORT, state=tmp_path / "s", callback=interrupt)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert (tmp_path / "s").is_file()
+    assert caught.value.terminated is (number == signal.SIGTERM)
+    assert signal.getsignal(number) is before
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_clock_and_host_name_have_no_effect(points, tmp_path, monkeypatch):
+    whole = train(points, spec=SMALL, recipe=SHORT)
+    with pytest.raises(TrainingInterruptedError):
+        train(points, spec=SMALL, recipe=SHORT, state=tmp_path / "s", callback=StopAt(20))
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    for clock in ("time.time", "time.monotonic"):
+        monkeypatch.setattr(clock, lambda: 0.0)
+    resumed = train(points, spec=SMALL, recipe=SHORT, state=tmp_path / "s")
+    assert resumed.history == whole.history
+    assert resumed.card == whole.card
+    assert model_hash(resumed.model) == model_hash(whole.model)
 
 
 def test_interrupt_without_state_says_so(points):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib import metadata
 from typing import NoReturn
@@ -58,6 +59,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    # Before torch is loaded: a worker that has lost the first one says so in a line, not with stacks of its store.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as problem:
@@ -71,7 +74,8 @@ def main() -> None:
 
 def _end_interrupted(stop: BaseException) -> NoReturn:
     status = TERMINATED if getattr(stop, "terminated", isinstance(stop, TerminatedError)) else INTERRUPTED
-    _end(str(stop) or "interrupted; nothing was written", status)
+    told = getattr(stop, "told", False)
+    _end("" if told else str(stop) or "interrupted; nothing was written", status)
 
 
 def _end(text: str, status: int) -> NoReturn:

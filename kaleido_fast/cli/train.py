@@ -49,6 +49,13 @@ if TYPE_CHECKING:
 @click.option("--bound", type=Name("bound", names.BOUNDS), help="Output bound [default: the preset's, else tanh].")
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60,
+    show_default=True,
+    help="Seconds between writes of the unfinished run.",
+)
 @click.option("--curve/--no-curve", default=None, help="Write the loss curve as PNG [default: if matplotlib is there].")
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors and warnings.")
@@ -62,6 +69,7 @@ def command(
     recipe: str | None,
     seed: int,
     device: str,
+    save_every: float,
     curve: bool | None,
     as_json: bool,
     quiet: bool,
@@ -70,14 +78,16 @@ def command(
     """Train a network on examples and write a checkpoint.
 
     Ctrl-C keeps the unfinished run beside the checkpoint; the same command goes on from there, with the same result
-    as a run that was never interrupted.
+    as a run that was never interrupted. Under torchrun, workers share every batch.
     """
     if preset is None and source is None:
         raise InputError(f"nothing to train on: pass --preset ({', '.join(PRESETS)}) or --data")
     import warnings
 
     from kaleido_fast.checkpoint import save_checkpoint
-    from kaleido_fast.files import check_writable
+    from kaleido_fast.crew import leads_by_name
+    from kaleido_fast.files import check_writable, remove_parts
+    from kaleido_fast.locks import output_lock
     from kaleido_fast.plots import can_plot, loss_curve
     from kaleido_fast.training import UnstableModelWarning, train
 
@@ -87,7 +97,8 @@ def command(
     check_writable(out)
     state = out.with_suffix(".training")
     spec = _change_spec(data, preset, shape)
-    with warnings.catch_warnings(record=True) as caught, _training_bar(show=not (quiet or as_json)) as callback:
+    shown = not (quiet or as_json) and leads_by_name()
+    with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
         warnings.simplefilter("always", UnstableModelWarning)
         result = train(
             data,
@@ -97,11 +108,16 @@ def command(
             seed=seed,
             device=device,
             state=state,
+            save_every=save_every,
             callback=callback,
         )
+    if not leads_by_name():
+        return
     for warning in caught:
         click.echo(f"kaleido-fast: warning: {warning.message}", err=True)
-    save_checkpoint(out, result.model, result.card)
+    with output_lock(out):
+        remove_parts(out)
+        save_checkpoint(out, result.model, result.card)
     written = [out]
     if can_plot() if curve is None else curve:
         written.append(out.with_suffix(".png"))
