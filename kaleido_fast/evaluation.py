@@ -153,13 +153,15 @@ def find_reference(
         checkpoint: the model.
         source: its training data, whole, by name or path; by default what its card names, if that needs no download.
         held_out: other examples to compare with, by name or path.
-        labels, value_range: as `load_dataset` takes them, for ``source``.
+        labels, value_range: as `load_dataset` takes them, for ``source``; the range also for ``held_out``, and for that
+            alone where ``source`` is left out.
 
     Raises:
         InputError: no data at hand, data of another shape than the model's, or not those it was trained on.
     """
-    card, spec = checkpoint.card, checkpoint.model.spec
+    card, spec, of_held_out = checkpoint.card, checkpoint.model.spec, value_range
     if source is None:
+        value_range = None if held_out is not None else value_range
         named = card.dataset.get("name")
         source = named if named in NAMES and named not in DOWNLOADED else None
         if source is None and held_out is None:
@@ -175,7 +177,7 @@ def find_reference(
         if not card.dataset.get("sha256"):
             notes.append("the model does not say what it was trained on: all of the data count as training data")
     if held_out is not None:
-        kept = load_dataset(held_out, bound=spec.bound, value_range=value_range)
+        kept = load_dataset(held_out, bound=spec.bound, value_range=of_held_out)
         _check_shape(kept, spec)
     if kept is None:
         notes.append("no held-out examples: samples are compared with the training examples themselves")

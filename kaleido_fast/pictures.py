@@ -51,7 +51,8 @@ def image_grid(
     """
     if not is_image_shape(spec.sample_shape):
         raise InputError(
-            f"samples of shape {spec.sample_shape} are not pictures: only (H, W) and (H, W, 3) can be drawn"
+            f"samples of shape {spec.sample_shape} are not pictures: only (H, W) and (H, W, 3) can be drawn; "
+            "kaleido-fast show plots draws of 1 or 2 values"
         )
     if not len(samples):
         raise InputError("no samples to draw: ask for at least one")

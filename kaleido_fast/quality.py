@@ -174,4 +174,4 @@ def class_entropy(shares: Tensor) -> float:
     if len(shares) < 2:
         raise InputError(f"entropy of {len(shares)} class: at least two are needed")
     positive = shares[shares > 0].double()
-    return float(-(positive * positive.log()).sum()) / math.log(len(shares))
+    return abs(float((positive * positive.log()).sum())) / math.log(len(shares))

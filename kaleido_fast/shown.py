@@ -148,7 +148,7 @@ def _check_finite(states: Tensor, what: str) -> None:
     if bad:
         raise InputError(
             f"{what}: {bad:,} of {len(states):,} chains hold NaN or infinite values, which cannot be drawn; "
-            "see their outcome, and show other chains with --first"
+            "see their outcome, and show other chains"
         )
 
 

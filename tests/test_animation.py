@@ -188,6 +188,7 @@ def test_show_plots_points(folder, monkeypatch, capsys):
         (("animate", "--out", "a.webm"), "unknown format '.webm'"),
         (("animate", "--chains", "0"), "x>=1"),
         (("animate", "one.npy"), "one draw a chain"),
+        (("animate", "--model", "plane.safetensors", "--out", "a.gif", "--out", "a.png"), "show plots draws"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(folder, monkeypatch, capsys, args, text):

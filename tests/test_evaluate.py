@@ -215,6 +215,16 @@ def test_a_sheet_of_points_is_refused(tmp_path, monkeypatch, capsys):
     assert status == 2 and "not pictures" in err and "show" in err
 
 
+def test_a_value_range_is_that_of_held_out_examples_beside_known_data(tmp_path):
+    pytest.importorskip("sklearn")
+    images = np.random.default_rng(0).random((20, 8, 8))
+    np.save(tmp_path / "unseen.npy", images)
+    found = find_reference(load_checkpoint("digits"), held_out=tmp_path / "unseen.npy", value_range=(0, 1))
+    assert found.train is not None and len(found.train) == 1297
+    assert found.held_out is not None
+    assert np.allclose(found.held_out.data.numpy(), images.reshape(20, 64) * 2 - 1, atol=1e-6)
+
+
 def test_samples_that_are_nan_are_named(squares, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data, model = squares

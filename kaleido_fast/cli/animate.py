@@ -82,6 +82,12 @@ def command(
         options |= {"first_chain": first_chain, "progress": not quiet}
         shown = sample_shown(model, n_chains=n_chains, n_steps=n_steps, shape=shape, most_frames=frames, **options)
     check_can_show(shown)
+    stills = [out for out in wanted if out.suffix == ".png"]
+    if stills and not shown.are_pictures:
+        raise InputError(
+            f"{stills[0]}: a .png shows pictures side by side, and samples of shape {shown.spec.sample_shape} are "
+            "points: ask for a .gif, .mp4 or .html; kaleido-fast show plots draws"
+        )
     written = [out for out in wanted if out not in lacking]
     for out in written:
         _write(shown, out, fps, file.name if file is not None else f"model {shown.name}")
