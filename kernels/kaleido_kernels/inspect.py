@@ -8,6 +8,7 @@ cost model's estimate. Exit status 1 when a verdict fails, 2 when the command ca
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -68,6 +69,8 @@ NETWORKS: dict[str, NetShape] = {
 }
 """The reference networks; ``kaleido_fast.presets`` holds the same sizes with their recipes."""
 FORMS = ("fp16x3", "fp16", "bf16")
+FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}
+"""Precisions as the command takes them: fp32 is computed as split fp16 for all weights of usual size."""
 JITTERS = ("none", "normal")
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 N_CHAINS, N_STEPS = 100_000, 300
@@ -368,32 +371,46 @@ TABLE_KINDS = ("HGMMA", "HMMA", "FFMA", "MUFU", "LDG", "STG", "LDS", "STS", "LDL
 
 
 def table(reports: Sequence[Report]) -> str:
-    """The reports as text: one line each, counts of the loop of products, then the failed verdicts."""
+    """The reports as text: one line each, counts in and outside of the loop of products, then the failed verdicts."""
     lines = [
-        f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'jitter':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}  "
-        f"{'in the loop of products':40}{'verdicts':10}{'ms':>8}  {'limit':7}{'peak':>5}"
+        f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'jitter':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}"
+        f"  {'verdicts':10}{'ms':>8}  {'limit':7}{'peak':>5}  in the loop of products | outside of it"
     ]
     for report in reports:
         job, guess = report.job, report.estimate
-        kinds = " ".join(f"{kind}:{report.loop[kind]}" for kind in TABLE_KINDS if report.loop.get(kind))
+        inside = " ".join(f"{kind}:{report.loop[kind]}" for kind in TABLE_KINDS if report.loop.get(kind))
+        rest = {kind: report.total.get(kind, 0) - report.loop.get(kind, 0) for kind in TABLE_KINDS}
+        outside = " ".join(f"{kind}:{number}" for kind, number in rest.items() if number)
         verdict = "-" if not report.verdicts else "ok" if not report.failed else f"{len(report.failed)} FAILED"
-        tail = f"{guess.milliseconds:8.2f}  {guess.limit:7}{guess.peak_share:5.0%}" if guess else ""
+        tail = f"{guess.milliseconds:8.2f}  {guess.limit:7}{guess.peak_share:5.0%}" if guess else " " * 22
         lines.append(
             f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.jitter:8}{report.registers:5}"
-            f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {kinds:40}{verdict:10}{tail}"
+            f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {verdict:10}{tail}  {inside} | {outside}"
         )
         lines += [f"    FAILED {verdict.name}: {verdict.detail}" for verdict in report.failed]
     lines.append(f"ms: {N_CHAINS:,} chains x {N_STEPS} steps on an H200-class GPU, {NOTE}")
     return "\n".join(lines)
 
 
+ABOUT = """Compile every configuration that the plan can choose for the reference networks, without a GPU, and print
+registers, stack, shared memory, instructions, verdicts on the machine code and the cost model's estimate. Exit status
+1 when a verdict fails, 2 when the command cannot run."""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="python -m kaleido_kernels.inspect", description=__doc__)
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="sm_90")
-    parser.add_argument("--net", action="append", choices=list(NETWORKS), help="default: all six")
-    parser.add_argument("--precision", action="append", choices=(*FORMS, "tf32"), help="default: all but tf32")
-    parser.add_argument("--jitter", action="append", choices=("none", "normal", "uniform", "upstream"))
+    parser = argparse.ArgumentParser(prog="python -m kaleido_kernels.inspect", description=ABOUT)
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="sm_90", help="all but sm_90 are compiled only")
+    parser.add_argument("--net", action="append", choices=list(NETWORKS), help="repeat for several; default: all six")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=list(FORM_NAMES),
+        help="default: fp32 (as fp16x3, three fp16 products), fp16, bf16; ieee is fp32 without tensor cores",
+    )
+    parser.add_argument(
+        "--jitter", action="append", choices=("none", "normal", "uniform", "upstream"), help="default: none and normal"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output instead of a table")
     return parser
 
@@ -403,12 +420,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         refuse_interpreter()
+        if importlib.util.find_spec("triton") is None:
+            raise RuntimeError("Triton is not installed, and it compiles the kernels: pip install triton (on Linux)")
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    jobs = planned_jobs(
-        options.net or list(NETWORKS), options.precision or FORMS, options.jitter or JITTERS, options.arch
-    )
+    precisions = dict.fromkeys(FORM_NAMES[name] for name in options.precision or FORMS)
+    jobs = planned_jobs(options.net or list(NETWORKS), list(precisions), options.jitter or JITTERS, options.arch)
     reports = []
     for job in jobs:
         print(f"compiling {job.net} {job.kernel} {job.tile_text} {job.precision} {job.jitter}", file=sys.stderr)

@@ -130,10 +130,14 @@ class Program:
 
     @cached_property
     def work_loops(self) -> list[Loop]:
-        """The loops to judge: `tensor_loops`, or where there are none the innermost loops that hold FFMA."""
+        """The loops to judge: `tensor_loops`, or where there are none the innermost loops of plain products.
+
+        Those are FFMA of operands in shared memory; FFMA of registers alone make activations and noise.
+        """
         if self.tensor_loops:
             return self.tensor_loops
-        return [loop for loop in self.loops if loop.innermost and any(i.kind == "FFMA" for i in self.inside(loop))]
+        kinds = [(loop, {item.kind for item in self.inside(loop)}) for loop in self.loops if loop.innermost]
+        return [loop for loop, found in kinds if {"FFMA", "LDS"} <= found]
 
 
 def _conditional(instruction: Instruction) -> bool:
@@ -398,6 +402,51 @@ def merge_in_flight(known: InFlight | None, new: InFlight) -> InFlight:
     for key, age in new.items():
         merged[key] = min(age, merged.get(key, age))
     return merged
+
+
+SHARED_PROXY_FENCES = ("FENCE.VIEW.ASYNC.S", "FENCE.VIEW.ASYNC.ALL", "FENCE.VIEW.ASYNC")
+
+
+def unfenced_products(program: Program) -> list[str]:
+    """Warp-group products that may read shared memory before it was fenced for them, as readable lines.
+
+    They read it as the copy engine does: what threads stored (STS, STSM), and what their asynchronous copies brought
+    (LDGSTS, once DEPBAR has waited for it), they see behind ``FENCE.VIEW.ASYNC.S`` only. Rounds of a loop around the
+    loops of products are not followed: what they store at their end is for threads, a layout changed on the way out.
+    """
+    inner = {loop.head for loop in program.tensor_loops}
+    outer = [loop for loop in program.loops if loop.head not in inner]
+    entry: list[set[str]] = [set() for _ in program.blocks]
+    found: dict[int, str] = {}
+    waiting = list(range(len(program.blocks)))
+    while waiting:
+        number = waiting.pop()
+        state = set(entry[number])
+        for instruction in program.of_block(number):
+            reads_shared = any("gdesc" in operand for operand in instruction.operands)
+            if instruction.kind in WARPGROUP_TENSOR and reads_shared and "unfenced" in state:
+                found[instruction.address] = f"{instruction.text}: reads shared memory that was not fenced"
+            _advance_fences(state, instruction)
+        for following in program.successors[number]:
+            next_round = any(following == loop.head and number in loop.blocks for loop in outer)
+            if not next_round and not state <= entry[following]:
+                entry[following] |= state
+                waiting.append(following)
+    return [found[address] for address in sorted(found)]
+
+
+def _advance_fences(state: set[str], instruction: Instruction) -> None:
+    """Applies one instruction to what is known of shared memory: "copying" and "unfenced" where some of it may be."""
+    if instruction.kind == "LDGSTS":
+        state.add("copying")
+    elif instruction.kind in ("STS", "STSM"):
+        state.add("unfenced")
+    elif instruction.kind == "DEPBAR" and "copying" in state:
+        state.add("unfenced")
+        if int(instruction.operands[-1], 16) == 0:
+            state.discard("copying")
+    elif instruction.opcode in SHARED_PROXY_FENCES:
+        state.discard("unfenced")
 
 
 GLOBAL_LOADS = ("LDG", "LDGSTS", "UTMALDG")

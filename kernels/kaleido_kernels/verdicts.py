@@ -16,6 +16,7 @@ from kaleido_kernels.sass import (
     Program,
     find_hazards,
     is_tensor,
+    unfenced_products,
     unordered_loads,
 )
 
@@ -92,7 +93,9 @@ def judge(evidence: Evidence) -> list[Verdict]:
     ]
     if evidence.precision != "ieee":
         verdicts.append(tensor_cores(evidence))
-    if evidence.kernel == "narrow" and evidence.jitter == "none":
+    if not evidence.use_tma:
+        verdicts.append(fenced_operands(evidence))
+    if evidence.kernel == "narrow" and evidence.jitter == "none" and evidence.precision not in ("tf32", "ieee"):
         verdicts.append(quiet_loop(evidence))
     if evidence.kernel == "wide":
         verdicts += [barrier_order(evidence), wide_loads(evidence)]
@@ -146,6 +149,14 @@ def hazards(evidence: Evidence) -> Verdict:
     return Verdict("hazards", not found, f"{len(found)} found" + (f", first {found[0]}" if found else ""))
 
 
+def fenced_operands(evidence: Evidence) -> Verdict:
+    """Products see what threads put into shared memory; what the copy engine puts there needs no fence."""
+    found = unfenced_products(evidence.program)
+    return Verdict(
+        "fenced operands", not found, f"{len(found)} products without" + (f", first {found[0]}" if found else "")
+    )
+
+
 def barrier_order(evidence: Evidence) -> Verdict:
     """Every load of what the program itself stored comes after its fence and barrier."""
     found = unordered_loads(evidence.program)
@@ -155,7 +166,10 @@ def barrier_order(evidence: Evidence) -> Verdict:
 
 
 def quiet_loop(evidence: Evidence) -> Verdict:
-    """The step loop of narrow touches no memory: weights are operands, activations are registers."""
+    """The step loop of narrow touches no memory: weights are operands, activations are registers.
+
+    So in 16-bit operands, those of split fp32 included; tf32 operands change layout and ieee ones are read from there.
+    """
     kinds = ("LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDGSTS")
     program = evidence.program
     found = [item for loop in program.work_loops for item in program.inside(loop) if item.kind in kinds]
