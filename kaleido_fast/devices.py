@@ -147,6 +147,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
             capability=(properties.major, properties.minor),
             n_sm=properties.multi_processor_count,
             shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+            has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
             tuned=_tuned_here(properties.name, _tables(properties.name)),
         )
     return DeviceFacts(

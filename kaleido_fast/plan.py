@@ -219,6 +219,7 @@ class DeviceFacts:
         capability: CUDA compute capability such as (9, 0).
         n_sm: streaming multiprocessors.
         shared_memory: bytes a program may use, opt-in maximum.
+        has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
         tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
@@ -232,6 +233,7 @@ class DeviceFacts:
     capability: tuple[int, int] = (0, 0)
     n_sm: int = 0
     shared_memory: int = 0
+    has_tma: bool | None = None
     tuned: dict[str, Any] = field(default_factory=dict)
     interpreter: bool = False
 
@@ -343,7 +345,7 @@ def gpu_facts(facts: DeviceFacts) -> GpuFacts:
     """The device as the kernels' planner sees it; the interpreter is a small H200 without its copy engine."""
     if facts.kind == "cpu":
         return GpuFacts(has_tma=False, graph_block=64)
-    return GpuFacts(facts.shared_memory, facts.capability)
+    return GpuFacts(facts.shared_memory, facts.capability, facts.has_tma)
 
 
 def tile_rows(width: int, kind: str) -> int:

@@ -127,7 +127,24 @@ def test_a_tuned_tile_wins_where_it_fits(tmp_path):
     assert not choose(shape, "bf16", GPUS["H100"], too_large).tuned
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"tiles": {"a": {"kernel": "narrow"}}}', '{"tiles": {"a": {"x": 1}}}'])
+def test_a_tile_of_the_copy_engine_is_refused_where_there_is_none():
+    key = tuned_key(NETWORKS["mnist"], "bf16")
+    choice = choose(NETWORKS["mnist"], "bf16", GPUS["A100"], {key: tile_to_json(WideTile(64, 64, 64, 64, 4, 2))})
+    assert not choice.tuned and not choice.tile.use_tma
+    reason = refusal(NETWORKS["mnist"], "bf16", WideTile(), GPUS["A100"])
+    assert reason is not None and "no copy engine" in reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"tiles": {"a": {"kernel": "narrow"}}}', '{"tiles": {"a": {"x": 1}}}', '{"tiles": {"a": 5}}'),
+        '{"tiles": {"a": {"kernel": "narrow", "block_chains": 64.0}}}',
+        '{"tiles": {"a": {"kernel": "narrow", "block_chains": 64, "num_warps": true}}}',
+        '{"tiles": {"a": {"kernel": "wide", "use_tma": "no"}}}',
+        '{"tiles": {"a": {"kernel": "graph", "block_chains": "1024"}}}',
+    ],
+)
 def test_a_broken_table_is_refused_by_name(tmp_path, text):
     path = tmp_path / "gpu.json"
     path.write_text(text)

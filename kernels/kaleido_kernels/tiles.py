@@ -218,6 +218,8 @@ def refusal(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> 
     ):
         # In every tile tried: Triton's prefetch pass, which runs for these GPUs alone, stops with an error.
         return f"{name}: Triton cannot compile widths over 128 with jitter for compute capability 8"
+    if isinstance(tile, WideTile) and tile.use_tma and not facts.uses_tma:
+        return f"{name}: the GPU has no copy engine for it, which came with compute capability 9.0"
     if need > facts.shared_memory:
         return f"{name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
     if isinstance(tile, Tile):
@@ -353,8 +355,11 @@ def tile_from_json(values: dict[str, Any]) -> AnyTile:
     Raises:
         ValueError: values that no tile has.
     """
-    fields = dict(values)
     try:
+        fields = dict(values)
+        for name, value in fields.items():
+            if type(value) is not {"kernel": str, "use_tma": bool}.get(name, int):  # 64.0 and true are no counts
+                raise ValueError(f"not a tile: {values}: {name} is {value!r}")
         if fields.get("kernel") in ("wide", "graph"):
             return WideTile(**fields) if fields.pop("kernel") == "wide" else GraphTile(**fields)
         return Tile(**fields)
