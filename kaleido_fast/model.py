@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 BOUND_RANGES: dict[str, tuple[float, float]] = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 MAX_WIDTH = 1 << 20
+AS_IT_IS = "fast_sample with dim= and data_range= runs the module as it is, by engine 'reference'"
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,9 @@ class KaleidoMLP(nn.Module):
         names = {_activation_name(module, 2 * i + 1) for i, module in enumerate(activations[:-1])}
         if len(names) > 1:
             kinds = ", ".join(sorted(name for name, _ in names))
-            raise InputError(f"hidden activations are mixed ({kinds}): the engines take one kind in all hidden layers")
+            raise InputError(
+                f"hidden activations are mixed ({kinds}): the engines take one kind in all hidden layers ({AS_IT_IS})"
+            )
         activation, slope = names.pop() if names else ("relu", 0.01)
         bound = _bound_name(activations[-1])
         widths = (linears[0].in_features, *(layer.out_features for layer in linears))
@@ -245,9 +248,9 @@ def _activation_name(module: nn.Module, position: int) -> tuple[str, float]:
     for kind, name in ((nn.ReLU, "relu"), (nn.SiLU, "silu"), (nn.Tanh, "tanh")):
         if isinstance(module, kind):
             return name, 0.01
-    raise unknown_name(
-        f"activation at position {position}:", type(module).__name__, ["ReLU", "LeakyReLU", "GELU", "SiLU", "Tanh"]
-    )
+    known = ["ReLU", "LeakyReLU", "GELU", "SiLU", "Tanh"]
+    unknown = unknown_name(f"activation at position {position}:", type(module).__name__, known)
+    raise InputError(f"{unknown} ({AS_IT_IS})")
 
 
 def _bound_name(module: nn.Module) -> str:

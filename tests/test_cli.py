@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +165,36 @@ def test_doctor_names_versions_and_every_engine(folder):
     facts = json.loads(run("doctor", "--model", "small.safetensors", "--json", cwd=folder).stdout)
     assert {f"--engine {name}" for name in names.ENGINES} <= facts.keys()
     assert "torch" in facts["versions"]
+
+
+def test_doctor_shows_one_column_of_facts_and_refuses_no_chains(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    status, out, _ = call(monkeypatch, capsys, "doctor", "--model", "small.safetensors")
+    places = {re.match(r".+?\S  +(?=\S)", line).end() for line in out.splitlines()}
+    assert status == 0 and len(places) == 1, out
+    status, out, err = call(monkeypatch, capsys, "doctor", "--chains", "0")
+    assert (status, out, err.count("\n")) == (2, "", 1) and "0 is not in the range" in err
+
+
+def test_a_warning_of_the_package_takes_one_line(folder, monkeypatch, capsys):
+    """As Python shows it, it would come with the place in the code, in two lines."""
+    from kaleido_fast import devices
+
+    found, path = devices.device_facts, folder / "My_GPU.json"
+    path.write_text("{")
+    monkeypatch.setattr(
+        devices,
+        "device_facts",
+        lambda device: replace(found(device), tuned=devices._tuned_here("My GPU", ((path, 0),))),
+    )
+    monkeypatch.chdir(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main replaces it
+        monkeypatch.setattr(warnings, "showwarning", lambda *told: sys.stderr.write(warnings.formatwarning(*told[:4])))
+        status, _, err = call(monkeypatch, capsys, "doctor", "--model", "small.safetensors")
+    assert status == 0
+    assert err.startswith("kaleido-fast: ignored: ") and err.count("\n") == 1 and "is no tuned table" in err
 
 
 @pytest.mark.parametrize("command", ["", "sample", "train", "info", "doctor"])

@@ -70,7 +70,11 @@ def test_sequential_is_taken_over_and_shares_its_parameters():
         ([nn.Linear(3, 3), nn.ReLU()], "ends with ReLU"),
         ([nn.ReLU(), nn.Linear(3, 3)], "module 0 of the Sequential is ReLU, where a Linear layer"),
         ([nn.Linear(3, 3), nn.BatchNorm1d(3)], "ends with BatchNorm1d"),
-        ([nn.Linear(3, 5), nn.Softplus(), nn.Linear(5, 3), nn.Tanh()], "position 1: 'Softplus'"),
+        ([nn.Linear(3, 5), nn.Softplus(), nn.Linear(5, 3), nn.Tanh()], "position 1: 'Softplus'.*by engine 'reference'"),
+        (
+            [nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 3), nn.Tanh()],
+            r"mixed \(relu, silu\).*by engine 'reference'",
+        ),
         ([nn.Linear(3, 5), nn.ReLU(), nn.Linear(4, 3), nn.Tanh()], "linear layer 1 takes 4 values but gets 5"),
         ([nn.Linear(3, 5), nn.Tanh()], "needs both equal"),
         ([], "does not end with a bound"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -59,6 +61,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    warnings.formatwarning = _format_warning
     # Before torch is loaded: a worker that has lost the first one says so in a line, not with stacks of its store.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
@@ -70,6 +73,18 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stop:
         _end_interrupted(stop)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+_format_any_warning = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package in one line; Python would show the place in the code as well."""
+    if Path(filename).is_relative_to(Path(__file__).parent.parent):
+        return f"kaleido-fast: {message}\n"
+    return _format_any_warning(message, category, filename, lineno, line)
 
 
 def _end_interrupted(stop: BaseException) -> NoReturn:

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 @click.command(name="doctor")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
-@click.option("--chains", "n_chains", type=int, default=100_000, show_default=True, help="Size of the run to plan.")
+@click.option(
+    "--chains",
+    "n_chains",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    help="Size of the run to plan.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
@@ -26,9 +33,10 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, sort_keys=True))
         return
+    width = max(map(len, facts))
     for name, value in facts.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:12} {text}")
+        click.echo(f"{name:{width}}  {text}")
 
 
 def _kernels(spec: ModelSpec, gpu: DeviceFacts) -> dict[str, str]:
