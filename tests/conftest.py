@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import settings
 
-# Triton reads this when kernels are decorated: kernels run in its interpreter where there is no GPU. Tests that need
-# compiled kernels start processes of their own without it.
+# Triton reads this when kernels are decorated: kernels run in its interpreter where there is no GPU, and only there.
+# Tests that need compiled kernels without a GPU start processes of their own without it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -24,12 +25,20 @@ settings.load_profile("kaleido")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped, with the reason, where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
+    """Tests marked ``gpu`` are skipped, with the reason, where there is no CUDA device.
+
+    Where there is one, the kernels' tests run on it, so ``-m gpu`` takes them all, and those of the interpreter are
+    skipped.
+    """
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if torch.cuda.is_available():
+            if item.path.stem.startswith("test_kernels_"):
+                item.add_marker(pytest.mark.gpu)
+            if item.get_closest_marker("interpreter"):
+                item.add_marker(pytest.mark.skip(reason="for Triton's interpreter: kernels are compiled here"))
+        elif item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
 
 
@@ -61,10 +70,12 @@ def small_checkpoint(small_model, tmp_path):
 
 @pytest.fixture
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter sum each row of a product by itself, as the device does.
+    """Let the interpreter sum each row of a product by itself, as the device does: see `order_products`."""
+    order_products(monkeypatch.setattr)
 
-    Its own products are numpy's BLAS, which with AVX2 rounds a row by its place in the matrix.
-    """
+
+def order_products(replace: Callable[..., None] = setattr) -> None:
+    """The interpreter's own products are numpy's BLAS, which with AVX2 rounds a row by its place in the matrix."""
     import numpy
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -73,7 +84,7 @@ def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
         product = numpy.einsum("ik,kn->in", a.data.astype(kind), b.data.astype(kind))
         return TensorHandle(product + acc.data, acc.dtype.scalar)
 
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", ordered_dot)
+    replace(InterpreterBuilder, "create_dot", ordered_dot)
 
 
 def assert_states_close(got: torch.Tensor, want: torch.Tensor, atol: float, rtol: float = 0.0, what: str = "") -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import assert_states_close, random_mlp
+from conftest import random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from kaleido_fast import InputError, SamplingInterruptedError, Trace, fast_sample
-from kaleido_fast.devices import devices_for, home_of, refuse_capture, resolve_device, resolve_devices
+from kaleido_fast.devices import device_facts, devices_for, home_of, refuse_capture, resolve_device, resolve_devices
 from kaleido_fast.engines.reference import ReferenceEngine
+from kaleido_fast.plan import gpu_facts
 from kaleido_fast.sampling import prepare_run
 
 MODEL = random_mlp(6, 11, 13, 6)
@@ -62,14 +65,12 @@ def test_several_devices_give_the_bits_of_one(n, n_devices, block, options):
     assert got.stats.device == ", ".join(["cpu"] * n_devices)
 
 
-def test_several_devices_run_the_kernels_of_one():
-    pytest.importorskip("triton", reason="needs Triton")
-    if torch.cuda.is_available():
-        pytest.skip("kernels are compiled here, for the GPU")
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.interpreter
+def test_several_devices_run_the_kernels_of_one(ordered_products):
     options = {"n_chains": 33, "burn_in": 2, "engine": "triton"}
     got, want = fast_sample(MODEL, device=["cpu", "cpu"], **options), fast_sample(MODEL, device="cpu", **options)
-    # Not bit for bit here: NumPy, which multiplies for the interpreter, may round by the row's place in the tile.
-    assert_states_close(got.draws, want.draws, atol=2e-6, what="draws")
+    assert_same(got, want)
     assert got.plan.kernel == want.plan.kernel
 
 
@@ -161,6 +162,19 @@ def test_bad_devices_are_named(gpus, devices, text):
     with pytest.raises(InputError, match=text) as caught:
         resolve_devices(devices)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("hip", "uses_tma"), [(None, True), ("6.4", False)])
+def test_a_gpu_of_amd_has_no_copy_engine_whatever_its_number(gpus, monkeypatch, hip, uses_tma):
+    properties = SimpleNamespace(
+        name="MI300X", major=9, minor=4, multi_processor_count=304, shared_memory_per_block_optin=65_536
+    )
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**37, 2**37))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert gpu_facts(device_facts(torch.device("cuda", 0))).uses_tma == uses_tma
 
 
 # Where the model is.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 INTERPRETED = """
 import torch
-from conftest import assert_states_close, random_mlp
+from conftest import assert_states_close, order_products, random_mlp
 from kaleido_fast import Outcome, Trace, fast_sample
 from kaleido_fast.engines.reference import ReferenceEngine
 
@@ -41,12 +42,14 @@ CASES = {
     "wide": 'agree((7, 300, 7), 2e-5, n=9, jitter=0.1, noise="uniform", settle=0)',
     "upstream": 'agree((3, 9, 3), 2e-5, noise="upstream", jitter=0.05, burn_in=3)',
     "neighbours": """
+order_products()
 many = agree((5, 11, 5), 2e-5, n=70, jitter=0.3, burn_in=3, trace=Trace((3, 69), (0, 2, 4)))
 few = fast_sample(random_mlp(5, 11, 5), engine="triton", n_chains=2, first_chain=68, burn_in=3, jitter=0.3)
 assert torch.equal(many.draws[68:], few.draws)
 assert torch.equal(many.trace[1, 2], few.final[1])
 """,
     "freezing": """
+order_products()
 model = random_mlp(5, 16, 5, scale=0.5, seed=3)
 a = fast_sample(model, engine="triton", n_chains=40, burn_in=60)
 b = fast_sample(model, engine="reference", n_chains=40, burn_in=60)
@@ -54,9 +57,25 @@ assert (a.steps == b.steps).float().mean() > 0.9
 assert a.stats.work_saved > 0.5
 assert_states_close(a.final, b.final, atol=2e-4)
 few = fast_sample(model, engine="triton", n_chains=3, first_chain=17, burn_in=60)
-for name in ("steps", "outcome", "period"):
+for name in ("steps", "outcome", "period", "final", "residual"):
     assert torch.equal(getattr(a, name)[17:20], getattr(few, name)), name
-assert_states_close(a.final[17:20], few.final, atol=1e-6)  # the interpreter's products round by the place in the tile
+""",
+    "compiling": """
+from kaleido_fast import forget_packed
+from kaleido_fast.engines import triton as engine
+
+model = random_mlp(3, 9, 3)
+
+def compiling(**options):
+    return fast_sample(model, engine="triton", n_chains=5, burn_in=1, tol=None, **options).stats.compile_seconds
+
+assert compiling() == 0, "nothing is compiled in the interpreter"
+forget_packed()
+engine._compiles = lambda device: True
+assert compiling() > 0
+assert compiling() == 0 == compiling(seed=5)
+assert compiling(jitter=0.1) > 0, "another variant of the kernel"
+assert compiling(jitter=0.2) == 0
 """,
     "cycles": """
 from test_settling import cycle_map
@@ -86,10 +105,41 @@ assert bool(run["triton"].final[~bad].isfinite().all())
 
 @pytest.mark.parametrize("case", CASES)
 def test_engine_agrees_with_the_reference_under_the_interpreter(case):
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["tests", ".", "kernels"])}
+    env = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(["tests", ".", "kernels"]),
+    }
     command = [sys.executable, "-c", INTERPRETED + CASES[case]]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+PRETENDED_GPU = """
+import os, torch
+torch.cuda.is_available = lambda: True
+
+def pytest_collection_finish(session):
+    names = [item.path.stem for item in session.items]
+    skipped = sum(bool(list(item.iter_markers("skip"))) for item in session.items)
+    print("interpreted", "TRITON_INTERPRET" in os.environ, "skipped", skipped, *sorted(set(names)))
+"""
+
+
+def test_where_there_is_a_gpu_the_kernels_tests_are_for_it(tmp_path):
+    """They, and nothing else that imports kernels, switch no interpreter on: all tests would run in it."""
+    (tmp_path / "pretended_gpu.py").write_text(PRETENDED_GPU)
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(tmp_path)
+    folder = Path(__file__).parent
+    names = sorted(path.stem for path in folder.glob("test_kernels_*.py"))
+    files = [str(folder / f"{name}.py") for name in (*names, "test_tune", "test_gpu_report", "test_engine_triton")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "pretended_gpu", "-m", "gpu", *files]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    (told,) = [line for line in result.stdout.splitlines() if line.startswith("interpreted")]
+    assert told.startswith("interpreted False skipped 0 ") and set(names) <= set(told.split())
 
 
 @pytest.mark.gpu

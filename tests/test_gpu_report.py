@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,6 +33,8 @@ def request(out: Path, **options) -> ReportRequest:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> report.Report:
     """A report of a network, made in this process; one kernel and one peer fail."""
+    if torch.cuda.is_available():
+        pytest.skip("for Triton's interpreter: kernels are compiled here")
     patch = pytest.MonkeyPatch()
     build, check = network.build_peer, jobs.check_contestant
 
@@ -124,6 +123,7 @@ def test_ratios_are_per_chain_and_step_and_of_peers_with_as_many_bits():
     assert table.ratio(ours, fp16).value == pytest.approx(5.0)
 
 
+@pytest.mark.interpreter
 def test_stages_and_networks_narrow_it(tmp_path):
     made = make_report(request(tmp_path, networks=("points1d",), stages=("ceilings",)), HereWorker)
     assert made.record["networks"] == {} and made.record["checks"] == [] and made.record["ceilings"]["matrix"]
@@ -142,6 +142,7 @@ class Interrupting(HereWorker):
         return super().run(job, seconds, emit)
 
 
+@pytest.mark.interpreter
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_report(request(tmp_path, stages=("ceilings", "timing")), Interrupting)
@@ -156,6 +157,7 @@ class Failing(HereWorker):
         return "the process ended with status -11" if job["kind"] == "network" else super().run(job, seconds, emit)
 
 
+@pytest.mark.interpreter
 def test_a_network_that_crashes_is_recorded(tmp_path):
     made = make_report(request(tmp_path, stages=("timing",)), Failing)
     assert made.record["failed"] == dict.fromkeys(NETS, "the process ended with status -11")
@@ -308,7 +310,7 @@ def test_the_script_ends_bad_input_with_one_line_and_status_2(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.interpreter
 def test_the_script_runs_to_its_end_in_the_interpreter_from_any_folder(tmp_path):
     result = run_script("--quick", "--out", str(tmp_path), timeout=900, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]

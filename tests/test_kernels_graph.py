@@ -1,11 +1,8 @@
-"""The graph path on CPU tensors (fused kernel interpreted, products by torch) against torch; on a GPU captured."""
+"""The graph path against torch: captured on a GPU, elsewhere with its fused kernel interpreted, products by torch."""
 
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +12,16 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernel_oracle import assert_close, random_net, sample
+from kernel_oracle import (
+    DEVICE,
+    assert_close,
+    empty_outputs,
+    moved_outputs,
+    on_device,
+    random_net,
+    sample,
+    use_true_bfloat16,
+)
 
 from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.plan import DeviceFacts, make_plan
@@ -25,17 +31,12 @@ from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule, a
 from kaleido_kernels.packing import OPERAND_TYPES
 from kaleido_kernels.tiles import GpuFacts, choose, tile_from_json, tile_to_json, tuned_key
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = GraphTile(16, rows=8, cols=16)
 PRIMES = NetShape((7, 37, 17, 7))
 FP32 = ("fp32", 3e-6, 1e-5)
 FP16 = ("fp16", 4e-3, 0.0)
 BF16 = ("bf16", 3e-2, 0.0)
 H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448)
-
-
-def to(layers, device):
-    return [(weight.to(device), None if bias is None else bias.to(device)) for weight, bias in layers]
 
 
 def poisoned(packed, tile=SMALL) -> GraphRunner:
@@ -46,18 +47,11 @@ def poisoned(packed, tile=SMALL) -> GraphRunner:
     return runner
 
 
-def run(layers, shape, request, *, precision="fp32", tile=SMALL, device="cpu", runner=None) -> Outputs:
-    runner = runner or poisoned(pack_graph(layers, shape, precision, device), tile)
-    moved = {
-        name: None if value is None else value.to(device)
-        for name, value in (("start", request.start), ("chain_ids", request.chain_ids))
-    }
-    outputs = allocate_outputs(request, shape, torch.device(device))
-    assert outputs.draws is not None
-    for tensor in (outputs.draws, outputs.final, outputs.residual):
-        tensor.fill_(float("nan"))
-    runner.launch(replace(request, **moved), outputs)
-    return Outputs(outputs.final.cpu(), outputs.residual.cpu(), outputs.draws.cpu())
+def run(layers, shape, request, *, precision="fp32", tile=SMALL, runner=None) -> Outputs:
+    runner = runner or poisoned(pack_graph(layers, shape, precision, DEVICE), tile)
+    outputs = empty_outputs(request, shape)
+    runner.launch(on_device(request), outputs)
+    return moved_outputs(outputs, "cpu")
 
 
 def check(shape, request, triple=FP32, **options) -> Outputs:
@@ -73,22 +67,20 @@ def check(shape, request, triple=FP32, **options) -> Outputs:
     return got
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("widths", [(1, 11, 1), (7, 37, 17, 7), (67, 41, 67), (5, 5), (3, 2, 71, 2, 3)], ids=str)
-def test_one_step_equals_torch(widths, device):
+def test_one_step_equals_torch(widths):
     for triple in (FP32, FP16):
-        check(NetShape(widths), LaunchRequest(19, Schedule()), triple, device=device)
+        check(NetShape(widths), LaunchRequest(19, Schedule()), triple)
 
 
-@pytest.mark.gpu
-def test_one_step_in_bf16_equals_torch():
-    check(PRIMES, LaunchRequest(19, Schedule()), BF16, device="cuda")
+def test_one_step_in_bf16_equals_torch(monkeypatch):
+    use_true_bfloat16(monkeypatch)
+    check(PRIMES, LaunchRequest(19, Schedule()), BF16)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("n_chains", [1, 16, 35])
-def test_several_steps_and_draws_equal_torch(n_chains, device):
-    check(PRIMES, LaunchRequest(n_chains, Schedule(burn_in=2, n_draws=2, thin=2)), device=device)
+def test_several_steps_and_draws_equal_torch(n_chains):
+    check(PRIMES, LaunchRequest(n_chains, Schedule(burn_in=2, n_draws=2, thin=2)))
 
 
 def test_no_chain_is_no_work():
@@ -109,23 +101,21 @@ def test_layers_without_bias():
     check(NetShape((5, 19, 13, 5), bias=(False, True, False)), LaunchRequest(5, Schedule()))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
 @pytest.mark.parametrize("dim", [3, 21])
-def test_jitter_follows_the_schedule(noise, dim, device):
+def test_jitter_follows_the_schedule(noise, dim):
     schedule = Schedule(burn_in=2, n_draws=2, thin=3, settle=1, jitter=0.3, noise=noise)
     shape = NetShape((dim, 19, dim), low=-0.9, high=0.7)
-    check(shape, LaunchRequest(9, schedule, seed=2**63 + 5), ("fp32", 1e-5, 1e-5), device=device)
+    check(shape, LaunchRequest(9, schedule, seed=2**63 + 5), ("fp32", 1e-5, 1e-5))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("init", ["uniform", "normal"])
-def test_chain_ids_across_the_32_bit_border(init, device):
+def test_chain_ids_across_the_32_bit_border(init):
     request = LaunchRequest(5, Schedule(thin=3, settle=0, jitter=0.2), first_chain=2**32 - 2, init=init, seed=3)
-    by_row = check(PRIMES, request, ("fp32", 1e-5, 1e-5), device=device)
+    by_row = check(PRIMES, request, ("fp32", 1e-5, 1e-5))
     ids = torch.tensor([2**32 + 2, 2**40 + 1, 2**32 - 2])
     chosen = replace(request, n_chains=3, chain_ids=ids, first_chain=0)
-    by_id = check(PRIMES, chosen, ("fp32", 1e-5, 1e-5), device=device)
+    by_id = check(PRIMES, chosen, ("fp32", 1e-5, 1e-5))
     assert torch.equal(by_id.final[0], by_row.final[4]) and torch.equal(by_id.final[2], by_row.final[0])
 
 
@@ -149,11 +139,10 @@ def test_neighbours_and_rows_change_no_bit():
     assert torch.equal(mixed.final, together.final[ids]) and torch.equal(mixed.residual, together.residual[ids])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_one_runner_serves_launches_of_other_seeds_sizes_and_schedules(device):
+def test_one_runner_serves_launches_of_other_seeds_sizes_and_schedules():
     """What a captured graph reads, it reads from device memory; a launch leaves nothing behind for the next."""
     layers = random_net(PRIMES)
-    shared = poisoned(pack_graph(layers, PRIMES, "fp32", device))
+    shared = poisoned(pack_graph(layers, PRIMES, "fp32", DEVICE))
     quiet, noisy = Schedule(burn_in=1, n_draws=2), Schedule(thin=3, settle=0, jitter=0.3)
     nan = torch.full((16, 7), float("nan"))
     for request in (
@@ -163,8 +152,8 @@ def test_one_runner_serves_launches_of_other_seeds_sizes_and_schedules(device):
         LaunchRequest(20, quiet, seed=1),
         LaunchRequest(5, noisy, seed=1, init="normal"),
     ):
-        got = run(layers, PRIMES, request, runner=shared, device=device)
-        want = run(layers, PRIMES, request, device=device)
+        got = run(layers, PRIMES, request, runner=shared)
+        want = run(layers, PRIMES, request)
         assert_close(got.final, want.final, 0.0, 0.0, f"{request} final")
         assert_close(got.residual, want.residual, 0.0, 0.0, f"{request} residual")
 
@@ -182,7 +171,7 @@ def test_the_host_programs_permissions_do_not_reach_the_products():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             got = run(layers, PRIMES, LaunchRequest(5, Schedule()))
         assert torch.get_float32_matmul_precision() == "medium"
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # from here on torch refuses its older question
@@ -199,9 +188,9 @@ def test_a_thousand_captured_launches_give_the_same_bits():
     layers = random_net(PRIMES)
     request = LaunchRequest(35, Schedule(burn_in=3, settle=0, jitter=0.2))
     runner = poisoned(pack_graph(layers, PRIMES, "bf16", "cuda"))
-    first = run(layers, PRIMES, request, runner=runner, device="cuda")
+    first = run(layers, PRIMES, request, runner=runner)
     for _ in range(1000):
-        assert torch.equal(run(layers, PRIMES, request, runner=runner, device="cuda").final, first.final)
+        assert torch.equal(run(layers, PRIMES, request, runner=runner).final, first.final)
 
 
 @pytest.mark.gpu

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 from dataclasses import replace
 
 import pytest

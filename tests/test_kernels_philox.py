@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 import pytest
 import torch
 
@@ -13,7 +9,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from kernel_oracle import assert_close
+from kernel_oracle import DEVICE, assert_close
 
 from kaleido_fast.noise import normals, random_words, uniforms
 from kaleido_kernels.philox import noise_tile, philox_words
@@ -75,15 +71,15 @@ def signed(seed: int) -> int:
 
 
 def kernel_words(seed: int, chains: torch.Tensor, block: int, step: int) -> torch.Tensor:
-    words = torch.empty(len(chains), 4, dtype=torch.int64)
-    words_kernel[(1,)](words, chains, signed(seed), block, step, len(chains))
-    return words
+    words = torch.empty(len(chains), 4, dtype=torch.int64, device=DEVICE)
+    words_kernel[(1,)](words, chains.to(DEVICE), signed(seed), block, step, len(chains))
+    return words.cpu()
 
 
 def kernel_noise(seed: int, first: int, dim: int, step: int, cols: int, kind: str, first_col: int = 0) -> torch.Tensor:
-    values = torch.empty(ROWS, cols)
-    noise_kernel[(1,)](values, first + torch.arange(ROWS), signed(seed), first_col, step, dim, ROWS, cols, kind)
-    return values
+    values, chains = torch.empty(ROWS, cols, device=DEVICE), first + torch.arange(ROWS, device=DEVICE)
+    noise_kernel[(1,)](values, chains, signed(seed), first_col, step, dim, ROWS, cols, kind)
+    return values.cpu()
 
 
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)

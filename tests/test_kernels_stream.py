@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 from dataclasses import replace
 
 import pytest
@@ -151,6 +147,15 @@ def test_nan_reaches_state_and_residual_of_its_chain_only(shape, noise):
     bad = torch.tensor([False, False, True, False, False])
     assert torch.equal(got.final.isnan(), bad[:, None].expand(5, shape.dim))
     assert torch.equal(got.residual.isnan(), bad)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+def test_the_bound_holds(shape):
+    for bound, (low, high) in BOUNDS.items():
+        bounded = replace(shape, bound=bound, low=low, high=high)
+        final = STREAM.run(random_net(bounded, gain=30.0), bounded, LaunchRequest(5, FEW)).final
+        assert low <= float(final.min()) and float(final.max()) <= high
 
 
 def test_bad_input_is_refused_by_name():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before the imports
-
 import json
 
 import pytest
@@ -85,6 +81,7 @@ def test_trials_are_pruned_but_keep_the_default_and_the_graph(shape, form):
     assert all(expected_milliseconds(shape, form, tile, facts) > 0 for tile in tiles)
 
 
+@pytest.mark.interpreter
 def test_the_whole_path_under_the_interpreter(tmp_path):
     model = random_mlp(3, 9, 3).requires_grad_(False)
     tiles = [Tile("narrow", 16, 1), WideTile(16, 16, 16, 16, 4, 2, use_tma=False), GraphTile(16, rows=8, cols=16)]
@@ -98,6 +95,7 @@ def test_the_whole_path_under_the_interpreter(tmp_path):
     assert tuned_tiles("My GPU", [tmp_path]) == {found.key: tile_to_json(found.best)}
 
 
+@pytest.mark.interpreter
 def test_a_tile_with_wrong_states_is_not_timed():
     model = random_mlp(3, 9, 3).requires_grad_(False)
     other = random_mlp(3, 9, 3, seed=1).requires_grad_(False)

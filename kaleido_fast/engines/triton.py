@@ -17,7 +17,7 @@ from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
 from kaleido_kernels.graph_plan import GraphTile
-from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule
+from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule, variant_of
 from kaleido_kernels.packing import device_precision, pack_narrow, pack_stream
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import Choice
@@ -51,7 +51,7 @@ class TritonEngine:
             raise InputError(f"engine 'triton': {problem}") from problem
         self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
         self.compile_seconds = 0.0
-        self._launched: set[tuple[bool, bool]] = set()
+        self._launched: set[tuple[Any, ...]] = set()
         self._launching = threading.Lock()
 
     def with_request(self, request: SampleRequest) -> TritonEngine:
@@ -93,14 +93,19 @@ class TritonEngine:
         return Advanced(final, residual)
 
     def _timed_launch(self, request: LaunchRequest, outputs: Outputs) -> None:
-        """Launch; the first call of a variant returns when it is compiled, which is the time that is kept."""
-        variant = (request.start is not None, outputs.draws is not None)
+        """Launch; on a GPU the first call of a variant returns when it is compiled, which is the time that is kept."""
+        variant = tuple(variant_of(request, outputs).values())
         began = time.perf_counter()
         with self._launching, torch.inference_mode(), on_device(self.device):
             self.launch(request, outputs)
         if variant not in self._launched:
             self._launched.add(variant)
-            self.compile_seconds += time.perf_counter() - began
+            self.compile_seconds += time.perf_counter() - began if _compiles(self.device) else 0.0
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether kernels are compiled, and not interpreted, there."""
+    return device.type == "cuda"
 
 
 def _schedule(request: SampleRequest) -> Schedule:
