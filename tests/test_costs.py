@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from benchmarks.costs import (
     Job,
-    command,
     expected_seconds,
     lost_per_stop,
     main,
@@ -30,6 +29,8 @@ from benchmarks.costs import (
     storage,
     times,
 )
+from benchmarks.costs import command as costs_command
+from kaleido_fast.cli import LazyGroup
 from kaleido_fast.encoding import Encoding
 from kaleido_fast.layout import Layout
 
@@ -125,7 +126,7 @@ def test_the_layout_is_that_of_the_plan():
 
 def run(*args: object) -> str:
     """Output of the command in this process."""
-    result = CliRunner().invoke(command, [str(arg) for arg in args], catch_exceptions=False)
+    result = CliRunner().invoke(costs_command, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -171,6 +172,22 @@ def test_the_page_shows_what_the_command_prints(number):
     assert len(examples) == 4
     args, shown = examples[number]
     assert run(*shlex.split(args)) == shown
+
+
+def test_the_page_names_only_options_that_exist():
+    text = (ROOT / "docs/scaling.md").read_text().replace("\\\n", " ")
+    lines = re.findall(
+        r"(?:kaleido-fast|-m kaleido_fast) (\w+) (.*)", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
+    )
+    assert [name for name, _ in lines] == ["sample", "sample", "sample", "join"]
+    for name, rest in lines:
+        known = {option for param in LazyGroup().get_command(None, name).params for option in param.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known
+    sample = LazyGroup().get_command(None, "sample")
+    prose = re.findall(r"`(--[a-z-]+)[ `]", text)
+    known = {option for command in (sample, costs_command) for param in command.params for option in param.opts}
+    assert set(prose) <= {*known, "--draws"}
+    assert len(prose) > 5
 
 
 @pytest.mark.slow
