@@ -17,7 +17,7 @@ from kaleido_fast.pictures import image_grid
 from kaleido_fast.shown import Shown
 
 SQUARE = 360  # pixels of a frame
-WIDE = 820  # pixels of a strip
+WIDE = 880  # pixels of a strip
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 _MARGIN = 8
 _LABEL = 18
