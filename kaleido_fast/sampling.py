@@ -143,7 +143,8 @@ def fast_sample(
             limit. None runs every step; with jitter chains are never frozen.
         patience: checks in a row below ``tol`` before a chain is frozen.
         check_every: steps between checks.
-        max_period: longest cycle looked for among chains that do not settle; 1 looks for none.
+        max_period: longest cycle looked for among chains that do not settle, found for certain in runs of four times as
+            many steps; 1 looks for none.
         retire_cycles: run a chain found in a cycle no further; its later draws walk the cycle.
         precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
         polish: with "tf32", "fp16" or "bf16", the last steps before the first draw, and all after it, run in fp32.

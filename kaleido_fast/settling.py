@@ -3,7 +3,9 @@
 Steps are run in windows of ``check_every``. After a window a chain whose last residual was below ``tol``, at
 ``patience`` checks in a row, is frozen. Checks fall on fixed absolute steps and look at the chain alone: a chain
 freezes at the same step in any batch. The test for cycles is Brent's ("An improved Monte Carlo factorization
-algorithm", 1980): one saved state a chain, renewed after 1, 2, 4, ... windows.
+algorithm", 1980): one saved state a chain, renewed after 1, 2, 4, ... windows. Ends of windows lie multiples of
+``check_every`` apart, which an odd period meets late; so the last steps of a run, up to ``max_period`` and a quarter of
+all, are run singly and each is compared with the state before them.
 """
 
 from __future__ import annotations
@@ -83,6 +85,9 @@ class _SettlingBlock:
         self.state = z0
         self.saved: Tensor | None = None
         self.windows_since_saved, self.next_save = 0, 1
+        n_steps = self.schedule.n_steps
+        singly = min(request.max_period, n_steps // 4) if request.max_period > 1 else 0
+        self.singly_from = max(self.freeze_from, n_steps - singly)
 
     def run(self) -> BlockEnd:
         for phase, first, last in self._windows():
@@ -95,19 +100,31 @@ class _SettlingBlock:
             draw = self.schedule.draw_after(last)
             if draw is not None:
                 self.draws[self.live, draw] = self.state
+            if last == self.singly_from < self.schedule.n_steps:
+                self.saved = end.state.clone()
+            elif last > self.singly_from:
+                self._compare_with_saved(last - self.singly_from, end.residual)
             if last % self.request.check_every == 0 and last < self.schedule.n_steps:
                 self._check(phase.engine, last, end.residual)
         return self.end
 
     def _windows(self) -> Iterator[tuple[Phase, int, int]]:
-        """Phases cut at checks and at draws."""
+        """Phases cut at checks, at draws and, where steps are run singly, at each."""
         every = self.request.check_every
         for phase in self.phases:
             first = phase.first
             while first < phase.last:
                 last = min(phase.last, (first // every + 1) * every, self.schedule.next_draw_end(first))
+                last = min(last, max(first + 1, self.singly_from))
                 yield phase, first, last
                 first = last
+
+    def _compare_with_saved(self, steps: int, residual: Tensor) -> None:
+        """Give chains that are where they were ``steps`` ago, and not at rest, that period. Nothing waits."""
+        assert self.state is not None and self.saved is not None
+        back = (self.state - self.saved).abs().amax(dim=1) < self.tol
+        period = self.end.period[self.live]
+        self.end.period[self.live] = torch.where(back & (residual >= self.tol) & (period == 0), steps, period)
 
     def _check(self, engine: Engine, step: int, residual: Tensor) -> None:
         """Freeze what has arrived after ``step`` steps, and look for cycles among the rest.
@@ -144,7 +161,7 @@ class _SettlingBlock:
         """Which chains are where they were when last saved; saves states when it is time to."""
         assert self.state is not None
         back = torch.zeros(len(self.live), dtype=torch.bool, device=self.live.device)
-        if self.request.max_period == 1 or step <= self.freeze_from:
+        if self.request.max_period == 1 or not self.freeze_from < step < self.singly_from:
             return back
         self.windows_since_saved += 1
         if self.saved is not None:

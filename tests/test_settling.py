@@ -31,6 +31,12 @@ def needs(engine: str) -> None:
         pytest.importorskip("numba", reason="needs numba")
 
 
+def order_products(engine: str, request: pytest.FixtureRequest) -> None:
+    """Tests of bits: the interpreter is to sum each row by itself, as kernels do."""
+    if engine == "triton":
+        request.getfixturevalue("ordered_products")
+
+
 def few_on_triton(engine: str, n: int, few: int = 24) -> int:
     """Triton's interpreter takes milliseconds for what a kernel does in microseconds."""
     return few if engine == "triton" else n
@@ -103,9 +109,10 @@ def test_freezing_does_not_depend_on_the_batch(engine, n, at, check_every, patie
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("make", ["lingering", "mixed"])
-def test_freezing_does_not_depend_on_order_blocks_or_shards(engine, make, ordered_products):
+def test_freezing_does_not_depend_on_order_blocks_or_shards(engine, make, request):
     """Chains that settle at many steps, and chains that go round and are retired for it."""
     needs(engine)
+    order_products(engine, request)
     model = lingering() if make == "lingering" else mixed_map()
     n = few_on_triton(engine, 90)
     options = {"burn_in": 60, "n_draws": 2, "thin": 4, "engine": engine, "retire_cycles": True, "max_period": 8}
@@ -222,6 +229,32 @@ def test_known_cycles_have_their_exact_period(engine, period):
     assert set(result.outcome.tolist()) == {Outcome.CYCLE}
 
 
+@pytest.mark.parametrize("check_every", [1, 4, 6, 100])
+def test_every_period_up_to_the_limit_is_found(check_every):
+    """However periods and steps between checks divide each other."""
+    needs("cpu")
+    options: dict[str, Any] = {"n_chains": 8, "check_every": check_every, "engine": "cpu"}
+    for period in (*range(2, 64, 5), 63, 64):
+        assert set(fast_sample(cycle_map(period), **options).period.tolist()) == {period}
+    assert set(fast_sample(cycle_map(65), **options).period.tolist()) == {0}
+
+
+@pytest.mark.parametrize("period", [33, 63])
+def test_long_odd_periods_are_found_in_polished_runs(period):
+    options: dict[str, Any] = {"precision": "fp16", "polish": 100, "engine": "reference", "n_draws": 3, "thin": 2}
+    assert set(fast_sample(cycle_map(period), n_chains=8, **options).period.tolist()) == {period}
+
+
+def test_chains_that_oscillate_to_rest_are_no_cycle():
+    """tanh(-0.9 x): after two steps a state is nearly back, and nearer to 0."""
+    model = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
+    with torch.no_grad():
+        model.linears[0].weight.fill_(-0.9)
+    result = fast_sample(model, n_chains=200, burn_in=299, check_every=100)
+    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
+    assert set(result.period.tolist()) == {1}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_map_with_fixed_points_has_only_fixed_points(engine):
     needs(engine)
@@ -232,9 +265,10 @@ def test_a_map_with_fixed_points_has_only_fixed_points(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("period", [2, 3, 7])
-def test_retired_cycles_walk_on_as_the_chain_would_have(engine, period, ordered_products):
+def test_retired_cycles_walk_on_as_the_chain_would_have(engine, period, request):
     """The map is flat at its points: after a round a chain is at the same bits."""
     needs(engine)
+    order_products(engine, request)
     n = few_on_triton(engine, 100)
     options = {"n_chains": n, "burn_in": 101, "n_draws": 9, "thin": 5, "engine": engine, "max_period": 8}
     walked = fast_sample(cycle_map(period), retire_cycles=True, **options)
@@ -276,9 +310,10 @@ def test_nan_leaves_the_working_set_alone():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_nan_is_reported_and_does_not_spread(engine, ordered_products):
+def test_nan_is_reported_and_does_not_spread(engine, request):
     """Sums overflow on some chains, whose values become NaN; their neighbours keep the bits that they have alone."""
     needs(engine)
+    order_products(engine, request)
     model = random_mlp(2, 2, 2)
     with torch.no_grad():  # 3e38 (x + y) may overflow in both hidden values, whose difference is then NaN
         model.linears[0].weight.fill_(3e38)
