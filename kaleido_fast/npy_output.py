@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, sync_folder, write_error
+from kaleido_fast.files import atomic_path, remove_parts, sync_folder, write_error
 from kaleido_fast.layout import Layout
 
 RECORD, MARKS = "record.json", "blocks"
@@ -36,11 +36,12 @@ class NpyOutput:
     def create(cls, path: Path, layout: Layout, record: dict[str, Any], *, overwrite: bool = False) -> NpyOutput:
         """Begin a file; ``overwrite`` throws an earlier unfinished one away. The caller holds the lock."""
         folder = partial_folder(path)
+        shapes = {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}
         try:
-            if overwrite and folder.is_dir():
+            if folder.is_dir() and (overwrite or _is_not_begun(folder, shapes)):
                 shutil.rmtree(folder)
             folder.mkdir()
-            for name, (shape, dtype) in {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}.items():
+            for name, (shape, dtype) in shapes.items():
                 made = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
                 made.flush()
                 del made
@@ -51,6 +52,14 @@ class NpyOutput:
             sync_folder(folder.parent)
         except OSError as problem:
             raise write_error(path, problem) from problem
+        return cls(path, layout, record)
+
+    @classmethod
+    def resume(cls, path: Path, layout: Layout, record: dict[str, Any]) -> NpyOutput:
+        """Go on with an unfinished file, also one that was killed just after it got its final name."""
+        draws = partial_folder(path) / "draws.npy"
+        if path.is_file() and not draws.exists():
+            path.replace(draws)
         return cls(path, layout, record)
 
     def done(self) -> np.ndarray:
@@ -81,6 +90,7 @@ class NpyOutput:
 
         beside = record_path(self.path)
         try:
+            remove_parts(beside)
             with atomic_path(beside) as temporary:
                 temporary.write_text(json.dumps(self.record, sort_keys=True, indent=1) + "\n")
             (self.folder / "draws.npy").replace(self.path)
@@ -91,7 +101,8 @@ class NpyOutput:
         return [str(self.path), str(beside)]
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the folder; without its record, which goes first, it is nothing that a run goes on with."""
+        (self.folder / RECORD).unlink()
         shutil.rmtree(self.folder)
 
     def _header_bytes(self, name: str) -> int:
@@ -123,6 +134,12 @@ class NpyOutput:
             return np.frombuffer(held, dtype).reshape(-1, *shape)
         except (OSError, ValueError) as problem:
             raise InputError(f"{self.folder} cannot be read: {problem}; delete it to start anew") from problem
+
+
+def _is_not_begun(folder: Path, shapes: Mapping[str, Any]) -> bool:
+    """Whether a folder holds nothing but what a run leaves that is killed before its record is there."""
+    ours = {f"{name}.npy" for name in shapes}
+    return all(file.name in ours or file.name.startswith(f".{RECORD}.") for file in folder.iterdir())
 
 
 def partial_folder(path: Path) -> Path:

@@ -281,7 +281,7 @@ class _Task:
         self.refuse_difference(stored, encoding)
         layout = self.layout()
         layout = Layout(layout.n_chains, layout.n_draws, layout.dim, chunk, encoding or layout.encoding)
-        return NpyOutput(self.path, layout, stored), []
+        return NpyOutput.resume(self.path, layout, stored), []
 
     def prepare_store(self) -> tuple[ZarrOutput, list[str]]:
         if self.overwrite or not (self.path.exists() or self.path.is_symlink()):
@@ -329,7 +329,7 @@ class _Task:
         began = time.perf_counter()
         layout, run = output.layout, self.run
         missing = np.flatnonzero(~done).tolist()
-        if crew.leads and crew.size > len(missing):
+        if crew.leads and crew.size > max(1, len(missing)):
             warnings.warn(f"{crew.size} workers for {len(missing)} blocks: some have nothing to do", stacklevel=3)
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         before = layout.n_chains - sum(layout.length(block) for block in missing)

@@ -223,6 +223,7 @@ def kill_at_random_moments(task: Task, base: Path, n_runs: int, rng: random.Rand
         if times:
             assert task.finish(folder) == whole.files, f"run {len(kills)} of {task.name}, killed {times} times, differs"
             kills.append(times)
+            print(f"{task.name}: run {len(kills)} killed {times} times, same bytes", flush=True)
         shutil.rmtree(folder)
     return kills
 

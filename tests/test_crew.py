@@ -308,13 +308,17 @@ def make_long_run(folder: Path) -> dict[str, bytes]:
 
 def kill_workers(folder: Path, want: dict[str, bytes], n_runs: int, n_workers: int) -> None:
     """Kill a worker in so many runs: each must write the store of one process."""
-    seeds, there = itertools.count(100 * n_workers), []
+    seeds = itertools.count(100 * n_workers)
+    there: list[int] = []
     while len(there) < n_runs:
         seed = next(seeds)
         blocks = kill_one_worker(folder, n_workers, seed)
         assert contents(folder / f"killed{seed}.zarr") == want, f"{n_workers} workers, seed {seed}"
-        there += [] if blocks is None else [blocks]
-    print(f"{n_workers} workers, one killed after {there} of 21 blocks: same bytes each time")
+        if blocks is not None:
+            there.append(blocks)
+            print(
+                f"{n_workers} workers, run {len(there)}, one killed after {blocks} of 21 blocks: same bytes", flush=True
+            )
 
 
 def test_a_killed_worker_is_replaced(one_process):
