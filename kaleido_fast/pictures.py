@@ -26,6 +26,15 @@ def is_image_shape(shape: tuple[int, ...]) -> bool:
     return (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) and min(shape[:2]) >= 2
 
 
+def check_pictures(spec: ModelSpec) -> None:
+    """Refuse samples that are not pictures: `InputError`."""
+    if not is_image_shape(spec.sample_shape):
+        raise InputError(
+            f"samples of shape {spec.sample_shape} are not pictures: only (H, W) and (H, W, 3) can be drawn; "
+            "kaleido-fast show plots draws of 1 or 2 values"
+        )
+
+
 def to_bytes(samples: Tensor, spec: ModelSpec, scaling: Scaling) -> Tensor:
     """Samples (n, D) in model values -> (n, *sample_shape) uint8: scaling undone, raw black and white to 0 and 255.
 
@@ -49,11 +58,7 @@ def image_grid(
     Raises:
         InputError: no samples, or a model whose samples are not pictures.
     """
-    if not is_image_shape(spec.sample_shape):
-        raise InputError(
-            f"samples of shape {spec.sample_shape} are not pictures: only (H, W) and (H, W, 3) can be drawn; "
-            "kaleido-fast show plots draws of 1 or 2 values"
-        )
+    check_pictures(spec)
     if not len(samples):
         raise InputError("no samples to draw: ask for at least one")
     values = to_bytes(samples, spec, scaling)

@@ -188,6 +188,7 @@ def test_show_plots_points(folder, monkeypatch, capsys):
         (("animate", "--out", "a.webm"), "unknown format '.webm'"),
         (("animate", "--chains", "0"), "x>=1"),
         (("animate", "one.npy"), "one draw a chain"),
+        (("sample", "--model", "plane.safetensors", "--picture"), "show plots draws"),
         (("animate", "--model", "plane.safetensors", "--out", "a.gif", "--out", "a.png"), "show plots draws"),
     ],
 )

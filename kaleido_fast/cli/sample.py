@@ -145,12 +145,14 @@ def command(
     workers share the blocks of a store.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.pictures import image_grid, is_image_shape, save_picture
+    from kaleido_fast.pictures import check_pictures, image_grid, is_image_shape, save_picture
 
     checkpoint = load_checkpoint(model)
     spec, card = checkpoint.model.spec, checkpoint.card
     if picture is None:
         picture = is_image_shape(spec.sample_shape)
+    elif picture:
+        check_pictures(spec)
     sheet_path = out.with_suffix(".png")
     write = _stream if out.suffix in BLOCK_ENDINGS else _write_at_once
     with _plain_warnings():
