@@ -23,7 +23,7 @@ from kaleido_fast.sampling import fast_sample, resolve_subject
 
 DEFAULT_DISTANCE = 0.05
 MAX_ATTRACTORS = 10_000
-_BLOCK = 4096
+_BLOCK = 512
 _SHEET_PIXELS = 56
 _RADII = 1000
 _RADII_BLOCK = 64  # Jacobians, or vectors under them, of so many states are held at once
