@@ -413,7 +413,7 @@ def test_other_devices_compile(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.6.0", "3.8.0"])
 def test_every_configuration_compiles_under_other_releases_of_triton(version, tmp_path):
-    """Registers may differ there, so that a verdict may fail; every kernel must compile to products."""
+    """Registers may differ there, so that some may spill; every kernel must compile to products and be sound."""
     install = [
         sys.executable,
         "-m",
@@ -434,4 +434,7 @@ def test_every_configuration_compiles_under_other_releases_of_triton(version, tm
     reports = json.loads(result.stdout)
     assert len(reports) == 36
     for report in reports:
-        assert report["loop_instructions"].get("HGMMA", 0) > 0, f"{report['net']} {report['precision']}"
+        what = f"{report['net']} {report['precision']} {report['jitter']}"
+        assert report["loop_instructions"].get("HGMMA", 0) > 0, what
+        failed = {verdict["name"]: verdict["detail"] for verdict in report["verdicts"] if not verdict["passed"]}
+        assert set(failed) <= {"spills"}, f"{what}: {failed}"

@@ -135,6 +135,15 @@ def test_a_tile_of_the_copy_engine_is_refused_where_there_is_none():
     assert reason is not None and "no copy engine" in reason
 
 
+def test_copies_by_pointers_are_refused_where_products_need_a_fence_behind_them():
+    tile = WideTile(64, 64, 64, 32, 4, 3, use_tma=False)
+    for facts in (GPUS["H100"], GpuFacts(232_448, (10, 0))):
+        assert "fences copies" in str(refusal(NETWORKS["mnist"], "fp16", tile, facts))
+        assert refusal(NETWORKS["mnist"], "ieee", tile, facts) is None, "plain products read as threads do"
+    for facts in (GPUS["A100"], GpuFacts(101_376, (12, 0)), GpuFacts(has_tma=False)):
+        assert refusal(NETWORKS["mnist"], "fp16", tile, facts) is None
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -220,6 +220,8 @@ def refusal(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> 
         return f"{name}: Triton cannot compile widths over 128 with jitter for compute capability 8"
     if isinstance(tile, WideTile) and tile.use_tma and not facts.uses_tma:
         return f"{name}: the GPU has no copy engine for it, which came with compute capability 9.0"
+    if isinstance(tile, WideTile) and not tile.use_tma and precision != "ieee" and _reads_behind_a_fence(facts):
+        return f"{name}: not every release of Triton fences copies by pointers before this GPU's products"
     if need > facts.shared_memory:
         return f"{name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
     if isinstance(tile, Tile):
@@ -227,6 +229,14 @@ def refusal(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> 
         if registers > MAX_REGISTERS:
             return f"{name}: needs about {registers} registers a thread, the GPU has {MAX_REGISTERS}"
     return None
+
+
+def _reads_behind_a_fence(facts: GpuFacts) -> bool:
+    """GPUs whose products read shared memory as the copy engine does, so that copies by threads need a fence.
+
+    Triton 3.6 leaves it out in the wide kernel (`verdicts.fenced_operands`); narrow and stream have it in all releases.
+    """
+    return facts.uses_tma and facts.capability[0] in (9, 10)
 
 
 def _fills_tensor_memory(tile: Tile | WideTile) -> bool:
