@@ -118,8 +118,8 @@ def as_text(facts: dict[str, Any]) -> str:
 def main() -> None:
     """Measure all cases."""
     if sys.argv[1:2] == ["--child"]:
-        network, n_chains, burn_in, folder, discard = sys.argv[2:]
-        facts = run_once(network, int(n_chains), int(burn_in), Path(folder), discard=discard == "1")
+        network, chains, steps, folder, discard = sys.argv[2:]
+        facts = run_once(network, int(chains), int(steps), Path(folder), discard=discard == "1")
         print(json.dumps(facts))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

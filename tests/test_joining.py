@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from kaleido_fast.joining import join_stores
 pytest.importorskip("zarr")
 
 MODEL = random_mlp(3, 5, 3)
-RUN = {"burn_in": 1, "chunk_chains": 4096, "seed": 3, "device": "cpu"}
+RUN: dict[str, Any] = {"burn_in": 1, "chunk_chains": 4096, "seed": 3, "device": "cpu"}
 SIZES = (4096 * 2, 4096 + 10, 500)
 
 

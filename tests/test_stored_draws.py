@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from kaleido_fast.cli import main
 pytest.importorskip("zarr")
 
 N = 4096 + 100
-RUN = {"n_chains": N, "seed": 5, "burn_in": 3, "device": "cpu"}
+RUN: dict[str, Any] = {"n_chains": N, "seed": 5, "burn_in": 3, "device": "cpu"}
 MODEL = random_mlp(16, 24, 16, sample_shape=(4, 4))
 
 
