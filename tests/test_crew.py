@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_mlp
-from killing import contents, errors_of, start_workers, train_task, wait_until, with_args
+from killing import Task, command_run, contents, errors_of, start_workers, train_task, wait_until, with_args
 
 from kaleido_fast import InputError, ModelCard, load_checkpoint, sample_to, save_checkpoint
 from kaleido_fast.joining import join_stores
@@ -49,19 +48,14 @@ def launch(n_workers: int, folder: Path, *args: str, **options) -> subprocess.Po
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def by_hand(rank: int, size: int, port: int, folder: Path, *args: str) -> subprocess.Popen:
-    """Start one worker without a launcher."""
-    env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "kaleido_fast", *COMMAND, *args]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def end_by_hand(name: str, folders: Sequence[Path], *args: str) -> tuple[list[int | None], list[str]]:
+    """Exit statuses and errors of workers that sample into ``name`` without a launcher, each in its folder."""
+    task = Task(command_run, name, {"args": (*COMMAND, *args)})
+    workers = start_workers(task, folders)
+    for worker in workers:
+        worker.join(120)
+    told = [errors_of(folder, rank).read_text() for rank, folder in enumerate(folders)]
+    return [worker.exitcode for worker in workers], told
 
 
 @pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -75,23 +69,29 @@ def test_workers_write_what_one_process_writes(one_process, n_workers):
 
 def test_a_folder_that_not_all_see_is_found_before_computing(one_process, tmp_path):
     """Two workers in different folders stand for storage that is not shared."""
-    port = free_port()
-    (tmp_path / "m.safetensors").write_bytes((one_process / "m.safetensors").read_bytes())
-    args = ("--chains", str(N_CHAINS), "--out", "apart.zarr")
-    workers = [by_hand(rank, 2, port, folder, *args) for rank, folder in enumerate((one_process, tmp_path))]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [2, 2], errors
-    assert "storage that all workers share" in "".join(errors)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "m.safetensors").write_bytes((one_process / "m.safetensors").read_bytes())
+    status, told = end_by_hand("apart.zarr", (one_process, folder), "--chains", str(N_CHAINS))
+    assert status == [2, 2], told
+    assert "storage that all workers share" in "".join(told)
     assert not list((one_process / "apart.zarr" / "blocks").glob("c.*"))
 
 
 def test_a_bad_option_is_told_once(one_process):
-    port = free_port()
-    args = ("--chains", str(N_CHAINS), "--out", "bad.npy")
-    workers = [by_hand(rank, 2, port, one_process, *args) for rank in range(2)]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [2, 2], errors
-    assert "".join(errors).count("cannot share bad.npy: give a .zarr store") == 1, errors
+    status, told = end_by_hand("bad.npy", [one_process] * 2, "--chains", str(N_CHAINS))
+    assert status == [2, 2], told
+    assert "".join(told).count("cannot share bad.npy: give a .zarr store") == 1, told
+
+
+def test_more_workers_than_blocks_are_told_and_do_no_harm(one_process):
+    args = ("--chains", "100", "--burn-in", "1", "--seed", "3")
+    status, told = end_by_hand("few.zarr", [one_process] * 3, *args)
+    assert status == [0, 0, 0], told
+    assert "3 workers for 1 blocks: some have nothing to do" in told[0]
+    assert told[1:] == ["", ""]
+    sample_to(one_process / "few by one.zarr", one_process / "m.safetensors", **{**RUN, "n_chains": 100})
+    assert contents(one_process / "few.zarr") == contents(one_process / "few by one.zarr")
 
 
 TRAINING = train_task("a.safetensors", "--hidden", "13", "--steps", "150", "--save-every", "0.05")
