@@ -192,6 +192,7 @@ def test_a_state_that_not_all_see_is_found_before_computing(tmp_path):
         ((), [{}, {"WORLD_SIZE": "3"}], "it was started with WORLD_SIZE 3, the first worker with 2"),
         ((), [{"RANK": "2"}, {"RANK": "one"}], "RANK is 'one' and WORLD_SIZE '2': ranks are 0 to WORLD_SIZE - 1"),
         (("--learning-rate", "7"), [{}, {}], "learning_rate = 7.0"),
+        ((), [{"GLOO_SOCKET_IFNAME": "nope0"}] * 2, "workers cannot reach each other"),
     ],
 )
 def test_workers_that_do_not_fit_are_refused_in_a_line_each(tmp_path, more, env, text):
