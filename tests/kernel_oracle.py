@@ -108,7 +108,9 @@ def sample(layers: Layers, shape: NetShape, request: LaunchRequest, operand: tor
 
 def on_device(request: LaunchRequest, device: torch.device = DEVICE) -> LaunchRequest:
     """The request with its tensors on a device."""
-    moved = {name: value.to(device) for name in ("start", "chain_ids") if (value := getattr(request, name)) is not None}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name in ("start", "chain_ids") if (value := getattr(request, name)) is not None
+    }
     return replace(request, **moved)
 
 
