@@ -90,8 +90,7 @@ def test_a_store_of_the_kind_is_a_store():
 def test_expected_times_are_those_of_runs_by_chance(group, hourly):
     """The mean of many played runs of one group, within four of its standard errors."""
     job = replace(JOB, workers=group, group=group, preemptions=hourly / 3600, restart_seconds=5, operation_seconds=0.05)
-    walls = np.array([simulate(job, seed)[0] for seed in range(2000)])
-    stops = np.array([simulate(job, seed)[1] for seed in range(200)])
+    walls, stops = np.array([simulate(job, seed) for seed in range(400)]).T
     error = walls.std() / math.sqrt(len(walls))
     # Blocks of a start are whole ones in the play; the formula has them flow: one block of difference at most.
     assert times(job)["wall_hours_preempted"] * 3600 == pytest.approx(walls.mean(), abs=4 * error + job.paced_seconds)
