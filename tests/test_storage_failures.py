@@ -187,7 +187,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("how", ["rename", "remove"])
 def test_a_store_taken_away_in_mid_run(folder, how, tmp_path):
-    options = ("--chains", str(4096 * 50), "--chunk-chains", "4096", "--burn-in", "200", "--tol", "none", "--quiet")
+    options = ("--chains", str(4096 * 24), "--chunk-chains", "4096", "--burn-in", "200", "--tol", "none", "--quiet")
     command = [sys.executable, "-m", "kaleido_fast", "sample", "--model", str(folder / "m.safetensors"), *options]
     store, away = tmp_path / "a.zarr", tmp_path / "away"
     process = subprocess.Popen([*command, "--out", str(store)], stderr=subprocess.PIPE, text=True)
