@@ -160,8 +160,11 @@ def _mib(n_bytes: int) -> str:
 
 
 def _remarks(report: BenchReport) -> list[str]:
-    left_out = {(name, reason): None for result in report.results for name, reason in result.skipped.items()}
-    remarks = [f"not timed: {name}: {reason}" for name, reason in left_out]
+    left_out: dict[str, dict[str, None]] = {}  # names by reason, each once
+    for result in report.results:
+        for name, reason in result.skipped.items():
+            left_out.setdefault(reason, {})[name] = None
+    remarks = [f"not timed: {', '.join(names)}: {reason}" for reason, names in left_out.items()]
     ceilings = [result.ceiling() / 1e9 for result in report.results]
     remarks.append(f"ceiling: a 2048 x 2048 x 2048 product ran at {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s")
     remarks.append(_made_with(report))
