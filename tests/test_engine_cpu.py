@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,6 +366,40 @@ def test_philox_words_of_the_loops_are_those_of_the_torch_code():
     model = KaleidoMLP(ModelSpec((9, 9), bound="sigmoid"))
     got = CpuEngine(model, SampleRequest(n_chains=1, seed=77)).start(torch.arange(1000))
     assert np.array_equal(got.numpy(), uniforms(77, torch.arange(1000), 9, 0).numpy())
+
+
+NARROW_VECTORS = """
+import sys
+import llvmlite.binding as binding
+import numba
+import torch
+numba.njit(lambda: 0)  # numba reads the features too, once
+real = binding.get_host_cpu_features
+binding.get_host_cpu_features = lambda: {}
+from kaleido_fast.engines import cpu_kernels
+binding.get_host_cpu_features = real
+assert cpu_kernels.VECTOR == 4
+import test_engine_cpu as tests
+torch.save(tests.run_of_every_part(), sys.argv[1])
+"""
+
+
+def run_of_every_part():
+    request = SampleRequest(n_chains=45, burn_in=4, n_draws=2, jitter=0.3, init="normal", seed=8)
+    models = [random_mlp(5, 11, 13, 5, activation=name, bound="sigmoid") for name in ACTIVATIONS]
+    return [run(CpuEngine(model, request), torch.arange(45)) for model in [MODEL, *models]]
+
+
+@pytest.mark.slow
+def test_the_width_of_vectors_changes_no_bit(tmp_path):
+    """A processor with narrower vectors, and so other register blocks and tiles, computes the same chains."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", NARROW_VECTORS, str(tmp_path / "narrow.pt")]
+    result = subprocess.run(command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert cpu_kernels.VECTOR > 4
+    for i, (got, want) in enumerate(zip(torch.load(tmp_path / "narrow.pt"), run_of_every_part(), strict=True)):
+        assert_same_bits(got, want, f"model {i}")
 
 
 def test_code_is_compiled_without_a_place_to_keep_it(monkeypatch):
