@@ -161,3 +161,19 @@ def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
         return int(stated["chunk_chains"]), dict(stated["record"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputError(f"{place} is damaged: delete {place.parent} to start anew") from problem
+
+
+def read_finished(path: Path) -> dict[str, Any] | None:
+    """The record beside a whole .npy; None if it is unfinished, not there, or something else."""
+    from kaleido_fast.writers import record_path
+
+    if partial_folder(path).exists():
+        return None
+    try:
+        record = json.loads(record_path(path).read_text())
+        request = record["request"]
+        shape = np.load(path, mmap_mode="r").shape
+        whole = shape[:2] == (request["n_chains"], request["n_draws"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None

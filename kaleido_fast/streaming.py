@@ -31,7 +31,7 @@ from kaleido_fast.files import check_folder, check_writable
 from kaleido_fast.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.npy_output import NpyOutput, read_partial
+from kaleido_fast.npy_output import NpyOutput, read_finished, read_partial
 from kaleido_fast.plan import SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
@@ -49,6 +49,7 @@ from kaleido_fast.sampling import (
 from kaleido_fast.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.tally import Tally
 from kaleido_fast.versions import library_versions
+from kaleido_fast.writers import record_path
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2
@@ -177,15 +178,18 @@ class _Task:
         """Prepare the output, take part in computing, wait for the others, count."""
         self.check(crew)
         with output_lock(self.path) as token:
+            stored = self.finished_file()
+            if stored is not None:
+                return self.result(stored, [str(self.path), str(record_path(self.path))], None, [])
             output, damaged = self.prepare()
             done = output.done()
             crew.share("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
             crew.confirm(None)
             if done.all() and isinstance(output, ZarrOutput):
-                return self.result(output, [str(self.path)], None, damaged)
+                return self.result(output.record, [str(self.path)], None, damaged)
             computed, tally = self.compute(output, done, crew, callback)
             stats = self.stats(output.layout, tally, crew.totals(), computed)
-            return self.result(output, output.finish(), stats, damaged)
+            return self.result(output.record, output.finish(), stats, damaged)
 
     def follow(self, crew: Crew) -> None:
         """Compute blocks of the output that the first worker has prepared."""
@@ -266,6 +270,18 @@ class _Task:
         if self.scaling is not None:
             record["scaling"] = asdict(self.scaling)
         return record
+
+    def finished_file(self) -> dict[str, Any] | None:
+        """The record of an .npy that is whole and of this very run; None where there is something to compute."""
+        if is_store(self.path) or self.overwrite:
+            return None
+        stored = read_finished(self.path)
+        if stored is None:
+            return None
+        with contextlib.suppress(InputError):  # a record of something else
+            if not difference(stored, self.record(Encoding.from_record(stored))):
+                return stored
+        return None
 
     def prepare(self) -> tuple[BlockOutput, list[str]]:
         """The output, begun or found, and the damage that was found in it."""
@@ -396,11 +412,11 @@ class _Task:
         )
 
     def result(
-        self, output: BlockOutput, files: list[str], stats: StreamStats | None, damaged: list[str]
+        self, stored: dict[str, Any], files: list[str], stats: StreamStats | None, damaged: list[str]
     ) -> StreamResult:
         """What the caller gets."""
         run = self.run
-        return StreamResult(self.path, tuple(files), run.request, run.plan, output.record, stats, tuple(damaged))
+        return StreamResult(self.path, tuple(files), run.request, run.plan, stored, stats, tuple(damaged))
 
 
 def count_blocks(output: BlockOutput, blocks: list[int], tally: Tally) -> None:

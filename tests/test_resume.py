@@ -122,6 +122,22 @@ def test_a_finished_run_does_nothing(tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "a.zarr").rglob("*")}
 
 
+def test_a_finished_file_is_computed_again_only_for_another_run(tmp_path):
+    path = tmp_path / "a.npy"
+    first = sample_to(path, MODEL, **RUN)
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
+    again = sample_to(path, MODEL, **RUN)
+    assert again.stats is None and again.files == first.files
+    assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
+    for change in ({"seed": 4}, {"n_chains": 5}, {"overwrite": True}):
+        assert sample_to(path, MODEL, **{**RUN, **change}).stats is not None, change
+    path.with_suffix(".json").write_text('{"request": {"n_chains": 12365, "n_draws": 2}, "encoding": 3}')
+    assert sample_to(path, MODEL, **RUN).stats is not None, "a record of something else"
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {
+        file: data for file, (_, data) in before.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
 @pytest.mark.parametrize(
     ("change", "text"),
