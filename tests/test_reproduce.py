@@ -148,9 +148,11 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, args, text):
     (tmp_path / "file").write_text("")
     np.save("small.npy", np.zeros((50, 8, 8)))
     np.save("one.npy", np.zeros((1, 28, 28)))
+    before = sorted(tmp_path.iterdir())
     status, output, errors = call(monkeypatch, capsys, "reproduce", *args, "--cache", str(tmp_path / "c"), "--quiet")
     assert (status, output, errors.count("\n")) == (2, "", 1), errors
     assert text in errors
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "c") == before, "an empty folder is left"
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):

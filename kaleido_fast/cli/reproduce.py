@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, make_folder, reproduce
+from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, made_folders, reproduce
 
 
 @click.command(name="reproduce")
@@ -27,21 +27,12 @@ def command(name: str, out: Path | None, quiet: bool, **settings: object) -> Non
     """Make the paper's kaleidoscopes: train or reuse the model, sample, write pictures and a report."""
     entries = chosen(name)
     tell = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
-    folders = _folders(name, out)
-    for folder in folders.values():
-        make_folder(folder)
-    for entry in entries:
-        tell(f"{entry.name}: {entry.expected} on 2 CPU cores, less with a trained model in the cache")
-        job = Job(progress=not quiet, tell=tell, **settings)  # type: ignore[arg-type]
-        report = reproduce(entry.name, folders[entry.name], job)
-        if not quiet:
-            click.echo(f"{entry.name}: {report.folder / 'report.md'} and {len(report.written) - 1} files beside it")
-
-
-def _folders(name: str, out: Path | None) -> dict[str, Path]:
-    """Where each kaleidoscope goes."""
     base = out or Path("reproduced")
-    if out is None or name == ALL:
-        make_folder(base)
-        return {entry.name: base / entry.name for entry in chosen(name)}
-    return {name: out}
+    folders = {entry.name: base / entry.name for entry in entries} if out is None or name == ALL else {name: base}
+    with made_folders([base, *folders.values()]):
+        for entry in entries:
+            tell(f"{entry.name}: {entry.expected} on 2 CPU cores, less with a trained model in the cache")
+            job = Job(progress=not quiet, tell=tell, **settings)  # type: ignore[arg-type]
+            report = reproduce(entry.name, folders[entry.name], job)
+            if not quiet:
+                click.echo(f"{entry.name}: {report.folder / 'report.md'} and {len(report.written) - 1} files beside it")

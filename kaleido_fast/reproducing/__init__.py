@@ -5,8 +5,9 @@ One module a kaleidoscope, with ``run(job, report)``; `KALEIDOSCOPES` lists them
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,3 +118,17 @@ def make_folder(folder: Path) -> None:
         check_writable(folder)
         folder.mkdir()
     check_writable(folder / "report.md")
+
+
+@contextlib.contextmanager
+def made_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """Make folders, parents first, before any work is done; at the end those go that are still empty."""
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        for folder in folders:
+            make_folder(folder)
+        yield
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
