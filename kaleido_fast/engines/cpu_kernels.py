@@ -113,7 +113,7 @@ class Tile(NamedTuple):
 
 # Nothing is allocated here, so that arrays need no counts of references: each is an atomic operation that waits for all
 # stores before it (a layer of 10 values: 2.1 ns a chain with them, 1.0 without).
-_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def _inner(function: Callable[..., Any]) -> Any:
