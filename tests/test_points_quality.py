@@ -6,6 +6,8 @@ The bar: each of 10 seeds, each of the four points is an attractor with a basin 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kaleido_fast.datasets import load_dataset
@@ -21,7 +23,8 @@ def check_basins(name: str, init: str, seed: int, n_chains: int) -> None:
     """Train a preset and count where chains end; the start noise is that of the paper's figures."""
     points = load_dataset(name, bound=PRESETS[name].network.bound).data
     result = train(preset=name, seed=seed)
-    final = fast_sample(result.model, n_chains=n_chains, init=init, seed=seed, **PRESETS[name].sampling).final
+    sampling: dict[str, Any] = dict(PRESETS[name].sampling)
+    final = fast_sample(result.model, n_chains=n_chains, init=init, seed=seed, **sampling).final
     ends = find_ends(final.cpu(), points)
     shares = ", ".join(f"{share:.3f}" for share in ends.shares)
     print(f"\n{name} seed {seed} (attempt {result.card.recipe['attempt']}): shares {shares}")
