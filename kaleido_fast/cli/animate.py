@@ -17,7 +17,7 @@ ENDINGS = (".gif", ".mp4", ".html", ".png")
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
 
 
-@click.command(name="animate")
+@click.command(name="animate", short_help="Show chains moving from noise to samples.")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option(

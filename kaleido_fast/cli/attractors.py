@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kaleido_fast.checkpoint import Checkpoint
 
 
-@click.command(name="attractors")
+@click.command(name="attractors", short_help="List where chains end: basins, periods, stability.")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
 @click.option("--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps at most, less one.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TERMINAL = Path("-")
 
 
-@click.command(name="bench")
+@click.command(name="bench", short_help="Time the engines and their peers.")
 @click.option("--quick", is_flag=True, help="Short timings: about two minutes on two cores for all six networks.")
 @click.option(
     "--net",

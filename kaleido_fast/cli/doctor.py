@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kaleido_fast.plan import DeviceFacts
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", short_help="Show versions, devices, and which engine would run.")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option(
     "--chains",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SIGMAS = (0.1, 0.3, 1.0)
 
 
-@click.command(name="evaluate")
+@click.command(name="evaluate", short_help="Measure how good samples are, and whether they are copies.")
 @click.argument("model", default=names.DEFAULT_MODEL)
 @click.option(
     "--data", "source", help="Data it was trained on, by name or path [default: by the model's card, if at hand]."

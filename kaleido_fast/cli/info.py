@@ -14,7 +14,7 @@ from kaleido_fast.errors import InputError
 MOST_CHUNKS = 64  # of a store, that are read for the range of its draws
 
 
-@click.command(name="info")
+@click.command(name="info", short_help="Say what a checkpoint or a file of draws holds.")
 @click.argument("source", metavar="MODEL|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(source: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command(name="join")
+@click.command(name="join", short_help="Join stores of array jobs into one.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")

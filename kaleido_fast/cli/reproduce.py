@@ -9,7 +9,7 @@ import click
 from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, made_folders, reproduce
 
 
-@click.command(name="reproduce")
+@click.command(name="reproduce", short_help="Make the paper's kaleidoscopes with a report.")
 @click.argument("name", metavar=f"[{'|'.join((*KALEIDOSCOPES, ALL))}]")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write [default: reproduced/NAME; a folder each for all]."

@@ -25,7 +25,7 @@ PICTURE_CHAINS = 1000
 BLOCK_ENDINGS = (".zarr", ".npy")
 
 
-@click.command(name="sample")
+@click.command(name="sample", short_help="Start chains from noise, iterate, write draws and a picture.")
 @click.option("--chains", "n_chains", type=int, default=1000, show_default=True, help="Number of independent chains.")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option(

@@ -11,7 +11,7 @@ from kaleido_fast.cli.options import Shape
 ENDINGS = (".png", ".html")
 
 
-@click.command(name="show")
+@click.command(name="show", short_help="Draw a file of draws as a sheet, a plot or a page.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",

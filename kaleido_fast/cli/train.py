@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kaleido_fast.training import TrainResult
 
 
-@click.command(name="train")
+@click.command(name="train", short_help="Train a network, write a checkpoint.")
 @click.option("--preset", type=Name("preset", tuple(PRESETS)), help="Reference network with its data and recipe.")
 @click.option(
     "--data",

@@ -13,7 +13,7 @@ from kaleido_fast.errors import InputError
 TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"))
 
 
-@click.command(name="tune")
+@click.command(name="tune", short_help="Time the kernels' tiles on this GPU, keep the best.")
 @click.option("--net", "networks", multiple=True, help="Reference network; repeat, or separate by commas [all].")
 @click.option("--model", help="Bundled model or path of a checkpoint, instead of or besides --net.")
 @click.option(
