@@ -29,16 +29,16 @@ class Sizes:
     full: Size
 
 
-# Eager torch takes about 0.3 to 0.7 s for a quick timing on two cores, 1 to 7 s for a full one. The two widest
+# Eager torch takes about 0.2 to 0.7 s for a quick timing on two cores, 1 to 7 s for a full one. The two widest
 # networks do not get their 100,000 chains: one step of cifar takes 75 s there, and the speed per chain is the same from
 # some thousand on.
 SIZES = {
-    "points1d": Sizes(Size(100_000, 32), Size(100_000, 100)),
-    "points2d": Sizes(Size(100_000, 5), Size(100_000, 30)),
-    "digits": Sizes(Size(10_000, 5), Size(100_000, 3)),
-    "deep128": Sizes(Size(20_000, 4), Size(100_000, 6)),
-    "mnist": Sizes(Size(4_000, 2), Size(50_000, 2)),
-    "cifar": Sizes(Size(512, 2), Size(5_000, 2)),
+    "points1d": Sizes(Size(100_000, 16), Size(100_000, 100)),
+    "points2d": Sizes(Size(100_000, 3), Size(100_000, 30)),
+    "digits": Sizes(Size(10_000, 3), Size(100_000, 3)),
+    "deep128": Sizes(Size(20_000, 3), Size(100_000, 6)),
+    "mnist": Sizes(Size(2_048, 2), Size(50_000, 2)),
+    "cifar": Sizes(Size(512, 1), Size(5_000, 2)),
 }
 _CPU_CORES = 2
 _GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
@@ -157,7 +157,7 @@ def _table_size(subject: Subject, spec: ModelSpec, quick: bool) -> Size:
     nearest = min(SIZES, key=lambda name: abs(math.log(flops[name] / spec.flops_per_step)))
     name = subject.network or nearest
     size = SIZES[name].quick if quick else SIZES[name].full
-    return Size(size.n_chains, max(2, round(size.n_steps * flops[name] / spec.flops_per_step)))
+    return Size(size.n_chains, max(1, round(size.n_steps * flops[name] / spec.flops_per_step)))
 
 
 def scaled(size: Size, kind: str, threads: int) -> Size:
