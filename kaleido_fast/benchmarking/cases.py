@@ -33,8 +33,8 @@ class Sizes:
 # networks do not get their 100,000 chains: one step of cifar takes 75 s there, and the speed per chain is the same from
 # some thousand on.
 SIZES = {
-    "points1d": Sizes(Size(100_000, 16), Size(100_000, 100)),
-    "points2d": Sizes(Size(100_000, 3), Size(100_000, 30)),
+    "points1d": Sizes(Size(100_000, 32), Size(100_000, 100)),
+    "points2d": Sizes(Size(100_000, 10), Size(100_000, 30)),
     "digits": Sizes(Size(10_000, 3), Size(100_000, 3)),
     "deep128": Sizes(Size(20_000, 3), Size(100_000, 6)),
     "mnist": Sizes(Size(2_048, 2), Size(50_000, 2)),
