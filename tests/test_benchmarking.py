@@ -176,8 +176,8 @@ def test_peers_reproduce_the_reference_and_are_caught_when_they_do_not(name, net
     assert contest.check_contestant(peer, z0, expected) < tolerance
     assert torch.equal(z0, before), "a peer writes into the start states"
     assert peer.run(z0, 4).shape == z0.shape
-    expected[2] = expected[2].clone()
-    expected[2][5, 1] += 10 * contest.TOLERANCES[peer.precision]
+    expected[-1] = expected[-1].clone()
+    expected[-1][5, 1] += 10 * contest.TOLERANCES[peer.precision]
     with pytest.raises(InputError, match=r"after step 3 \(chain 5, dim 1"):
         contest.check_contestant(peer, z0, expected)
 

@@ -33,11 +33,11 @@ class Sizes:
 # networks do not get their 100,000 chains: one step of cifar takes 75 s there, and the speed per chain is the same from
 # some thousand on.
 SIZES = {
-    "points1d": Sizes(Size(100_000, 32), Size(100_000, 100)),
+    "points1d": Sizes(Size(100_000, 24), Size(100_000, 100)),
     "points2d": Sizes(Size(100_000, 10), Size(100_000, 30)),
     "digits": Sizes(Size(10_000, 3), Size(100_000, 3)),
     "deep128": Sizes(Size(20_000, 3), Size(100_000, 6)),
-    "mnist": Sizes(Size(2_048, 2), Size(50_000, 2)),
+    "mnist": Sizes(Size(2_048, 3), Size(50_000, 2)),
     "cifar": Sizes(Size(512, 1), Size(5_000, 2)),
 }
 _CPU_CORES = 2

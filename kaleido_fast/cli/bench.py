@@ -22,7 +22,7 @@ TERMINAL = Path("-")
 
 
 @click.command(name="bench", short_help="Time the engines and their peers.")
-@click.option("--quick", is_flag=True, help="Short timings: two to three minutes on two cores for all six networks.")
+@click.option("--quick", is_flag=True, help="Short timings: about two minutes on two cores for all six networks.")
 @click.option(
     "--net",
     "networks",
