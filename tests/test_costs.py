@@ -86,7 +86,7 @@ def test_a_store_of_the_kind_is_a_store():
 
 
 @pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize("hourly", [0.5, 20, 200])
+@pytest.mark.parametrize("hourly", [0.5, 20, pytest.param(200, marks=pytest.mark.slow)])
 def test_expected_times_are_those_of_runs_by_chance(group, hourly):
     """The mean of many played runs of one group, within four of its standard errors."""
     job = replace(JOB, workers=group, group=group, preemptions=hourly / 3600, restart_seconds=5, operation_seconds=0.05)

@@ -400,7 +400,9 @@ def test_machines_train_together_although_a_worker_is_killed(machines, tmp_path)
     assert contents(folder) == want
 
 
-@pytest.mark.parametrize("cut", [[4096 * 2, 4096 * 3 + 77], [100, 4096, N_CHAINS - 4196]])
+@pytest.mark.parametrize(
+    "cut", [[4096 * 2, 4096 * 3 + 77], pytest.param([100, 4096, N_CHAINS - 4196], marks=pytest.mark.slow)]
+)
 def test_jobs_of_an_array_join_to_one_run(one_process, tmp_path, cut):
     parts, first = [], 0
     for i, n_chains in enumerate(cut):

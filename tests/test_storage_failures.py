@@ -185,7 +185,7 @@ def contents(store: Path) -> dict[str, bytes]:
     return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("how", ["rename", "remove"])
+@pytest.mark.parametrize("how", [pytest.param("rename", marks=pytest.mark.slow), "remove"])
 def test_a_store_taken_away_in_mid_run(folder, how, tmp_path):
     options = ("--chains", str(4096 * 24), "--chunk-chains", "4096", "--burn-in", "200", "--tol", "none", "--quiet")
     command = [sys.executable, "-m", "kaleido_fast", "sample", "--model", str(folder / "m.safetensors"), *options]
