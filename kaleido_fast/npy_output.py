@@ -18,7 +18,7 @@ import numpy as np
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path, remove_parts, sync_folder, write_error
-from kaleido_fast.layout import Layout
+from kaleido_fast.layout import PER_CHAIN, Layout
 
 RECORD, MARKS = "record.json", "blocks"
 
@@ -38,8 +38,9 @@ class NpyOutput:
         folder = partial_folder(path)
         shapes = {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}
         try:
-            if folder.is_dir() and (overwrite or _is_not_begun(folder, shapes)):
+            if overwrite and folder.is_dir():
                 shutil.rmtree(folder)
+            remove_rest(path)
             folder.mkdir()
             for name, (shape, dtype) in shapes.items():
                 made = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
@@ -136,15 +137,17 @@ class NpyOutput:
             raise InputError(f"{self.folder} cannot be read: {problem}; delete it to start anew") from problem
 
 
-def _is_not_begun(folder: Path, shapes: Mapping[str, Any]) -> bool:
-    """Whether a folder holds nothing but what a run leaves that is killed before its record is there."""
-    ours = {f"{name}.npy" for name in shapes}
-    return all(file.name in ours or file.name.startswith(f".{RECORD}.") for file in folder.iterdir())
-
-
 def partial_folder(path: Path) -> Path:
     """Where the blocks of an unfinished .npy are."""
     return path.with_name(f"{path.name}.partial")
+
+
+def remove_rest(path: Path) -> None:
+    """Remove a folder that holds nothing but what a run leaves that is killed before its record is there, or after."""
+    folder = partial_folder(path)
+    ours = {f"{name}.npy" for name in ("draws", *PER_CHAIN, MARKS)}
+    if folder.is_dir() and all(file.name in ours or file.name.startswith(f".{RECORD}.") for file in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
@@ -164,11 +167,9 @@ def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def read_finished(path: Path) -> dict[str, Any] | None:
-    """The record beside a whole .npy; None if it is unfinished, not there, or something else."""
+    """The record beside a whole .npy; None if there is none that fits the file."""
     from kaleido_fast.writers import record_path
 
-    if partial_folder(path).exists():
-        return None
     try:
         record = json.loads(record_path(path).read_text())
         request = record["request"]

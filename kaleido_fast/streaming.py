@@ -31,7 +31,7 @@ from kaleido_fast.files import check_folder, check_writable
 from kaleido_fast.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.npy_output import NpyOutput, read_finished, read_partial
+from kaleido_fast.npy_output import NpyOutput, read_finished, read_partial, remove_rest
 from kaleido_fast.plan import SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
@@ -272,16 +272,26 @@ class _Task:
         return record
 
     def finished_file(self) -> dict[str, Any] | None:
-        """The record of an .npy that is whole and of this very run; None where there is something to compute."""
-        if is_store(self.path) or self.overwrite:
+        """The record of an .npy that is whole and of this very run; None where there is something to compute.
+
+        Raises:
+            InputError: the file is another run's, or nobody knows whose.
+        """
+        if is_store(self.path) or self.overwrite or not self.path.exists() or read_partial(self.path) is not None:
             return None
         stored = read_finished(self.path)
-        if stored is None:
-            return None
-        with contextlib.suppress(InputError):  # a record of something else
-            if not difference(stored, self.record(Encoding.from_record(stored))):
-                return stored
-        return None
+        found = "no record that fits is beside it"
+        try:
+            if stored is not None:
+                found = difference(stored, self.record(Encoding.from_record(stored)))
+        except InputError:
+            found = "the record beside it is of something else"
+        if found:
+            raise InputError(
+                f"{self.path} is there and not of this run: {found}; give another --out, or --overwrite replaces it"
+            )
+        remove_rest(self.path)
+        return stored
 
     def prepare(self) -> tuple[BlockOutput, list[str]]:
         """The output, begun or found, and the damage that was found in it."""

@@ -94,7 +94,7 @@ def test_json_is_one_object_and_quiet_is_silent(folder):
         ((*SMALL, "--device", "cuda:77"), "CUDA devices"),
         ((*SMALL, "--out", "draws.csv"), "unknown format '.csv'"),
         ((*SMALL, "--out", "nowhere/a.npy"), "does not exist"),
-        ((*SMALL, "--chains", "1000000000000"), "free"),
+        ((*SMALL, "--out", "b.npy", "--chains", "1000000000000"), "free"),
         ((*SMALL, "--bogus"), "No such option"),
         (("sample", "--model", "digts"), "did you mean 'digits'"),
         (("sample", "--model", "gone.safetensors"), "does not exist"),

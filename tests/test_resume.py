@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
@@ -122,20 +123,29 @@ def test_a_finished_run_does_nothing(tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "a.zarr").rglob("*")}
 
 
-def test_a_finished_file_is_computed_again_only_for_another_run(tmp_path):
+def test_a_finished_file_does_nothing(tmp_path):
     path = tmp_path / "a.npy"
     first = sample_to(path, MODEL, **RUN)
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
     again = sample_to(path, MODEL, **RUN)
     assert again.stats is None and again.files == first.files
     assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
-    for change in ({"seed": 4}, {"n_chains": 5}, {"overwrite": True}):
-        assert sample_to(path, MODEL, **{**RUN, **change}).stats is not None, change
-    path.with_suffix(".json").write_text('{"request": {"n_chains": 12365, "n_draws": 2}, "encoding": 3}')
-    assert sample_to(path, MODEL, **RUN).stats is not None, "a record of something else"
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {
-        file: data for file, (_, data) in before.items()
-    }
+    assert sample_to(path, MODEL, **RUN, overwrite=True).stats is not None
+    assert before.keys() == set(tmp_path.iterdir())
+    assert all(file.read_bytes() == data for file, (_, data) in before.items())
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]", '{"request": {"n_chains": 12365, "n_draws": 2}, "encoding": 3}'])
+def test_a_file_of_no_known_run_is_refused(tmp_path, record):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((12365, 2, 3), np.float32))
+    if record is not None:
+        path.with_suffix(".json").write_text(record)
+    before = contents(path) if record is not None else {"a.npy": path.read_bytes()}
+    with pytest.raises(InputError, match=r"a\.npy is there and not of this run: .*record.*--overwrite replaces it"):
+        sample_to(path, MODEL, **RUN)
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sample_to(path, MODEL, **RUN, overwrite=True).stats is not None
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
@@ -151,12 +161,13 @@ def test_a_finished_file_is_computed_again_only_for_another_run(tmp_path):
         ({"scaling": Scaling(2.0, 1.0)}, "scaling.offset was None, is now 1.0"),
     ],
 )
-def test_another_run_is_refused_and_the_difference_shown(tmp_path, name, change, text):
-    with pytest.raises(StreamInterruptedError):
-        sample_to(tmp_path / name, MODEL, **RUN, callback=stop_after(8000, KeyboardInterrupt))
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_is_refused_and_the_difference_shown(tmp_path, name, change, text, finished):
+    with contextlib.nullcontext() if finished else pytest.raises(StreamInterruptedError):
+        sample_to(tmp_path / name, MODEL, **RUN, callback=None if finished else stop_after(8000, KeyboardInterrupt))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     changed = {"model": MODEL, **RUN, **change}
-    with pytest.raises(InputError, match="belongs to another run") as caught:
+    with pytest.raises(InputError, match=r"belongs to another run|is there and not of this run") as caught:
         sample_to(tmp_path / name, **changed)
     assert text in str(caught.value)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
