@@ -364,7 +364,7 @@ class Waiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("max_period", [1, 64])
 def test_the_host_waits_once_a_check(max_period, monkeypatch):
-    """What is called on the reference is called on a GPU: three numbers are read at each check and nothing else."""
+    """What is called on the reference is called on a GPU: four numbers are read at each check and nothing else."""
     from kaleido_fast.sampling import build_phases, prepare_run
     from kaleido_fast.settling import run_block
 

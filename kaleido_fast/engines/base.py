@@ -22,6 +22,43 @@ class Advanced:
     residual: Tensor
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What chains are looked at for, after steps that are multiples of ``every`` and not the run's last.
+
+    Args:
+        tol: bound on a residual, and on the distance to a saved state, in data units.
+        patience: checks in a row with a residual below ``tol`` after which a chain is at rest.
+        every: steps between checks.
+        calm: (n,) int32, checks in a row passed so far.
+        saved: (n, D) states that chains may come back to, infinite where that is not asked; None asks it of none.
+    """
+
+    tol: float
+    patience: int
+    every: int
+    calm: Tensor
+    saved: Tensor | None
+
+
+@dataclass(frozen=True)
+class Checked(Advanced):
+    """Chains after some steps, or after the check at which they halted.
+
+    Args:
+        calm: (n,) int32, checks in a row passed.
+        halt: (n,) int32: 0 for a chain that goes on, s > 0 for one at rest or NaN after s steps, -s for one that was
+            back at its saved state after s steps.
+    """
+
+    calm: Tensor
+    halt: Tensor
+
+
+CheckedRun = Callable[[Tensor, Tensor | None, int, int, Checks, Report], Checked]
+"""As `Engine.advance`, without draws, but a chain halts at the first check that says so."""
+
+
 class Engine(Protocol):
     """An engine holds one packed model and one request, and advances any chains of it over any range of steps."""
 
@@ -53,4 +90,9 @@ class Engine(Protocol):
 
         Any split of a run into ranges, and any choice and order of chains, gives the same bits.
         """
+        ...
+
+    @property
+    def checked(self) -> CheckedRun | None:
+        """Runs many checks in one call, without the host; None for an engine that has to come back at each."""
         ...

@@ -53,6 +53,8 @@ class CpuEngine:
         # Compiles, or loads, the loops: setting up, not sampling.
         self.start(torch.zeros(1, dtype=torch.int64, device="cpu"))
 
+    checked = None  # it comes back at every check
+
     def with_request(self, request: SampleRequest) -> CpuEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`."""
         other = copy.copy(self)

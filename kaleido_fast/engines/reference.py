@@ -54,6 +54,8 @@ class ReferenceEngine:
             else _module_map(model, self.dtype, device)
         )
 
+    checked = None  # it comes back at every check
+
     def with_request(self, request: SampleRequest) -> ReferenceEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`."""
         other = copy.copy(self)

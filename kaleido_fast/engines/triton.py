@@ -54,6 +54,8 @@ class TritonEngine:
         self._launched: set[tuple[Any, ...]] = set()
         self._launching = threading.Lock()
 
+    checked = None  # it comes back at every check
+
     def with_request(self, request: SampleRequest) -> TritonEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`; on the same stream, for kernels share their scratch."""
         other = copy.copy(self)
