@@ -216,7 +216,7 @@ def modelled_rate(network: str, precision: str) -> float:
     Raises:
         InputError: the kernels cannot be compiled here.
     """
-    command = [sys.executable, "-m", "kaleido_kernels.inspect", "--json", "--jitter", "none", "--net", network]
+    command = [sys.executable, "-m", "kaleido_kernels.inspect", "--json", "--variant", "none", "--net", network]
     command += ["--precision", FORMS[precision]]
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)

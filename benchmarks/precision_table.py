@@ -55,7 +55,7 @@ def predicted_ms() -> dict[tuple[str, str], float]:
     command += [word for net in NETS for word in ("--net", net)]
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     reports = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
-    quiet = [report for report in reports if report["jitter"] == "none"]
+    quiet = [report for report in reports if report["variant"] == "none"]
     return {(report["net"], report["precision"]): report["estimate"]["milliseconds"] for report in quiet}
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.noise import jitter_noise, start_noise
-from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
+from kaleido_kernels.launch import Checks, LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
 from kaleido_kernels.tiles import Tile
 
 HIDDEN = {
@@ -30,6 +30,7 @@ HIDDEN = {
 }
 FINAL = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+interpreted = pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are compiled here, for the GPU")
 # (precision, atol, rtol) after a few steps of the networks of `random_net`; 16-bit modes are compared after one step.
 # On a GPU hidden activations of 16-bit modes use approximate instructions.
 TRIPLES = [("fp32", 3e-6, 1e-5), ("tf32", 2e-3, 0.0), ("fp16", 4e-3 if DEVICE.type == "cuda" else 2e-3, 0.0)]
@@ -111,21 +112,28 @@ def on_device(request: LaunchRequest, device: torch.device = DEVICE) -> LaunchRe
     moved: dict[str, Any] = {
         name: value.to(device) for name in ("start", "chain_ids") if (value := getattr(request, name)) is not None
     }
+    if request.checks is not None:
+        calm, saved = request.checks.calm.to(device), request.checks.saved.to(device)
+        moved["checks"] = replace(request.checks, calm=calm, saved=saved)
     return replace(request, **moved)
 
 
 def moved_outputs(outputs: Outputs, device: torch.device | str) -> Outputs:
     """Outputs on a device."""
-    draws = None if outputs.draws is None else outputs.draws.to(device)
-    return Outputs(outputs.final.to(device), outputs.residual.to(device), draws)
+    return Outputs(*(None if tensor is None else tensor.to(device) for tensor in filled(outputs)))  # type: ignore[arg-type]
+
+
+def filled(outputs: Outputs) -> tuple[Tensor | None, ...]:
+    """All tensors of outputs."""
+    return outputs.final, outputs.residual, outputs.draws, outputs.calm, outputs.halt
 
 
 def empty_outputs(request: LaunchRequest, shape: NetShape, *, keep_draws: bool = True) -> Outputs:
-    """Outputs on `DEVICE` full of NaN: a value that is not written shows."""
+    """Outputs on `DEVICE` full of NaN, or of -77 where they are counts: a value that is not written shows."""
     outputs = allocate_outputs(request, shape, DEVICE, keep_draws)
-    for tensor in (outputs.final, outputs.residual, outputs.draws):
+    for tensor in filled(outputs):
         if tensor is not None:
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -77)
     return outputs
 
 
@@ -172,6 +180,101 @@ def use_true_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InterpreterBuilder, "create_dot", true_dot)
 
 
+Run = Callable[[Layers, NetShape, LaunchRequest], Outputs]
+"""A launch of some kernel on random weights, into new outputs in main memory."""
+
+
+def halting_request(shape: NetShape) -> LaunchRequest:
+    """21 chains over 14 steps in the middle of a run; a value of one of them is NaN."""
+    start = torch.rand(21, shape.dim, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    start[2, shape.dim - 1] = float("nan")
+    return LaunchRequest(21, Schedule(burn_in=39, thin=3), start=start, first_step=3, run_steps=14)
+
+
+def single_steps(run: Run, layers: Layers, shape: NetShape, request: LaunchRequest) -> dict[int, Outputs]:
+    """What launches of one step each make, by the number of steps done."""
+    made: dict[int, Outputs] = {}
+    state = request.start
+    for step in range(request.first_step, request.first_step + request.n_run):
+        made[step + 1] = run(layers, shape, replace(request, first_step=step, run_steps=1, start=state))
+        state = made[step + 1].final
+    return made
+
+
+def checks_that_halt(steps: dict[int, Outputs], every: int, patience: int) -> Checks:
+    """Some chains come to rest before the end, others are found back, some do neither."""
+    checked = [step for step in steps if step % every == 0]
+    residual = steps[checked[-patience]].residual
+    saved = torch.full_like(steps[checked[0]].final, float("inf"))
+    for row, check in ((1, 0), (5, 1), (8, 0)):
+        saved[row] = steps[checked[check]].final[row]
+    calm = (torch.arange(len(residual)) % 2).to(torch.int32)
+    return Checks(float(residual.nanquantile(0.5)), patience, every, calm, saved)
+
+
+def halted_by_hand(steps: dict[int, Outputs], checks: Checks) -> Outputs:
+    """The definition of `Checks`, on launches of one step each without any."""
+    calm = checks.calm.clone()
+    halt = torch.zeros_like(calm)
+    final, residual = (torch.full_like(x, float("nan")) for x in (checks.saved, steps[max(steps)].residual))
+    for step, one in steps.items():
+        live = halt == 0
+        final[live], residual[live] = one.final[live], one.residual[live]
+        if step % checks.every == 0:
+            calm[live] = torch.where(one.residual < checks.tol, calm + 1, 0)[live]
+            settled = (calm >= checks.patience) | one.residual.isnan()
+            back = (one.final - checks.saved).abs().amax(dim=1) < checks.tol
+            halt[live & back] = -step
+            halt[live & settled] = step
+    return Outputs(final, residual, None, calm, halt)
+
+
+def assert_halts_as_defined(run: Run, shape: NetShape, every: int, patience: int) -> None:
+    """A launch with checks has the bits of the definition."""
+    request, layers = halting_request(shape), random_net(shape, gain=1.5)
+    steps = single_steps(run, layers, shape, request)
+    checks = checks_that_halt(steps, every, patience)
+    got, want = run(layers, shape, replace(request, checks=checks)), halted_by_hand(steps, checks)
+    assert got.halt is not None and want.halt is not None and got.calm is not None and want.calm is not None
+    for reason in (want.halt == 0, want.halt < 0, (want.halt > 0) & ~want.residual.isnan(), want.residual.isnan()):
+        assert reason.any(), f"not all ends are among {want.halt.tolist()}"
+    assert torch.equal(got.halt, want.halt)
+    assert torch.equal(got.calm, want.calm)
+    assert_close(got.final, want.final, 0.0, 0.0, "final states")
+    assert_close(got.residual, want.residual, 0.0, 0.0, "residuals")
+
+
+def count_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that the interpreter appends to at every product."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    products: list[int] = []
+    dot = InterpreterBuilder.create_dot
+
+    def counted(self, *operands):
+        products.append(1)
+        return dot(self, *operands)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
+    return products
+
+
+def assert_tiles_are_left_early(run: Run, shape: NetShape, products: list[int]) -> None:
+    """Once all its chains have halted a tile takes part in no more products."""
+    request = halting_request(shape)
+    calm, saved = torch.zeros(21, dtype=torch.int32), torch.full((21, shape.dim), float("inf"))
+    counts = []
+    for tol in (0.0, 9.0):  # never, and at the first check
+        products.clear()
+        run(
+            random_net(shape),
+            shape,
+            replace(request, first_step=4, run_steps=12, checks=Checks(tol, 1, 4, calm, saved)),
+        )
+        counts.append(len(products))
+    assert counts[0] == 3 * counts[1], counts
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One of the two kernels with the same calls: its tile, packing and launcher, so that both pass the same tests."""
@@ -192,11 +295,11 @@ class Kernel:
         outputs: Outputs | None = None,
     ) -> Outputs:
         """A launch into new outputs full of NaN, or into those of an earlier one."""
-        filled = (
+        target = (
             empty_outputs(request, shape, keep_draws=keep_draws) if outputs is None else moved_outputs(outputs, DEVICE)
         )
-        self.launch(self.pack(layers, shape, precision, DEVICE), on_device(request), tile or self.tile, filled)
-        return moved_outputs(filled, "cpu")
+        self.launch(self.pack(layers, shape, precision, DEVICE), on_device(request), tile or self.tile, target)
+        return moved_outputs(target, "cpu")
 
     def check(
         self,

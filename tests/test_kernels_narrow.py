@@ -9,7 +9,18 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernel_oracle import TRIPLES, Kernel, assert_close, random_net, sample, use_true_bfloat16
+from kernel_oracle import (
+    TRIPLES,
+    Kernel,
+    assert_close,
+    assert_halts_as_defined,
+    assert_tiles_are_left_early,
+    count_products,
+    interpreted,
+    random_net,
+    sample,
+    use_true_bfloat16,
+)
 
 from kaleido_kernels.launch import INITS, NOISES, LaunchRequest, NetShape, Schedule
 from kaleido_kernels.narrow import launch_narrow
@@ -189,3 +200,15 @@ def test_bad_input_is_refused_by_name():
         LaunchRequest(5, FEW, first_step=1)
     with pytest.raises(ValueError, match="run_steps is 6"):
         LaunchRequest(5, FEW, run_steps=6)
+
+
+@pytest.mark.parametrize("shape", [PRIMES, NetShape((2, 16, 2), "tanh")])
+@pytest.mark.parametrize(("every", "patience"), [(4, 1), (5, 2), (1, 3)])
+def test_chains_halt_inside_a_launch_as_defined(ordered_products, shape, every, patience):
+    assert_halts_as_defined(NARROW.run, shape, every, patience)
+
+
+@interpreted
+def test_tiles_whose_chains_have_halted_are_left(monkeypatch):
+    products = count_products(monkeypatch)
+    assert_tiles_are_left_early(NARROW.run, PRIMES, products)

@@ -9,7 +9,16 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernel_oracle import TRIPLES, Kernel, random_net, use_true_bfloat16
+from kernel_oracle import (
+    TRIPLES,
+    Kernel,
+    assert_halts_as_defined,
+    assert_tiles_are_left_early,
+    count_products,
+    interpreted,
+    random_net,
+    use_true_bfloat16,
+)
 
 from kaleido_kernels.launch import INITS, NOISES, LaunchRequest, NetShape, Schedule
 from kaleido_kernels.packing import pack_stream
@@ -165,3 +174,15 @@ def test_bad_input_is_refused_by_name():
     long = LaunchRequest(5, Schedule(burn_in=2**30))
     with pytest.raises(ValueError, match="launch at most"):
         STREAM.run(layers, SMALL, long)
+
+
+@pytest.mark.parametrize("shape", [SMALL, HALVES])
+@pytest.mark.parametrize(("every", "patience"), [(4, 1), (5, 2), (1, 3)])
+def test_chains_halt_inside_a_launch_as_defined(ordered_products, shape, every, patience):
+    assert_halts_as_defined(STREAM.run, shape, every, patience)
+
+
+@interpreted
+def test_tiles_whose_chains_have_halted_are_left(monkeypatch):
+    products = count_products(monkeypatch)
+    assert_tiles_are_left_early(STREAM.run, SMALL, products)

@@ -14,7 +14,11 @@ from kernel_oracle import (
     DEVICE,
     TRIPLES,
     assert_close,
+    assert_halts_as_defined,
+    assert_tiles_are_left_early,
+    count_products,
     empty_outputs,
+    interpreted,
     moved_outputs,
     on_device,
     random_net,
@@ -236,3 +240,17 @@ def test_weights_of_another_shape_are_refused():
 
 def test_parts_of_each_precision():
     assert [operand_parts(form) for form in ("fp16x3", "ieee", "tf32", "fp16", "bf16")] == [2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "every", "patience"),
+    [(PRIMES, 4, 1), (PRIMES, 1, 3), (NetShape((70, 33, 70)), 1, 2)],  # the last has two state blocks
+)
+def test_chains_halt_inside_a_launch_as_defined(ordered_products, shape, every, patience):
+    assert_halts_as_defined(run, shape, every, patience)
+
+
+@interpreted
+def test_tiles_whose_chains_have_halted_are_left(monkeypatch):
+    products = count_products(monkeypatch)
+    assert_tiles_are_left_early(run, PRIMES, products)

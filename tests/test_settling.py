@@ -174,6 +174,34 @@ def test_every_engine_freezes_the_same_chains(engine, every, patience):
     assert len(frozen_at[~close].unique()) > 4, "the test needs chains that settle at different steps"
 
 
+@pytest.mark.parametrize("make", ["lingering", "mixed"])
+@pytest.mark.parametrize("retire", [False, True])
+@pytest.mark.parametrize(("every", "max_period"), [(4, 8), (3, 64), (4, 1)])
+def test_chains_checked_inside_a_launch_end_as_those_that_the_host_checks(
+    make, retire, every, max_period, monkeypatch, ordered_products
+):
+    needs("triton")
+    from kaleido_fast.engines.triton import TritonEngine
+
+    model = lingering() if make == "lingering" else mixed_map()
+    options = {"n_chains": 24, "burn_in": 79, "n_draws": 2, "thin": 3, "engine": "triton", "check_every": every}
+    options |= {"retire_cycles": retire, "max_period": max_period}
+    launches = []
+    launch = TritonEngine._timed_launch
+
+    def counted(self, *arguments):
+        launches.append(1)
+        launch(self, *arguments)
+
+    monkeypatch.setattr(TritonEngine, "_timed_launch", counted)
+    inside, n_inside = fast_sample(model, **options), len(launches)
+    monkeypatch.setattr(TritonEngine, "checked", None)
+    by_host = fast_sample(model, **options)
+    assert_same(inside, by_host)
+    assert inside.stats.chain_steps == by_host.stats.chain_steps
+    assert n_inside < len(launches) - n_inside
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_frozen_states_are_near_where_the_chain_would_have_gone(engine):
     """On a map that contracts by rho a step, a residual below tol leaves at most tol * rho / (1 - rho) to go."""

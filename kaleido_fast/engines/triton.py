@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kaleido_fast.devices import on_device
-from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Checks, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
 from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.launch import Checks as KernelChecks
 from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule, variant_of
 from kaleido_kernels.packing import device_precision, pack_narrow, pack_stream
 from kaleido_kernels.shapes import NetShape
@@ -54,8 +56,6 @@ class TritonEngine:
         self._launched: set[tuple[Any, ...]] = set()
         self._launching = threading.Lock()
 
-    checked = None  # it comes back at every check
-
     def with_request(self, request: SampleRequest) -> TritonEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`; on the same stream, for kernels share their scratch."""
         other = copy.copy(self)
@@ -78,8 +78,31 @@ class TritonEngine:
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`; one launch, whatever the number of steps."""
         n = len(chains)
-        request = LaunchRequest(
-            n_chains=n,
+        outputs = Outputs(self._empty(n, self.spec.dim), self._empty(n), draws)
+        self._timed_launch(self._request(chains, state, first_step, last_step), outputs)
+        report(n * (last_step - first_step))
+        return Advanced(outputs.final, outputs.residual)
+
+    @property
+    def checked(self) -> CheckedRun | None:
+        """See `kaleido_fast.engines.base.Engine.checked`; the graph path's launches hold one step each."""
+        return None if isinstance(self.choice.tile, GraphTile) else self._advance_checked
+
+    def _advance_checked(
+        self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report
+    ) -> Checked:
+        n, dim = len(chains), self.spec.dim
+        saved = self._empty(n, dim).fill_(torch.inf) if checks.saved is None else checks.saved.contiguous()
+        inside = KernelChecks(checks.tol, checks.patience, checks.every, checks.calm.contiguous(), saved)
+        calm, halt = (self._empty(n, dtype=torch.int32) for _ in range(2))
+        outputs = Outputs(self._empty(n, dim), self._empty(n), None, calm, halt)
+        self._timed_launch(replace(self._request(chains, state, first_step, last_step), checks=inside), outputs)
+        report(n * (last_step - first_step))
+        return Checked(outputs.final, outputs.residual, calm, halt)
+
+    def _request(self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
+        return LaunchRequest(
+            n_chains=len(chains),
             schedule=self.schedule,
             seed=self.request.seed,
             chain_ids=chains.contiguous(),
@@ -88,11 +111,9 @@ class TritonEngine:
             run_steps=last_step - first_step,
             start=None if state is None else state.to(torch.float32).contiguous(),
         )
-        final = torch.empty(n, self.spec.dim, dtype=torch.float32, device=self.device)
-        residual = torch.empty(n, dtype=torch.float32, device=self.device)
-        self._timed_launch(request, Outputs(final, residual, draws))
-        report(n * (last_step - first_step))
-        return Advanced(final, residual)
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _timed_launch(self, request: LaunchRequest, outputs: Outputs) -> None:
         """Launch; on a GPU the first call of a variant returns when it is compiled, which is the time that is kept."""

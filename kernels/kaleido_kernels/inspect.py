@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.launch import CHECKED
 from kaleido_kernels.roofline import (
     FILL_CYCLES,
     NOTE,
@@ -71,20 +72,24 @@ NETWORKS: dict[str, NetShape] = {
 FORMS = ("fp16x3", "fp16", "bf16")
 FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}
 """Precisions as the command takes them: fp32 is computed as split fp16 for all weights of usual size."""
-JITTERS = ("none", "normal")
+VARIANTS = ("none", "normal", "checks")
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 N_CHAINS, N_STEPS = 100_000, 300
 
 
 @dataclass(frozen=True)
 class Job:
-    """One configuration to compile."""
+    """One configuration to compile. ``variant`` is the kernel's JITTER, or "checks" for chains that halt inside."""
 
     net: str
     shape: NetShape
     tile: AnyTile
     precision: str
-    jitter: str
+    variant: str
+
+    @property
+    def jitter(self) -> str:
+        return "none" if self.variant == "checks" else self.variant
 
     @property
     def kernel(self) -> str:
@@ -139,7 +144,7 @@ class Report:
             "kernel": self.job.kernel,
             "tile": asdict(self.job.tile),
             "precision": self.job.precision,
-            "jitter": self.job.jitter,
+            "variant": self.job.variant,
             "arch": self.arch,
             "registers": self.registers,
             "stack": self.stack,
@@ -153,15 +158,15 @@ class Report:
 
 
 def planned_jobs(
-    nets: Sequence[str], precisions: Sequence[str] = FORMS, jitters: Sequence[str] = JITTERS, arch: str = "sm_90"
+    nets: Sequence[str], precisions: Sequence[str] = FORMS, variants: Sequence[str] = VARIANTS, arch: str = "sm_90"
 ) -> Iterator[Job]:
     """The configurations that the plan can choose for the named networks on ``arch``."""
     for net in nets:
         shape = NETWORKS[net]
         for precision in precisions:
             for tile in planned_tiles(shape, precision, arch):
-                for jitter in jitters:
-                    yield Job(net, shape, tile, precision, jitter)
+                for variant in variants:
+                    yield Job(net, shape, tile, precision, variant)
 
 
 FACTS = {
@@ -208,7 +213,7 @@ def compile_job(job: Job, arch: str) -> Compiled:
 
 def kernel_source(job: Job, use_asm: bool) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
     """The kernel's own account of what a launch of the job would compile."""
-    variant = {"JITTER": job.jitter}
+    variant = CHECKED if job.variant == "checks" else {"JITTER": job.jitter}
     if isinstance(job.tile, WideTile):
         from kaleido_kernels.wide import aot_signature as wide_signature
 
@@ -373,7 +378,7 @@ TABLE_KINDS = ("HGMMA", "HMMA", "FFMA", "MUFU", "LDG", "STG", "LDS", "STS", "LDL
 def table(reports: Sequence[Report]) -> str:
     """The reports as text: one line each, counts in and outside of the loop of products, then the failed verdicts."""
     lines = [
-        f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'jitter':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}"
+        f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'variant':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}"
         f"  {'verdicts':10}{'ms':>8}  {'limit':7}{'peak':>5}  in the loop of products | outside of it"
     ]
     for report in reports:
@@ -384,7 +389,7 @@ def table(reports: Sequence[Report]) -> str:
         verdict = "-" if not report.verdicts else "ok" if not report.failed else f"{len(report.failed)} FAILED"
         tail = f"{guess.milliseconds:8.2f}  {guess.limit:7}{guess.peak_share:5.0%}" if guess else " " * 22
         lines.append(
-            f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.jitter:8}{report.registers:5}"
+            f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.variant:8}{report.registers:5}"
             f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {verdict:10}{tail}  {inside} | {outside}"
         )
         lines += [f"    FAILED {verdict.name}: {verdict.detail}" for verdict in report.failed]
@@ -409,7 +414,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="default: fp32 (as fp16x3, three fp16 products), fp16, bf16; ieee is fp32 without tensor cores",
     )
     parser.add_argument(
-        "--jitter", action="append", choices=("none", "normal", "uniform", "upstream"), help="default: none and normal"
+        "--variant",
+        action="append",
+        choices=("none", "normal", "uniform", "upstream", "checks"),
+        help="kind of jitter, or chains that halt inside of a launch; default: none, normal and checks",
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output instead of a table")
     return parser
@@ -426,10 +434,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     precisions = dict.fromkeys(FORM_NAMES[name] for name in options.precision or FORMS)
-    jobs = planned_jobs(options.net or list(NETWORKS), list(precisions), options.jitter or JITTERS, options.arch)
+    jobs = planned_jobs(options.net or list(NETWORKS), list(precisions), options.variant or VARIANTS, options.arch)
     reports = []
     for job in jobs:
-        print(f"compiling {job.net} {job.kernel} {job.tile_text} {job.precision} {job.jitter}", file=sys.stderr)
+        print(f"compiling {job.net} {job.kernel} {job.tile_text} {job.precision} {job.variant}", file=sys.stderr)
         reports.append(inspect_job(job, options.arch))
     print(json.dumps([report.to_json() for report in reports], indent=1) if options.json else table(reports))
     return 1 if any(report.failed for report in reports) else 0

@@ -68,6 +68,35 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Checks:
+    """What chains are looked at for after steps that are multiples of ``every``, the schedule's last step excepted.
+
+    A chain halts, and keeps its state, at the first check at which its residual has been below ``tol`` at ``patience``
+    checks in a row, or is NaN, or at which no value is ``tol`` or more away from the chain's saved state.
+
+    Args:
+        tol: in data units, at least 0.
+        patience: at least 1.
+        every: steps between checks, at least 1.
+        calm: (n_chains,) int32 contiguous, checks in a row passed before the launch.
+        saved: (n_chains, D) fp32 contiguous; infinite values are never near.
+    """
+
+    tol: float
+    patience: int
+    every: int
+    calm: Tensor
+    saved: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.tol >= 0:
+            raise ValueError(f"tol is {self.tol}: it must be at least 0")
+        for name in ("patience", "every"):
+            if not 1 <= getattr(self, name) <= MAX_STEPS:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in 1 .. {MAX_STEPS:,}")
+
+
+@dataclass(frozen=True)
 class LaunchRequest:
     """One launch: some chains, over steps ``first_step .. first_step + run_steps - 1`` of a schedule.
 
@@ -81,6 +110,7 @@ class LaunchRequest:
         first_step: step of the schedule to begin with; above 0 ``start`` must be given.
         run_steps: steps to run, at least 1; None for all that are left.
         start: (n_chains, D) fp32 contiguous states before ``first_step``; None for the start noise.
+        checks: when chains halt inside of the launch, which then keeps no draws; None runs all steps. Not with jitter.
 
     Raises:
         ValueError: a value outside of this.
@@ -95,6 +125,7 @@ class LaunchRequest:
     first_step: int = 0
     run_steps: int | None = None
     start: Tensor | None = None
+    checks: Checks | None = None
 
     def __post_init__(self) -> None:
         if self.n_chains < 0:
@@ -116,6 +147,8 @@ class LaunchRequest:
             )
         if self.first_step > 0 and self.start is None:
             raise ValueError(f"first_step is {self.first_step} but start is None: pass the states before that step")
+        if self.checks is not None and self.schedule.jitter > 0:
+            raise ValueError(f"checks with jitter {self.schedule.jitter}: a jittered chain never comes to rest")
 
     @property
     def n_run(self) -> int:
@@ -130,29 +163,41 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a launch fills, all fp32 and contiguous.
+    """What a launch fills, contiguous.
 
     Args:
-        final: (n_chains, D) states after the last step run.
-        residual: (n_chains,) largest change of a value in the last step run.
-        draws: (n_chains, n_draws, D), of which the draws that end in the launch are written; None keeps none.
+        final: (n_chains, D) fp32 states after the last step run.
+        residual: (n_chains,) fp32, largest change of a value in the last step run.
+        draws: (n_chains, n_draws, D) fp32, of which the draws that end in the launch are written; None keeps none.
+        calm: (n_chains,) int32, checks in a row passed; None without checks.
+        halt: (n_chains,) int32: 0 for a chain that ran all steps, s > 0 for one at rest or NaN after s steps, -s for
+            one that was near its saved state after s steps; None without checks.
     """
 
     final: Tensor
     residual: Tensor
     draws: Tensor | None = None
+    calm: Tensor | None = None
+    halt: Tensor | None = None
 
 
 def allocate_outputs(request: LaunchRequest, shape: NetShape, device: torch.device, keep_draws: bool = True) -> Outputs:
-    """Uninitialised outputs of a launch."""
+    """Uninitialised outputs of a launch; one with checks keeps no draws."""
     n, dim = request.n_chains, shape.dim
-    draws = torch.empty((n, request.schedule.n_draws, dim), device=device) if keep_draws else None
-    return Outputs(torch.empty((n, dim), device=device), torch.empty(n, device=device), draws)
+    final, residual = torch.empty((n, dim), device=device), torch.empty(n, device=device)
+    if request.checks is not None:
+        calm, halt = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(2))
+        return Outputs(final, residual, None, calm, halt)
+    return Outputs(
+        final, residual, torch.empty((n, request.schedule.n_draws, dim), device=device) if keep_draws else None
+    )
 
 
 def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device, outputs: Outputs) -> None:
     """Refuse tensors of another shape, type, layout or device than `LaunchRequest` and `Outputs` say."""
-    n, dim = request.n_chains, shape.dim
+    n, dim, checks = request.n_chains, shape.dim, request.checks
+    if checks is not None and (outputs.draws is not None or outputs.calm is None or outputs.halt is None):
+        raise ValueError("a launch with checks fills calm and halt, and no draws")
     expected: list[tuple[str, Tensor | None, tuple[int, ...], torch.dtype]] = [
         ("chain_ids", request.chain_ids, (n,), torch.int64),
         ("start", request.start, (n, dim), torch.float32),
@@ -160,6 +205,13 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
         ("residual", outputs.residual, (n,), torch.float32),
         ("draws", outputs.draws, (n, request.schedule.n_draws, dim), torch.float32),
     ]
+    if checks is not None:
+        expected += [
+            ("checks.calm", checks.calm, (n,), torch.int32),
+            ("checks.saved", checks.saved, (n, dim), torch.float32),
+            ("calm", outputs.calm, (n,), torch.int32),
+            ("halt", outputs.halt, (n,), torch.int32),
+        ]
     for name, tensor, want, dtype in expected:
         if tensor is None:
             continue
@@ -175,8 +227,18 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
             )
 
 
-QUIET = {"JITTER": "none", "INIT": "uniform", "HAS_START": False, "HAS_IDS": False, "KEEP_DRAWS": True}
+QUIET = {
+    "JITTER": "none",
+    "INIT": "uniform",
+    "HAS_START": False,
+    "HAS_IDS": False,
+    "KEEP_DRAWS": True,
+    "CHECKS": False,
+}
 """The commonest variant of a kernel, as ahead-of-time compilation takes it."""
+
+CHECKED = {**QUIET, "HAS_START": True, "HAS_IDS": True, "KEEP_DRAWS": False, "CHECKS": True}
+"""The variant that takes chains out of the work."""
 
 OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 """Type of a pointer to weights for each device precision."""
@@ -184,6 +246,7 @@ OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32"
 # Not specialised, or a value of 1 and every multiple of 16 would compile a kernel of its own.
 UNSPECIALISED = (
     *("n_chains", "first_chain", "seed", "burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"),
+    *("patience", "every"),
 )
 
 
@@ -195,6 +258,7 @@ def variant_of(request: LaunchRequest, outputs: Outputs) -> dict[str, Any]:
         "HAS_START": request.start is not None,
         "HAS_IDS": request.chain_ids is not None,
         "KEEP_DRAWS": outputs.draws is not None,
+        "CHECKS": request.checks is not None,
     }
 
 
@@ -212,30 +276,34 @@ def check_tile(tile: Tile, kernel: str) -> None:
 def pointer_arguments(
     high: Tensor, low: Tensor, bias: Tensor, request: LaunchRequest, outputs: Outputs
 ) -> list[Tensor]:
-    """The pointers of narrow and stream in order; what is not there is stood in for by ``final`` and never read."""
+    """The pointers of narrow and stream in order; what is not there is stood in for by ``final`` and never touched."""
     final = outputs.final
     draws = final if outputs.draws is None else outputs.draws
-    start = final if request.start is None else request.start
-    chain_ids = final if request.chain_ids is None else request.chain_ids
-    return [draws, final, outputs.residual, high, low, bias, start, chain_ids]
+    return [draws, final, outputs.residual, high, low, bias, *input_pointers(request, outputs)]
+
+
+def input_pointers(request: LaunchRequest, outputs: Outputs) -> list[Tensor]:
+    """The pointers of every kernel from ``start_ptr`` to ``halt_ptr``, in order."""
+    checks = request.checks
+    there = [request.start, request.chain_ids]
+    there += [None] * 4 if checks is None else [checks.saved, checks.calm, outputs.calm, outputs.halt]
+    return [outputs.final if tensor is None else tensor for tensor in there]
 
 
 def scalar_arguments(request: LaunchRequest) -> list[int | float]:
-    """The scalars of every kernel, n_chains to run_steps, in order."""
-    s = request.schedule
+    """The scalars of every kernel, n_chains to every, in order."""
+    s, checks = request.schedule, request.checks
     counts = [s.burn_in, s.n_draws, s.thin, s.settle, request.first_step, request.n_run]
-    return [request.n_chains, request.first_chain, request.signed_seed, float(s.jitter), *counts]
+    looks = [0.0, 1, 1] if checks is None else [float(checks.tol), checks.patience, checks.every]
+    return [request.n_chains, request.first_chain, request.signed_seed, float(s.jitter), *counts, *looks]
 
 
 def argument_types(operand: str, bias: str) -> dict[str, str]:
     """Name -> type of the arguments of narrow and stream, for ahead-of-time compilation."""
     types = dict.fromkeys(("draws_ptr", "final_ptr", "residual_ptr"), "*fp32")
-    types |= {
-        "w_high_ptr": operand,
-        "w_low_ptr": operand,
-        "bias_ptr": bias,
-        "start_ptr": "*fp32",
-        "chain_ids_ptr": "*i64",
-    }
+    types |= {"w_high_ptr": operand, "w_low_ptr": operand, "bias_ptr": bias}
+    types |= {"start_ptr": "*fp32", "chain_ids_ptr": "*i64", "saved_ptr": "*fp32"}
+    types |= dict.fromkeys(("calm_in_ptr", "calm_ptr", "halt_ptr"), "*i32")
     types |= {"n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32"}
-    return types | dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")
+    types |= dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")
+    return types | {"tol": "fp32", "patience": "i32", "every": "i32"}

@@ -35,7 +35,9 @@ from kaleido_kernels.steps import (
     activate,
     add_jitter,
     bound_output,
+    check_rows,
     dense_layer,
+    next_check,
     row_chains,
     row_residual,
     start_tile,
@@ -106,6 +108,10 @@ def narrow_kernel(
     bias_ptr,  # (16, out) rows a layer, operand type; unused unless BIAS is "mma"
     start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
     chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
+    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
+    calm_in_ptr,  # (n_chains,) int32
+    calm_ptr,  # (n_chains,) int32
+    halt_ptr,  # (n_chains,) int32
     n_chains: tl.int64,
     first_chain: tl.int64,
     seed: tl.int64,
@@ -116,6 +122,9 @@ def narrow_kernel(
     settle: tl.int32,
     first_step: tl.int32,
     run_steps: tl.int32,
+    tol,
+    patience: tl.int32,
+    every: tl.int32,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -133,6 +142,7 @@ def narrow_kernel(
     HAS_START: tl.constexpr,
     HAS_IDS: tl.constexpr,
     KEEP_DRAWS: tl.constexpr,
+    CHECKS: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
@@ -154,14 +164,18 @@ def narrow_kernel(
     bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if BIAS == "mma" else w_high
     ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
 
+    offsets = rows[:, None] * DIM + cols[None, :]
+    if CHECKS:
+        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
     end = first_step + run_steps
     step = first_step
-    draw = tl.maximum(first_step - burn_in, 0) // thin
-    last_draw = tl.maximum(end - 1 - burn_in, 0) // thin
+    draw_index = tl.maximum(first_step - burn_in, 0) // thin
     change = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
-    for draw_index in range(draw, last_draw + 1):
+    while step < end:
         draw_end = burn_in + (draw_index + 1) * thin
         stop = tl.minimum(draw_end, end)
+        if CHECKS:
+            stop = tl.minimum(stop, next_check(step, every))
         for t in range(step, stop):
             if JITTER == "normal" or JITTER == "uniform":
                 if (t > 0) & (t < draw_end - settle):
@@ -176,17 +190,28 @@ def narrow_kernel(
                 x = add_jitter(y, jitter, seed, chains, 0, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
         step = stop
         if KEEP_DRAWS:
-            offsets = (rows[:, None] * n_draws + draw_index) * DIM + cols[None, :]
-            tl.store(draws_ptr + offsets, x, mask=mask & (stop == draw_end))
+            draw_offsets = (rows[:, None] * n_draws + draw_index) * DIM + cols[None, :]
+            tl.store(draws_ptr + draw_offsets, x, mask=mask & (stop == draw_end))
+        if CHECKS:
+            # Halted rows are computed on beside the others, and their states stay as they were stored.
+            tl.store(final_ptr + offsets, x, mask=mask & (calm >= 0)[:, None])
+            saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
+            calm = check_rows(
+                row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
+                step, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
+            )  # fmt: skip
+            end = tl.where(tl.max(calm, axis=0) >= 0, end, step)
+        draw_index += (stop == draw_end).to(tl.int32)
 
-    tl.store(final_ptr + rows[:, None] * DIM + cols[None, :], x, mask=mask)
-    tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
+    if not CHECKS:
+        tl.store(final_ptr + offsets, x, mask=mask)
+        tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
 
 
 def constants(
     shape: NetShape, layout: NarrowLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
 ) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS."""
+    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
     return {
         "DIM": shape.dim,
         "DIM_PADDED": layout.dim_padded,

@@ -237,3 +237,35 @@ def is_jittered(step, burn_in, thin, settle):
     """Whether the schedule puts noise on the input of ``step``: not on step 0 nor in the last ``settle`` of a draw."""
     draw = tl.maximum(step - burn_in, 0) // thin
     return (step > 0) & (step < burn_in + (draw + 1) * thin - settle)
+
+
+@triton.jit
+def next_check(step, every):
+    """The first step after ``step`` that is checked."""
+    return (step // every + 1) * every
+
+
+@triton.jit
+def check_rows(
+    residual, distance, calm, step, n_steps, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr
+):  # fmt: skip
+    """Stores what is known of a tile's chains after ``step`` steps; a check where one falls there.
+
+    See `kaleido_kernels.launch.Checks`.
+
+    Args:
+        residual, distance: (ROWS,) fp32, largest change in the step, and largest distance to the saved state.
+        calm: (ROWS,) int32, checks passed in a row so far; -1 for rows that have halted, or are none.
+        residual_ptr, calm_ptr, halt_ptr: the launch's outputs, stored for the others.
+
+    Returns ``calm`` after it.
+    """
+    is_check = (step % every == 0) & (step < n_steps)
+    live = calm >= 0
+    calm = tl.where(is_check, tl.where(residual < tol, calm + 1, 0), calm)
+    settled = (calm >= patience) | (residual != residual)
+    halting = is_check & (settled | (distance < tol))
+    tl.store(residual_ptr + rows, residual, mask=live)
+    tl.store(calm_ptr + rows, calm, mask=live)
+    tl.store(halt_ptr + rows, tl.where(halting, tl.where(settled, step, -step), 0), mask=live)
+    return tl.where(live & ~halting, calm, -1)

@@ -12,7 +12,8 @@ Up to width 128 a layer is one tile. At 256 it is two, as an accumulator of 256 
 the first half's result waits in registers for the second. The last layer needs its second half only if D > 128.
 
 Inside the loop a state exists as the operand of the next step only. The flat loop stops before the last layer wherever
-fp32 states are wanted: at draws, at the last two steps for the residual, and at every step with jitter.
+fp32 states are wanted: at draws, at the two steps up to the end or to a check for the residual, and at every step with
+jitter.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from kaleido_kernels.steps import (
     activate,
     add_jitter,
     bound_output,
+    check_rows,
     dense_layer,
+    next_check,
     row_chains,
     row_residual,
     start_tile,
@@ -141,14 +144,16 @@ def load_step_input(
 @triton.jit
 def last_layer(
     h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
-    rows, row_mask, chains, n_draws, draw, is_draw, done, end, quiet_from, jitter, seed,
+    rows, row_mask, live, chains, n_draws, draw, is_draw, done, target, quiet_from, jitter, seed,
     DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, EDGE: tl.constexpr, TILES: tl.constexpr,
     LAST_TILES: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    PRECISION: tl.constexpr, JITTER: tl.constexpr, KEEP_DRAWS: tl.constexpr, USE_ASM: tl.constexpr,
+    PRECISION: tl.constexpr, JITTER: tl.constexpr, KEEP_DRAWS: tl.constexpr, CHECKS: tl.constexpr,
+    USE_ASM: tl.constexpr,
 ):  # fmt: skip
-    """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or the final state.
+    """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or a final state.
 
-    ``done``: steps done when this one is.
+    ``done``: steps done when this one is; ``target``: the number of them after which states are final, for ``live``
+    rows.
     """
     for piece in tl.static_range((DIM + EDGE - 1) // EDGE):
         cols = piece * EDGE + tl.arange(0, EDGE)
@@ -165,13 +170,14 @@ def last_layer(
         if KEEP_DRAWS:
             draw_offsets = (rows[:, None] * n_draws + draw) * DIM + cols[None, :]
             tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
-        if done < end:
+        if done < target:
             x = jitter_input(
                 x, done, quiet_from, piece * EDGE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE
             )
         # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
-        kept = tl.where(done == end, y, x) if JITTER == "upstream" else x
-        tl.store(tl.where(done == end, final_ptr, input_ptr) + offsets, kept, mask=mask)
+        kept = tl.where(done == target, y, x) if JITTER == "upstream" else x
+        stored = mask & (live[:, None] | (done < target)) if CHECKS else mask
+        tl.store(tl.where(done == target, final_ptr, input_ptr) + offsets, kept, mask=stored)
 
 
 @triton.jit
@@ -197,6 +203,37 @@ def store_residual(
     tl.store(residual_ptr + rows, residual, mask=row_mask)
 
 
+@triton.jit
+def check_states(
+    final_ptr, input_ptr, saved_ptr, rows, row_mask, calm, step, n_steps, every, tol, patience,
+    residual_ptr, calm_ptr, halt_ptr,
+    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`check_rows` after ``step`` steps, with residuals and distances from memory as in `store_residual`.
+
+    The state becomes the next step's input. Halted rows are computed on from where they halted, for nobody.
+    """
+    tl.debug_barrier()
+    residual = tl.zeros([BLOCK], tl.float32)
+    distance = tl.zeros([BLOCK], tl.float32)
+    for piece in tl.range((DIM + EDGE - 1) // EDGE, num_stages=1):
+        cols = piece * EDGE + tl.arange(0, EDGE)
+        mask = row_mask[:, None] & (cols < DIM)[None, :]
+        offsets = rows[:, None] * DIM + cols[None, :]
+        y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
+        before = tl.load(input_ptr + offsets, mask=mask, other=0.0)
+        saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
+        tl.debug_barrier()  # a layout of the store that differs from the load's would meet other threads' values
+        tl.store(input_ptr + offsets, y, mask=mask)
+        change = row_residual(y - before, piece * EDGE, DIM, EDGE)
+        residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
+        apart = row_residual(y - saved, piece * EDGE, DIM, EDGE)
+        distance = tl.maximum(distance, apart, propagate_nan=tl.PropagateNan.ALL)
+    return check_rows(
+        residual, distance, calm, step, n_steps, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def stream_kernel(
     draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
@@ -207,6 +244,10 @@ def stream_kernel(
     bias_ptr,  # (TILES, TILE) fp32
     start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
     chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
+    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
+    calm_in_ptr,  # (n_chains,) int32
+    calm_ptr,  # (n_chains,) int32
+    halt_ptr,  # (n_chains,) int32
     input_ptr,  # (n_chains, DIM) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
     n_chains: tl.int64,
     first_chain: tl.int64,
@@ -218,6 +259,9 @@ def stream_kernel(
     settle: tl.int32,
     first_step: tl.int32,
     run_steps: tl.int32,
+    tol,
+    patience: tl.int32,
+    every: tl.int32,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
@@ -236,6 +280,7 @@ def stream_kernel(
     HAS_START: tl.constexpr,
     HAS_IDS: tl.constexpr,
     KEEP_DRAWS: tl.constexpr,
+    CHECKS: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
@@ -249,6 +294,9 @@ def stream_kernel(
     end = first_step + run_steps
     draw = tl.maximum(first_step - burn_in, 0) // thin
     draw_end = burn_in + (draw + 1) * thin
+    live = row_mask
+    if CHECKS:
+        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
 
     store_first_input(
         start_ptr, input_ptr, rows, row_mask, chains, t, end, draw_end - settle, jitter, seed,
@@ -256,9 +304,10 @@ def stream_kernel(
     )  # fmt: skip
     while t < end:
         h_high, h_low = load_step_input(input_ptr, rows, row_mask, DIM, BLOCK, WIDTH, TILE, PRECISION)
+        target = tl.minimum(end, next_check(t, every)) if CHECKS else end
         # Up to the next draw, the input of the last step, or the end. With jitter up to the end of this step: noise is
         # made outside of the loop, EDGE columns at a time; inside it would spill (up to 5 KB of stack at width 256).
-        stop = tl.minimum(draw_end, tl.where(t < end - 1, end - 1, end)) if JITTER == "none" else t + 1
+        stop = tl.minimum(draw_end, tl.where(t < target - 1, target - 1, target)) if JITTER == "none" else t + 1
         g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), PRECISION)
         tile = 0
         for _ in range((stop - t) * TILES - LAST_TILES):
@@ -295,23 +344,34 @@ def stream_kernel(
         row0 = tl.where(stop > end, row0 + 1, row0)
         rows = row0 + tl.arange(0, BLOCK)
         row_mask = rows < n_chains
+        if CHECKS:
+            live = calm >= 0
         last_layer(
             h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
-            rows, row_mask, chains, n_draws, this_draw, is_draw, stop, end, draw_end - settle, jitter, seed,
-            DIM, WIDTH, TILE, EDGE, TILES, LAST_TILES, BLOCK, BOUND, LOW, HIGH, PRECISION, JITTER, KEEP_DRAWS, USE_ASM,
+            rows, row_mask, live, chains, n_draws, this_draw, is_draw, stop, target, draw_end - settle, jitter, seed,
+            DIM, WIDTH, TILE, EDGE, TILES, LAST_TILES, BLOCK, BOUND, LOW, HIGH, PRECISION, JITTER, KEEP_DRAWS, CHECKS,
+            USE_ASM,
         )  # fmt: skip
         t = stop
+        if CHECKS:
+            if t == target:
+                calm = check_states(
+                    final_ptr, input_ptr, saved_ptr, rows, row_mask, calm, t, burn_in + n_draws * thin, every,
+                    tol, patience, residual_ptr, calm_ptr, halt_ptr, DIM, EDGE, BLOCK,
+                )  # fmt: skip
+                end = tl.where(tl.max(calm, axis=0) >= 0, end, t)
 
-    store_residual(
-        residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
-        DIM, EDGE, BLOCK, LOW, HIGH, JITTER,
-    )  # fmt: skip
+    if not CHECKS:
+        store_residual(
+            residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
+            DIM, EDGE, BLOCK, LOW, HIGH, JITTER,
+        )  # fmt: skip
 
 
 def constants(
     shape: NetShape, layout: StreamLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
 ) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS."""
+    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
     return {
         "DIM": shape.dim,
         "WIDTH": layout.width,

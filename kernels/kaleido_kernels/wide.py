@@ -27,6 +27,7 @@ from kaleido_kernels.launch import (
     Outputs,
     argument_types,
     check_tensors,
+    input_pointers,
     scalar_arguments,
     use_asm_on,
     variant_of,
@@ -36,8 +37,10 @@ from kaleido_kernels.steps import (
     activate,
     add_jitter,
     bound_output,
+    check_rows,
     dense_layer,
     is_jittered,
+    next_check,
     row_chains,
     row_residual,
     start_tile,
@@ -194,6 +197,10 @@ def wide_kernel(
     state_ptr,  # (n_programs, ROWS, STATE_WIDTH) fp32, scratch
     start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
     chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
+    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
+    calm_in_ptr,  # (n_chains,) int32
+    calm_ptr,  # (n_chains,) int32
+    halt_ptr,  # (n_chains,) int32
     n_chains: tl.int64,
     first_chain: tl.int64,
     seed: tl.int64,
@@ -204,6 +211,9 @@ def wide_kernel(
     settle: tl.int32,
     first_step: tl.int32,
     run_steps: tl.int32,
+    tol,
+    patience: tl.int32,
+    every: tl.int32,
     n_tiles: tl.int32,
     N_LAYERS: tl.constexpr,
     DIM: tl.constexpr,
@@ -218,6 +228,7 @@ def wide_kernel(
     HAS_START: tl.constexpr,
     HAS_IDS: tl.constexpr,
     KEEP_DRAWS: tl.constexpr,
+    CHECKS: tl.constexpr,
     USE_ASM: tl.constexpr,
     USE_TMA: tl.constexpr,
     ROWS: tl.constexpr,
@@ -237,7 +248,6 @@ def wide_kernel(
     local = program * ROWS + tl.arange(0, ROWS)
     raw_row = raw_ptr + (local.to(tl.int64) * OUTPUT_WIDTH)[:, None]
     state_row = state_ptr + (local.to(tl.int64) * STATE_WIDTH)[:, None]
-    end_step = first_step + run_steps
     N_BLOCKS: tl.constexpr = STATE_WIDTH // STATE_COLS
     for tile in range(program, n_tiles, tl.num_programs(0)):
         rows = (tl.full([], 0, tl.int64) + tile) * ROWS + tl.arange(0, ROWS)
@@ -245,6 +255,12 @@ def wide_kernel(
         chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
         step = tl.full([], 0, tl.int32) + first_step
         jittered = is_jittered(step, burn_in, thin, settle)
+        end_step = first_step + run_steps
+        # States are final, and residuals wanted, at the end and at checks; inputs of steps that lead there are kept.
+        target = tl.minimum(end_step, next_check(first_step, every)) if CHECKS else end_step
+        live = row_mask
+        if CHECKS:
+            calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
         for block in range(N_BLOCKS):
             first_col = block * STATE_COLS
             col = first_col + tl.arange(0, STATE_COLS)
@@ -254,31 +270,43 @@ def wide_kernel(
             else:
                 x = start_tile(seed, chains, first_col, LOW, HIGH, INIT, DIM, ROWS, STATE_COLS)
             put_input(
-                x, act_ptr, state_ptr, program, block, jittered, run_steps == 1, jitter, seed, chains, step,
+                x, act_ptr, state_ptr, program, block, jittered, target == first_step + 1, jitter, seed, chains, step,
                 LOW, HIGH, JITTER, DIM, PRECISION, ROWS, INNER, PARTS, PROGRAM_BLOCKS, STATE_WIDTH, STATE_COLS,
             )  # fmt: skip
         end_stores(USE_TMA, USE_ASM)
-        for step_number in range(first_step, end_step):
+        step_number = first_step
+        while step_number < end_step:
             step = tl.full([], 0, tl.int32) + step_number
             run_layers(
                 act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr,
                 raw_row, base, N_LAYERS, DIM, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM, USE_TMA,
                 ROWS, COLS, LAST_COLS, INNER, PARTS, STAGES,
             )  # fmt: skip
-            is_last = step_number == end_step - 1
+            step_number += 1
+            is_target = step_number == target
+            if CHECKS:
+                live = calm >= 0
+                if is_target:
+                    target = tl.minimum(end_step, next_check(step_number, every))
             past = step + 1 - burn_in
             draw = past // thin - 1
             is_draw = (past > 0) & (past == (draw + 1) * thin)
             jittered = is_jittered(step + 1, burn_in, thin, settle)
             residual = tl.zeros([ROWS], tl.float32)
+            distance = tl.zeros([ROWS], tl.float32)
             for block in range(N_BLOCKS):
                 first_col = block * STATE_COLS
                 col = first_col + tl.arange(0, STATE_COLS)
                 mask = row_mask[:, None] & (col[None, :] < DIM)
                 x = bound_output(tl.load(raw_row + col[None, :], mask=col[None, :] < DIM, other=0.0), BOUND, USE_ASM)
-                if is_last:
+                if is_target:
                     change = row_residual(x - tl.load(state_row + col[None, :]), first_col, DIM, STATE_COLS)
                     residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
+                    if CHECKS:
+                        saved = tl.load(saved_ptr + rows[:, None] * DIM + col[None, :], mask=mask, other=0.0)
+                        apart = row_residual(x - saved, first_col, DIM, STATE_COLS)
+                        distance = tl.maximum(distance, apart, propagate_nan=tl.PropagateNan.ALL)
+                        tl.debug_barrier()  # with a check at every step, `put_input` writes to where this was read
                 if JITTER == "upstream":
                     x = add_jitter(
                         x, jitter, seed, chains, first_col, step + 1, LOW, HIGH, JITTER, DIM, ROWS, STATE_COLS
@@ -287,16 +315,24 @@ def wide_kernel(
                     if is_draw:
                         place = (rows * n_draws + draw)[:, None] * DIM + col[None, :]
                         tl.store(draws_ptr + place, x, mask=mask)
-                if is_last:
-                    tl.store(final_ptr + rows[:, None] * DIM + col[None, :], x, mask=mask)
-                else:
+                if is_target:
+                    tl.store(final_ptr + rows[:, None] * DIM + col[None, :], x, mask=mask & live[:, None])
+                if step_number < end_step:
                     put_input(
-                        x, act_ptr, state_ptr, program, block, jittered, step_number == end_step - 2,
+                        x, act_ptr, state_ptr, program, block, jittered, step_number == target - 1,
                         jitter, seed, chains, step + 1,
                         LOW, HIGH, JITTER, DIM, PRECISION, ROWS, INNER, PARTS, PROGRAM_BLOCKS, STATE_WIDTH, STATE_COLS,
                     )  # fmt: skip
-            if is_last:
-                tl.store(residual_ptr + rows, residual, mask=row_mask)
+            if is_target:
+                if CHECKS:
+                    # Halted rows are computed on beside the others, and their states stay as they were stored.
+                    calm = check_rows(
+                        residual, distance, calm, step_number, burn_in + n_draws * thin, every, tol, patience, rows,
+                        residual_ptr, calm_ptr, halt_ptr,
+                    )  # fmt: skip
+                    end_step = tl.where(tl.max(calm, axis=0) >= 0, end_step, step_number)
+                else:
+                    tl.store(residual_ptr + rows, residual, mask=row_mask)
             end_stores(USE_TMA, USE_ASM)
 
 
@@ -381,7 +417,7 @@ def allocate_scratch(packed: WideWeights, n_programs: int) -> WideScratch:
 def constants(
     shape: NetShape, precision: str, tile: WideTile, variant: dict[str, Any], use_asm: bool
 ) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS."""
+    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
     return {
         "N_LAYERS": shape.n_layers,
         "DIM": shape.dim,
@@ -429,8 +465,7 @@ def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, s
         *sources,
         *(scratch.act, packed.weight, packed.last, packed.bias, packed.last_bias, packed.table),
         *(scratch.raw, scratch.state),
-        request.start if request.start is not None else outputs.final,
-        request.chain_ids if request.chain_ids is not None else outputs.final,
+        *input_pointers(request, outputs),
         *scalar_arguments(request),
         n_tiles,
         **constants(shape, packed.precision, tile, variant_of(request, outputs), use_asm_on(device)),
