@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,11 +190,15 @@ def residual_quantiles(residual: Tensor) -> dict[str, float]:
 
 def quantiles(values: Tensor) -> dict[str, float]:
     """Values (n,) at 0, 10, 50, 90, 99 and 100 % of their order; NaN for none."""
-    ordered = values.sort().values
     points = (0, 10, 50, 90, 99, 100)
-    if not len(ordered):
+    if not len(values):
         return {f"{p}%": float("nan") for p in points}
-    return {f"{p}%": float(ordered[round(p / 100 * (len(ordered) - 1))]) for p in points}
+    places = [round(p / 100 * (len(values) - 1)) for p in points]
+    if values.device.type == "cpu":  # 100,000 values are sorted in 10 ms, parted in 1
+        at = torch.from_numpy(np.partition(values.numpy(), places)[places])
+    else:
+        at = values.sort().values[places]
+    return {f"{p}%": value for p, value in zip(points, at.tolist(), strict=True)}
 
 
 FIRST_BIN = 8  # steps: two checks at the default distance, before which nothing is frozen

@@ -352,6 +352,16 @@ def test_units_are_whole_tiles_and_calls_make_progress(n, tile, threads, flops):
     assert steps_per_call(flops, unit) >= 1
 
 
+@given(n=st.integers(1, 10**6), threads=st.integers(1, 64), steps=st.integers(1, 300))
+def test_units_shrink_towards_the_end_and_are_not_many(n, threads, steps):
+    units, left = [], n
+    while left > 0:
+        units.append(unit_chains(left, 128, threads, 25_300 * steps))
+        left -= units[-1]
+    assert units == sorted(units, reverse=True)
+    assert len(units) <= 1 + n * 25_300 * steps / 2e9 + 2 * threads * (2 + math.log2(1 + n))
+
+
 @pytest.mark.parametrize("widths", [(1, 10, 1), (64, 256, 256, 64), (3072, 2000, 3072)])
 def test_memory_of_a_thread_is_what_is_planned(widths):
     tile = make_tile(ModelSpec(widths), 128, "bf16", cpu_kernels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -89,7 +88,7 @@ class CpuEngine:
 
 
 class _Run:
-    """One call of `CpuEngine.advance`: units of chains that threads take from a common counter."""
+    """One call of `CpuEngine.advance`: units of chains that threads take one after the other."""
 
     def __init__(
         self,
@@ -109,12 +108,9 @@ class _Run:
         self.start = (kernels.START_UNIFORM if uniform else kernels.START_NORMAL) if from_start else kernels.NONE
         threads = max(1, torch.get_num_threads())
         self.tile = tile_chains(spec.widths, kernels.LANES, len(chains), threads)
-        self.unit = unit_chains(len(chains), self.tile, threads, spec.flops_per_step * max(1, last_step - first_step))
-        self.call_steps = steps_per_call(spec.flops_per_step, self.unit)
-        self.n_units = -(-len(chains) // self.unit)
-        self.n_threads = min(threads, self.n_units)
-        self.counter = itertools.count()
-        self.counter_lock = threading.Lock()
+        self.n_threads = min(threads, -(-len(chains) // self.tile))
+        self.taken = 0
+        self.taking = threading.Lock()
         self.done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.stopped = False
 
@@ -148,18 +144,28 @@ class _Run:
         """Take units until there are none; yields the chain-steps of every call."""
         tile = make_tile(self.engine.spec, self.tile, self.engine.request.precision, self.engine.kernels)
         while not self.stopped:
-            with self.counter_lock:
-                unit = next(self.counter)
-            if unit >= self.n_units:
+            rows = self._take()
+            if rows is None:
                 return
-            rows = slice(unit * self.unit, min((unit + 1) * self.unit, len(self.chains)))
             yield from self._run_unit(rows, tile)
+
+    def _take(self) -> slice | None:
+        """The next unit; None when all are taken."""
+        flops = self.engine.spec.flops_per_step * max(1, self.last_step - self.first_step)
+        with self.taking:
+            left = len(self.chains) - self.taken
+            if not left:
+                return None
+            first = self.taken
+            self.taken += min(left, unit_chains(left, self.tile, self.n_threads, flops))
+            return slice(first, self.taken)
 
     def _run_unit(self, rows: slice, tile: cpu_kernels.Tile) -> Iterator[int]:
         draws = self.draws[rows] if len(self.draws) else self.draws
         final, start, step = self.final[rows], self.start, self.first_step
+        call_steps = steps_per_call(self.engine.spec.flops_per_step, len(final))
         while not self.stopped:
-            last = min(step + self.call_steps, self.last_step)
+            last = min(step + call_steps, self.last_step)
             self.engine.kernels.advance_rows(
                 self.engine.layers,
                 self.engine.steps,

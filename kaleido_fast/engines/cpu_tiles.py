@@ -12,7 +12,8 @@ _WIDE = 1024
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
-_UNITS_PER_THREAD = 8  # so that a core that is slowed down does not hold up the others
+_CALL_FLOPS_LEAST = 2e7  # below it the call itself, some 50 us, would be felt
+_SHARE = 2  # units shrink towards the end, so that a core that is slowed down does not hold up the others
 
 
 def full_tile(widths: Sequence[int]) -> int:
@@ -38,18 +39,18 @@ def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, 
     return max(1, -(-chains // lanes)) * lanes
 
 
-def unit_chains(n_chains: int, tile: int, n_threads: int, flops: int) -> int:
-    """Chains that a thread takes at a time, whole tiles.
+def unit_chains(left: int, tile: int, n_threads: int, flops: int) -> int:
+    """Chains that a thread takes at a time, whole tiles: a part of what is left ("guided self-scheduling").
 
     Args:
-        n_chains: chains of the whole call.
+        left: chains of the call that nobody has taken, at least 1.
         tile: chains of one tile.
         n_threads: threads that share the chains.
         flops: floating-point operations of one chain over all its steps.
     """
-    fair = -(-n_chains // (n_threads * _UNITS_PER_THREAD * tile))
-    enough = int(_CALL_FLOPS / (flops * tile)) + 1
-    return tile * max(1, min(fair, enough))
+    fair = -(-left // (n_threads * tile))
+    least, most = (int(limit / (flops * tile)) + 1 for limit in (_CALL_FLOPS_LEAST, _CALL_FLOPS))
+    return tile * max(1, min(fair, most, max(least, fair // _SHARE)))
 
 
 def steps_per_call(flops_per_step: int, unit: int) -> int:
