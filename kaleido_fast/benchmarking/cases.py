@@ -37,8 +37,8 @@ SIZES = {
     "points2d": Sizes(Size(100_000, 10), Size(100_000, 30)),
     "digits": Sizes(Size(10_000, 3), Size(100_000, 3)),
     "deep128": Sizes(Size(20_000, 3), Size(100_000, 6)),
-    "mnist": Sizes(Size(2_048, 3), Size(50_000, 2)),
-    "cifar": Sizes(Size(512, 1), Size(5_000, 2)),
+    "mnist": Sizes(Size(1_536, 3), Size(50_000, 2)),
+    "cifar": Sizes(Size(320, 1), Size(5_000, 2)),
 }
 _CPU_CORES = 2
 _GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
