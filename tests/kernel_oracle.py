@@ -30,7 +30,6 @@ HIDDEN = {
 }
 FINAL = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-interpreted = pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are compiled here, for the GPU")
 # (precision, atol, rtol) after a few steps of the networks of `random_net`; 16-bit modes are compared after one step.
 # On a GPU hidden activations of 16-bit modes use approximate instructions.
 TRIPLES = [("fp32", 3e-6, 1e-5), ("tf32", 2e-3, 0.0), ("fp16", 4e-3 if DEVICE.type == "cuda" else 2e-3, 0.0)]

@@ -15,7 +15,6 @@ from kernel_oracle import (
     assert_halts_as_defined,
     assert_tiles_are_left_early,
     count_products,
-    interpreted,
     random_net,
     use_true_bfloat16,
 )
@@ -182,7 +181,7 @@ def test_chains_halt_inside_a_launch_as_defined(ordered_products, shape, every, 
     assert_halts_as_defined(STREAM.run, shape, every, patience)
 
 
-@interpreted
+@pytest.mark.interpreter
 def test_tiles_whose_chains_have_halted_are_left(monkeypatch):
     products = count_products(monkeypatch)
     assert_tiles_are_left_early(STREAM.run, SMALL, products)

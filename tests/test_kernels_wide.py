@@ -18,7 +18,6 @@ from kernel_oracle import (
     assert_tiles_are_left_early,
     count_products,
     empty_outputs,
-    interpreted,
     moved_outputs,
     on_device,
     random_net,
@@ -250,7 +249,7 @@ def test_chains_halt_inside_a_launch_as_defined(ordered_products, shape, every, 
     assert_halts_as_defined(run, shape, every, patience)
 
 
-@interpreted
+@pytest.mark.interpreter
 def test_tiles_whose_chains_have_halted_are_left(monkeypatch):
     products = count_products(monkeypatch)
     assert_tiles_are_left_early(run, PRIMES, products)
