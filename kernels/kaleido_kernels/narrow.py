@@ -37,7 +37,6 @@ from kaleido_kernels.steps import (
     bound_output,
     check_rows,
     dense_layer,
-    next_check,
     row_chains,
     row_residual,
     start_tile,
@@ -165,20 +164,21 @@ def narrow_kernel(
     ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
 
     offsets = rows[:, None] * DIM + cols[None, :]
-    if CHECKS:
-        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
     end = first_step + run_steps
     step = first_step
-    draw_index = tl.maximum(first_step - burn_in, 0) // thin
+    # Steps are run in stretches: up to each draw, or up to each check.
+    stretch = tl.maximum(first_step - burn_in, 0) // thin
+    last_stretch = tl.maximum(end - 1 - burn_in, 0) // thin
+    if CHECKS:
+        stretch, last_stretch = first_step // every, (end - 1) // every
+        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
     change = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
-    while step < end:
-        draw_end = burn_in + (draw_index + 1) * thin
-        stop = tl.minimum(draw_end, end)
-        if CHECKS:
-            stop = tl.minimum(stop, next_check(step, every))
+    for number in range(stretch, last_stretch + 1):
+        stretch_end = (number + 1) * every if CHECKS else burn_in + (number + 1) * thin
+        stop = tl.minimum(stretch_end, end)
         for t in range(step, stop):
             if JITTER == "normal" or JITTER == "uniform":
-                if (t > 0) & (t < draw_end - settle):
+                if (t > 0) & (t < stretch_end - settle):
                     x = add_jitter(x, jitter, seed, chains, 0, t, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
             y = network(
                 x, w_high, w_low, bias_rows, ones, N_LAYERS, DIM_PADDED, WIDTH, BLOCK,
@@ -188,20 +188,20 @@ def narrow_kernel(
             x = y
             if JITTER == "upstream":
                 x = add_jitter(y, jitter, seed, chains, 0, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
-        step = stop
         if KEEP_DRAWS:
-            draw_offsets = (rows[:, None] * n_draws + draw_index) * DIM + cols[None, :]
-            tl.store(draws_ptr + draw_offsets, x, mask=mask & (stop == draw_end))
+            draw_offsets = (rows[:, None] * n_draws + number) * DIM + cols[None, :]
+            tl.store(draws_ptr + draw_offsets, x, mask=mask & (stop == stretch_end))
         if CHECKS:
-            # Halted rows are computed on beside the others, and their states stay as they were stored.
-            tl.store(final_ptr + offsets, x, mask=mask & (calm >= 0)[:, None])
-            saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
-            calm = check_rows(
-                row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
-                step, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
-            )  # fmt: skip
-            end = tl.where(tl.max(calm, axis=0) >= 0, end, step)
-        draw_index += (stop == draw_end).to(tl.int32)
+            if stop > step:
+                # Halted rows are computed on beside the others, and their states stay as they were stored.
+                tl.store(final_ptr + offsets, x, mask=mask & (calm >= 0)[:, None])
+                saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
+                calm = check_rows(
+                    row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
+                    stop, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
+                )  # fmt: skip
+                end = tl.where(tl.max(calm, axis=0) >= 0, end, stop)
+        step = stop
 
     if not CHECKS:
         tl.store(final_ptr + offsets, x, mask=mask)
