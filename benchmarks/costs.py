@@ -29,13 +29,13 @@ import numpy as np
 from kaleido_fast import names
 from kaleido_fast.benchmarking.cases import network_spec, random_network
 from kaleido_fast.cli.options import Name, NumberOr
-from kaleido_fast.encoding import Encoding
 from kaleido_fast.errors import InputError
-from kaleido_fast.layout import Layout
 from kaleido_fast.plan import H200, DeviceFacts, SampleRequest, make_plan
 from kaleido_fast.presets import PRESETS
-from kaleido_fast.stores import ARRAYS
-from kaleido_fast.streaming import WAITING_BLOCKS
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import Layout
+from kaleido_fast.storing.stores import ARRAYS
+from kaleido_fast.storing.streaming import WAITING_BLOCKS
 
 FILES_PER_BLOCK = len(ARRAYS) + 1  # a chunk of each array and the block's mark
 METADATA_FILES = len(ARRAYS) + 2  # zarr.json of the group, of each array and of the marks
@@ -311,9 +311,9 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
         InputError: they are not.
     """
     from kaleido_fast import sample_to
-    from kaleido_fast.stores import ZarrOutput
-    from kaleido_fast.streaming import count_blocks
-    from kaleido_fast.tally import Tally
+    from kaleido_fast.storing.stores import ZarrOutput
+    from kaleido_fast.storing.streaming import count_blocks
+    from kaleido_fast.storing.tally import Tally
 
     layout = make_layout(network, n_chains, 1, "uint8", None, "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -401,7 +401,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
     Raises:
         InputError: the losses are not what was predicted.
     """
-    from kaleido_fast.stores import ZarrOutput
+    from kaleido_fast.storing.stores import ZarrOutput
 
     layout = make_layout(network, n_chains, 1, "uint8", KILLED_BLOCK, "cpu")
     dice, lost, apart = random.Random(0), list[float](), 5.0

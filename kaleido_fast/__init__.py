@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from kaleido_fast.checkpoint import save_checkpoint as save_checkpoint
     from kaleido_fast.datasets import Dataset as Dataset
     from kaleido_fast.datasets import load_dataset as load_dataset
-    from kaleido_fast.draws import Draws as Draws
-    from kaleido_fast.draws import open_draws as open_draws
     from kaleido_fast.errors import InputError as InputError
     from kaleido_fast.errors import SamplingInterruptedError as SamplingInterruptedError
     from kaleido_fast.errors import SamplingMemoryError as SamplingMemoryError
@@ -32,8 +30,10 @@ if TYPE_CHECKING:
     from kaleido_fast.result import SampleResult as SampleResult
     from kaleido_fast.result import SampleStats as SampleStats
     from kaleido_fast.sampling import fast_sample as fast_sample
-    from kaleido_fast.streaming import StreamResult as StreamResult
-    from kaleido_fast.streaming import sample_to as sample_to
+    from kaleido_fast.storing.draws import Draws as Draws
+    from kaleido_fast.storing.draws import open_draws as open_draws
+    from kaleido_fast.storing.streaming import StreamResult as StreamResult
+    from kaleido_fast.storing.streaming import sample_to as sample_to
     from kaleido_fast.training import train as train
 
 # Names load on first use, so that `kaleido-fast --help` need not wait for torch.
@@ -42,7 +42,7 @@ _HOMES = {
     "attractors": "basins",
     "Checkpoint": "checkpoint",
     "Dataset": "datasets",
-    "Draws": "draws",
+    "Draws": "storing.draws",
     "InputError": "errors",
     "KaleidoMLP": "model",
     "ModelCard": "checkpoint",
@@ -56,15 +56,15 @@ _HOMES = {
     "SamplingInterruptedError": "errors",
     "SamplingMemoryError": "errors",
     "Scaling": "checkpoint",
-    "StreamResult": "streaming",
+    "StreamResult": "storing.streaming",
     "Trace": "plan",
     "fast_sample": "sampling",
     "forget_packed": "packed",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",
     "sample_op": "op",
-    "open_draws": "draws",
-    "sample_to": "streaming",
+    "open_draws": "storing.draws",
+    "sample_to": "storing.streaming",
     "save_checkpoint": "checkpoint",
     "train": "training",
 }

@@ -16,7 +16,6 @@ from kaleido_fast.checkpoint import Checkpoint, Scaling
 from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, load_dataset
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
-from kaleido_fast.draws import Draws
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.pictures import image_grid, is_image_shape
@@ -32,6 +31,7 @@ from kaleido_fast.quality import (
 )
 from kaleido_fast.result import SampleResult, outcome_shares, quantiles, residual_quantiles
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.storing.draws import Draws
 
 N_CHAINS = 1000
 N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets and models comparable

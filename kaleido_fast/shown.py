@@ -17,7 +17,7 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.pictures import is_image_shape
 from kaleido_fast.plan import Trace
 from kaleido_fast.sampling import fast_sample, prepare_run
-from kaleido_fast.writers import read_draws
+from kaleido_fast.storing.draws import read_draws
 
 MOST_FRAMES = 80
 

@@ -31,8 +31,8 @@ from benchmarks.costs import (
 )
 from benchmarks.costs import command as costs_command
 from kaleido_fast.cli import LazyGroup
-from kaleido_fast.encoding import Encoding
-from kaleido_fast.layout import Layout
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 JOB = Job(Layout(1_000_000, 1, 64, 1000, Encoding("uint8", 2 / 255, -1.0)), 20, rate=1e5, bandwidth=1e8)
@@ -66,7 +66,7 @@ def test_times_are_counted_by_hand():
 
 
 def test_a_store_of_the_kind_is_a_store():
-    zarr_stores = pytest.importorskip("kaleido_fast.stores")
+    zarr_stores = pytest.importorskip("kaleido_fast.storing.stores")
     pytest.importorskip("zarr")
     import tempfile
 

@@ -13,7 +13,7 @@ from conftest import random_mlp
 from kaleido_fast import fast_sample, open_draws, sample_to
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError
-from kaleido_fast.joining import join_stores
+from kaleido_fast.storing.joining import join_stores
 
 pytest.importorskip("zarr")
 

@@ -124,7 +124,7 @@ def test_a_plain_file_whose_disk_fills_up_goes_on_when_room_is_made(folder):
     run_apart(
         folder,
         """
-import kaleido_fast.streaming as streaming
+import kaleido_fast.storing.streaming as streaming
 mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", "disk")
 prepare = streaming._Task.prepare
 

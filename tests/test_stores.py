@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError
-from kaleido_fast.encoding import Encoding
-from kaleido_fast.layout import Layout
 from kaleido_fast.locks import output_lock, read_token
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import Layout
 
 zarr = pytest.importorskip("zarr")
 
-from kaleido_fast.npy_output import NpyOutput, read_partial  # noqa: E402
-from kaleido_fast.stores import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
+from kaleido_fast.storing.npy_output import NpyOutput, read_partial  # noqa: E402
+from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
 
 FLOATS = Encoding()
 
@@ -280,7 +280,7 @@ import resource, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
 from test_stores import *
-from kaleido_fast.{kind.__module__.split(".")[-1]} import {kind.__name__}
+from {kind.__module__} import {kind.__name__}
 layout = Layout(2000, 1, 8, 1000, Encoding())
 output = {kind.__name__}.create(Path({str(tmp_path / "a.zarr")!r}), layout, make_record())
 output.write(0, block_arrays(layout, 0))

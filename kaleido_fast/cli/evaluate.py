@@ -74,10 +74,10 @@ def command(
     training examples. docs/quality.md defines every figure.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.draws import open_draws
     from kaleido_fast.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
     from kaleido_fast.files import atomic_path, check_writable
     from kaleido_fast.pictures import is_image_shape, save_picture
+    from kaleido_fast.storing.draws import open_draws
 
     if Path(model).suffix == ".zarr":
         raise InputError(f"{model} is a store of draws: give the model first, and --draws {model}")

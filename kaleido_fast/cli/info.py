@@ -47,7 +47,7 @@ def _holds_draws(path: Path) -> bool:
 
 
 def _describe_draws(path: Path) -> dict[str, Any]:
-    from kaleido_fast.writers import read_draws
+    from kaleido_fast.storing.draws import read_draws
 
     file = read_draws(path)
     n_chains, n_draws, dim = file.draws.shape
@@ -66,7 +66,7 @@ def _describe_draws(path: Path) -> dict[str, Any]:
 
 def _describe_blocks(path: Path) -> dict[str, Any]:
     """How much of a store is done, and the range of its draws: of large stores that of some chunks, evenly spaced."""
-    from kaleido_fast.stores import ZarrOutput
+    from kaleido_fast.storing.stores import ZarrOutput
 
     output = ZarrOutput.open(path)
     layout = output.layout

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kaleido_fast.checkpoint import Checkpoint
     from kaleido_fast.result import SampleResult
-    from kaleido_fast.streaming import StreamResult
+    from kaleido_fast.storing.streaming import StreamResult
 
 PICTURE_CHAINS = 1000
 BLOCK_ENDINGS = (".zarr", ".npy")
@@ -173,8 +173,8 @@ Made = tuple[Any, list[Path], Callable[[int], "Tensor"]]  # result, files, last 
 
 
 def _stream(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
-    from kaleido_fast.draws import open_draws
-    from kaleido_fast.streaming import sample_to
+    from kaleido_fast.storing.draws import open_draws
+    from kaleido_fast.storing.streaming import sample_to
 
     result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, **options)
     if result is None:
@@ -183,9 +183,9 @@ def _stream(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
 
 
 def _write_at_once(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
-    from kaleido_fast import writers
     from kaleido_fast.errors import InputError
     from kaleido_fast.sampling import fast_sample
+    from kaleido_fast.storing import writers
 
     spec = checkpoint.model.spec
     writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)

@@ -11,10 +11,10 @@ import numpy as np
 
 from kaleido_fast.errors import InputError, StreamInterruptedError
 from kaleido_fast.files import check_folder
-from kaleido_fast.layout import Layout
 from kaleido_fast.locks import output_lock
-from kaleido_fast.stores import ARRAYS, ZarrOutput, is_store
-from kaleido_fast.streaming import difference
+from kaleido_fast.storing.layout import Layout
+from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, is_store
+from kaleido_fast.storing.streaming import difference
 
 
 def join_stores(

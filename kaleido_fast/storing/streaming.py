@@ -25,13 +25,10 @@ from torch import nn
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
 from kaleido_fast.devices import device_facts
-from kaleido_fast.encoding import Encoding
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import check_folder, check_writable
-from kaleido_fast.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.npy_output import NpyOutput, read_finished, read_partial, remove_rest
 from kaleido_fast.plan import SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
@@ -46,10 +43,13 @@ from kaleido_fast.sampling import (
     prepare_run,
     run_blocks,
 )
-from kaleido_fast.stores import ZarrOutput, import_zarr, is_store, read_metadata
-from kaleido_fast.tally import Tally
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput, Layout
+from kaleido_fast.storing.npy_output import NpyOutput, read_finished, read_partial, remove_rest
+from kaleido_fast.storing.stores import ZarrOutput, import_zarr, is_store, read_metadata
+from kaleido_fast.storing.tally import Tally
+from kaleido_fast.storing.writers import record_path
 from kaleido_fast.versions import library_versions
-from kaleido_fast.writers import record_path
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2

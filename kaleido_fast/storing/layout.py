@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kaleido_fast.encoding import Encoding
 from kaleido_fast.errors import InputError
+from kaleido_fast.storing.encoding import Encoding
 
 PER_CHAIN = {"residual": "float32", "steps": "int32", "period": "int32", "outcome": "int8"}
 MAX_CHUNK_BYTES = 2**31 - 1  # of codecs

@@ -18,7 +18,8 @@ import numpy as np
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path, remove_parts, sync_folder, write_error
-from kaleido_fast.layout import PER_CHAIN, Layout
+from kaleido_fast.storing.layout import PER_CHAIN, Layout
+from kaleido_fast.storing.writers import record_path
 
 RECORD, MARKS = "record.json", "blocks"
 
@@ -87,8 +88,6 @@ class NpyOutput:
 
     def finish(self) -> list[str]:
         """Give the file its final name, and put its record beside it."""
-        from kaleido_fast.writers import record_path
-
         beside = record_path(self.path)
         try:
             remove_parts(beside)
@@ -168,8 +167,6 @@ def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
 
 def read_finished(path: Path) -> dict[str, Any] | None:
     """The record beside a whole .npy; None if there is none that fits the file."""
-    from kaleido_fast.writers import record_path
-
     try:
         record = json.loads(record_path(path).read_text())
         request = record["request"]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kaleido_fast.errors import InputError
-from kaleido_fast.layout import PER_CHAIN
-from kaleido_fast.stores import ZarrOutput, is_store
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.names import OUTPUT_ENDINGS
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import PER_CHAIN
+from kaleido_fast.storing.stores import ZarrOutput, is_store
+from kaleido_fast.storing.writers import record_path
 
 HELD_CHUNKS = 4
 
@@ -74,6 +81,62 @@ class StoredDraws:
         return values
 
 
+@dataclass(frozen=True)
+class DrawsFile:
+    """A file of draws as read back: ``draws`` (n_chains, n_draws, D), and the record beside it.
+
+    Draws of a store are a `StoredDraws`, which reads what is asked for and takes NumPy's indices.
+    """
+
+    draws: Any
+    record: dict[str, Any]
+    path: Path
+
+
+def read_draws(path: Path) -> DrawsFile:
+    """Read a file of draws back; a .npy stays on disk (memory-mapped) unless it holds bytes; a store stays there too.
+
+    Raises:
+        InputError: missing, foreign or damaged.
+    """
+    if path.suffix == ".zarr":
+        store = ZarrOutput.open(path)
+        return DrawsFile(StoredDraws(store), store.record, path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: give a .npy, .npz or .safetensors file of draws, or a .zarr store")
+    try:
+        draws, record = _read(path)
+    except (OSError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile) as problem:
+        text = " ".join(str(problem).split())
+        raise InputError(f"{path} cannot be read as draws: {text}; it may be cut short or foreign") from problem
+    encoding = Encoding.from_record(record)
+    if encoding is not None and encoding.dtype == "uint8" == str(draws.dtype):
+        draws = encoding.decode(draws)
+    if draws.ndim != 3 or draws.dtype.kind != "f":
+        raise InputError(f"{path} holds {draws.dtype} of shape {draws.shape}: draws are floats (chains, draws, D)")
+    return DrawsFile(draws, record, path)
+
+
+def _read(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    if path.suffix == ".npy":
+        beside = record_path(path)
+        record = json.loads(beside.read_text()) if beside.is_file() else {}
+        return np.load(path, mmap_mode="r", allow_pickle=False), _checked_record(record)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["draws"], _checked_record(json.loads(str(archive["record"])))
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor("draws"), _checked_record(json.loads((file.metadata() or {})["record"]))
+    raise unknown_name("format", path.suffix, OUTPUT_ENDINGS)
+
+
+def _checked_record(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise InputError("the record beside the draws is not a JSON object")
+    return record
+
+
 class Draws(Dataset):
     """Draws of a run as a map-style torch `Dataset`: item k is the tensor (n_draws, D) of chain k, in model values.
 
@@ -89,8 +152,6 @@ class Draws(Dataset):
         self._open()
 
     def _open(self) -> None:
-        from kaleido_fast.writers import read_draws
-
         self.output = ZarrOutput.open(self.path) if is_store(self.path) else None
         if self.output is not None:
             self.record: dict[str, Any] = self.output.record

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_fast.encoding import Encoding
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import check_folder, sync_folder, write_error
-from kaleido_fast.layout import PER_CHAIN, Layout
+from kaleido_fast.storing.encoding import Encoding
+from kaleido_fast.storing.layout import PER_CHAIN, Layout
 
 ENTRY, VERSION = "kaleido_fast", 1
 ARRAYS = ("draws", *PER_CHAIN)
