@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,13 +61,15 @@ def test_the_command_joins_and_says_what(parts, tmp_path, monkeypatch, capsys):
     assert sample_to(out, MODEL, **RUN, n_chains=sum(SIZES), first_chain=1000).stats is None, "as of one run"
 
 
-def test_an_interrupted_join_goes_on(parts, tmp_path):
+@pytest.mark.parametrize(("number", "what"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_an_interrupted_join_goes_on(parts, tmp_path, number, what):
     def stop(done: int, total: int) -> None:
         if done == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
-    with pytest.raises(StreamInterruptedError, match=r"2 of 4 chunks are in .*all.zarr; the same command goes on"):
+    with pytest.raises(StreamInterruptedError, match=rf"{what}: 2 of 4 chunks are in .*all.zarr; the same") as caught:
         join_stores(tmp_path / "all.zarr", parts, callback=stop)
+    assert caught.value.terminated is (number == signal.SIGTERM)
     steps: list[tuple[int, int]] = []
     join_stores(tmp_path / "all.zarr", parts, callback=lambda done, total: steps.append((done, total)))
     assert steps == [(3, 4), (4, 4)], "nothing is joined twice"

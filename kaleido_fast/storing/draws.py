@@ -23,6 +23,7 @@ from kaleido_fast.storing.stores import ZarrOutput, is_store
 from kaleido_fast.storing.writers import record_path
 
 HELD_CHUNKS = 4
+MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK"}
 
 
 class StoredDraws:
@@ -118,6 +119,10 @@ def read_draws(path: Path) -> DrawsFile:
 
 
 def _read(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    magic = MAGIC.get(path.suffix, b"")
+    with path.open("rb") as raw:
+        if raw.read(len(magic)) != magic:  # NumPy would speak of pickles, and how to load them
+            raise ValueError(f"it does not begin like a {path.suffix} file")
     if path.suffix == ".npy":
         beside = record_path(path)
         record = json.loads(beside.read_text()) if beside.is_file() else {}

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_fast.errors import InputError, StreamInterruptedError
+from kaleido_fast.errors import InputError, StreamInterruptedError, TerminatedError
 from kaleido_fast.files import check_folder
 from kaleido_fast.locks import output_lock
 from kaleido_fast.storing.layout import Layout
 from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, is_store
-from kaleido_fast.storing.streaming import difference
+from kaleido_fast.storing.streaming import difference, stop_signals
 
 
 def join_stores(
@@ -37,7 +37,7 @@ def join_stores(
 
     Raises:
         InputError: as said, or a damaged chunk.
-        StreamInterruptedError: Ctrl-C.
+        StreamInterruptedError: Ctrl-C or SIGTERM.
     """
     path = Path(path)
     if not is_store(path):
@@ -57,12 +57,13 @@ def join_stores(
         else:
             output = ZarrOutput.create(path, layout, record, overwrite=overwrite)
         try:
-            _copy(opened, output, callback)
+            with stop_signals():
+                _copy(opened, output, callback)
         except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, TerminatedError)
             kept = f"{int(output.done().sum()):,} of {output.layout.n_blocks:,} chunks are in {path}"
-            raise StreamInterruptedError(
-                f"interrupted: {kept}; the same command goes on from there", terminated=False
-            ) from stop
+            text = f"{'terminated' if terminated else 'interrupted'}: {kept}; the same command goes on from there"
+            raise StreamInterruptedError(text, terminated=terminated) from stop
     return output
 
 

@@ -146,7 +146,7 @@ def sample_to(
             scaling = load_checkpoint(model).card.scaling
         run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
         task = _Task(Path(path), run, dtype, chunk_chains, overwrite, repair, scaling)
-        with _stop_signals(), _bar(callback, show=progress and crew.leads) as told:
+        with stop_signals(), _bar(callback, show=progress and crew.leads) as told:
             if crew.leads:
                 return task.lead(crew, told)
             task.follow(crew)
@@ -543,7 +543,7 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
+def stop_signals() -> Iterator[None]:
     """SIGTERM raises `TerminatedError` as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
