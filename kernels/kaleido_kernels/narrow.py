@@ -192,15 +192,16 @@ def narrow_kernel(
             draw_offsets = (rows[:, None] * n_draws + number) * DIM + cols[None, :]
             tl.store(draws_ptr + draw_offsets, x, mask=mask & (stop == stretch_end))
         if CHECKS:
-            if stop > step:
-                # Halted rows are computed on beside the others, and their states stay as they were stored.
-                tl.store(final_ptr + offsets, x, mask=mask & (calm >= 0)[:, None])
-                saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
-                calm = check_rows(
-                    row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
-                    stop, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
-                )  # fmt: skip
-                end = tl.where(tl.max(calm, axis=0) >= 0, end, stop)
+            # Halted rows are computed on beside the others, and their states stay as they were stored. When all have
+            # halted, the stretches that are left are empty.
+            live = mask & (calm >= 0)[:, None]
+            tl.store(final_ptr + offsets, x, mask=live)
+            saved = tl.load(saved_ptr + offsets, mask=live, other=0.0)
+            calm = check_rows(
+                row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
+                stop, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
+            )  # fmt: skip
+            end = tl.where(tl.max(calm, axis=0) >= 0, end, stop)
         step = stop
 
     if not CHECKS:
