@@ -34,11 +34,11 @@ class Sizes:
 # some thousand on.
 SIZES = {
     "points1d": Sizes(Size(100_000, 24), Size(100_000, 100)),
-    "points2d": Sizes(Size(100_000, 10), Size(100_000, 30)),
-    "digits": Sizes(Size(10_000, 3), Size(100_000, 3)),
-    "deep128": Sizes(Size(20_000, 3), Size(100_000, 6)),
-    "mnist": Sizes(Size(1_536, 3), Size(50_000, 2)),
-    "cifar": Sizes(Size(320, 1), Size(5_000, 2)),
+    "points2d": Sizes(Size(100_000, 8), Size(100_000, 30)),
+    "digits": Sizes(Size(8_000, 3), Size(100_000, 3)),
+    "deep128": Sizes(Size(16_000, 3), Size(100_000, 6)),
+    "mnist": Sizes(Size(1_280, 3), Size(50_000, 2)),
+    "cifar": Sizes(Size(288, 1), Size(5_000, 2)),
 }
 _CPU_CORES = 2
 _GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
