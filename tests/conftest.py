@@ -34,10 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         if torch.cuda.is_available():
-            if item.path.stem.startswith("test_kernels_"):
-                item.add_marker(pytest.mark.gpu)
             if item.get_closest_marker("interpreter"):
                 item.add_marker(pytest.mark.skip(reason="for Triton's interpreter: kernels are compiled here"))
+            elif item.path.stem.startswith("test_kernels_"):
+                item.add_marker(pytest.mark.gpu)
         elif item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
 
