@@ -194,7 +194,7 @@ def quantiles(values: Tensor) -> dict[str, float]:
     if not len(values):
         return {f"{p}%": float("nan") for p in points}
     places = [round(p / 100 * (len(values) - 1)) for p in points]
-    if values.device.type == "cpu":  # 100,000 values are sorted in 10 ms, parted in 1
+    if values.device.type == "cpu":  # 100,000 values are sorted in 9 ms, parted in 2
         at = torch.from_numpy(np.partition(values.numpy(), places)[places])
     else:
         at = values.sort().values[places]

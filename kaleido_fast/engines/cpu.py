@@ -109,6 +109,8 @@ class _Run:
         threads = max(1, torch.get_num_threads())
         self.tile = tile_chains(spec.widths, kernels.LANES, len(chains), threads)
         self.n_threads = min(threads, -(-len(chains) // self.tile))
+        self.step_flops = spec.flops_per_step
+        self.flops = self.step_flops * max(1, last_step - first_step)
         self.taken = 0
         self.taking = threading.Lock()
         self.done: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -151,19 +153,18 @@ class _Run:
 
     def _take(self) -> slice | None:
         """The next unit; None when all are taken."""
-        flops = self.engine.spec.flops_per_step * max(1, self.last_step - self.first_step)
         with self.taking:
             left = len(self.chains) - self.taken
             if not left:
                 return None
             first = self.taken
-            self.taken += min(left, unit_chains(left, self.tile, self.n_threads, flops))
+            self.taken += min(left, unit_chains(left, self.tile, self.n_threads, self.flops))
             return slice(first, self.taken)
 
     def _run_unit(self, rows: slice, tile: cpu_kernels.Tile) -> Iterator[int]:
         draws = self.draws[rows] if len(self.draws) else self.draws
         final, start, step = self.final[rows], self.start, self.first_step
-        call_steps = steps_per_call(self.engine.spec.flops_per_step, len(final))
+        call_steps = steps_per_call(self.step_flops, len(final))
         while not self.stopped:
             last = min(step + call_steps, self.last_step)
             self.engine.kernels.advance_rows(
