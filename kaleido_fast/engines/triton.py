@@ -1,4 +1,4 @@
-"""The Triton engine: packs a network for a fused kernel and launches it. The only file that imports device code."""
+"""The Triton engine: packs a network for a fused kernel and launches it. Device code is imported through it alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
-from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import Checks as KernelChecks
 from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule, variant_of
-from kaleido_kernels.packing import device_precision, pack_narrow, pack_stream
-from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Choice
+from kaleido_kernels.launcher import make_launcher
+from kaleido_kernels.packing import device_precision
 
 PROGRAMS_PER_SM = 1  # of the wide kernel: its shared memory leaves room for no second one
 INTERPRETER_PROGRAMS = 2
@@ -51,7 +49,15 @@ class TritonEngine:
             self.choice = choose_kernel(request, model.spec, facts, form)
         except ValueError as problem:
             raise InputError(f"engine 'triton': {problem}") from problem
-        self.launch = _launcher(self.choice, layers, shape, request.precision, device, facts)
+        self.launch = make_launcher(
+            self.choice.tile,
+            layers,
+            shape,
+            request.precision,
+            device,
+            n_programs=facts.n_sm * PROGRAMS_PER_SM or INTERPRETER_PROGRAMS,
+            capture=device.type == "cuda" and torch.version.hip is None,
+        )
         self.compile_seconds = 0.0
         self._launched: set[tuple[Any, ...]] = set()
         self._launching = threading.Lock()
@@ -86,7 +92,7 @@ class TritonEngine:
     @property
     def checked(self) -> CheckedRun | None:
         """See `kaleido_fast.engines.base.Engine.checked`; the graph path's launches hold one step each."""
-        return None if isinstance(self.choice.tile, GraphTile) else self._advance_checked
+        return None if self.choice.kernel == "graph" else self._advance_checked
 
     def _advance_checked(
         self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report
@@ -143,30 +149,3 @@ def plain_layers(model: KaleidoMLP) -> list[tuple[Tensor, Tensor | None]]:
 def _plain_layer(layer: torch.nn.Linear) -> tuple[Tensor, Tensor | None]:
     bias = None if layer.bias is None else layer.bias.detach().to("cpu", torch.float32)
     return layer.weight.detach().to("cpu", torch.float32), bias
-
-
-def _launcher(
-    choice: Choice, layers: list[Any], shape: NetShape, precision: str, device: torch.device, facts: DeviceFacts
-) -> Any:
-    """A function (request, outputs) -> None that launches the chosen kernel on packed weights."""
-    tile = choice.tile
-    if choice.kernel == "narrow":
-        from kaleido_kernels.narrow import launch_narrow
-
-        narrow = pack_narrow(layers, shape, precision, device)
-        return lambda request, outputs: launch_narrow(narrow, request, tile, outputs)  # type: ignore[arg-type]
-    if choice.kernel == "stream":
-        from kaleido_kernels.stream import launch_stream
-
-        stream = pack_stream(layers, shape, precision, device)
-        return lambda request, outputs: launch_stream(stream, request, tile, outputs)  # type: ignore[arg-type]
-    if isinstance(tile, GraphTile):
-        from kaleido_kernels.graph import GraphRunner, pack_graph
-
-        packed = pack_graph(layers, shape, precision, device)
-        return GraphRunner(packed, tile, capture=device.type == "cuda" and torch.version.hip is None).launch
-    from kaleido_kernels.wide import allocate_scratch, launch_wide, pack_wide
-
-    wide = pack_wide(layers, shape, tile, precision, device)  # type: ignore[arg-type]
-    scratch = allocate_scratch(wide, facts.n_sm * PROGRAMS_PER_SM or INTERPRETER_PROGRAMS)
-    return lambda request, outputs: launch_wide(wide, request, outputs, scratch)
