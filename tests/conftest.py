@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
-
-# Triton reads this when kernels are decorated: kernels run in its interpreter where there is no GPU, and only there.
-# Tests that need compiled kernels without a GPU start processes of their own without it.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from kaleido_fast.checkpoint import ModelCard, save_checkpoint
 from kaleido_fast.model import KaleidoMLP, ModelSpec
@@ -25,21 +20,76 @@ settings.load_profile("kaleido")
 torch.set_num_threads(1)
 
 
+EMULATED = ("late", "early", "apart")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--emulate",
+        nargs="?",
+        const="late",
+        choices=EMULATED,
+        help="run compiled kernels in the emulator, and only their tests: asynchronous copies as late as allowed "
+        "(late, the default) or at once (early), or late with groups of warps that run apart (apart)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels run on a GPU if there is one, in the emulator if it is asked for, else in Triton's interpreter.
+
+    Triton reads the variable when kernels are decorated. Tests that need compiled kernels without a GPU start processes
+    of their own without it.
+    """
+    if config.getoption("--emulate"):
+        os.environ["TRITON_INTERPRET"] = "0"
+    elif not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulator(pytestconfig: pytest.Config) -> Iterator[object]:
+    """With ``--emulate``, what runs the launches of the whole session; else None."""
+    how = pytestconfig.getoption("--emulate")
+    if not how:
+        yield None
+        return
+    from kaleido_kernels.emulation.block import Conditions
+    from kaleido_kernels.emulation.driver import Emulator, emulated
+
+    conditions = Conditions(early_copies=how == "early", apart=how == "apart")
+    with emulated(Emulator(conditions)) as found:
+        yield found
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped, with the reason, where there is no CUDA device.
 
     Where there is one, the kernels' tests run on it, so ``-m gpu`` takes them all, and those of the interpreter are
-    skipped.
+    skipped. In the emulator only the kernels' tests run, and those marked ``emulated``, which run nowhere else.
     """
+    emulate = config.getoption("--emulate")
+    if emulate:
+        others = [item for item in items if not (_is_of_kernels(item) or item.get_closest_marker("emulated"))]
+        items[:] = [item for item in items if item not in set(others)]
+        config.hook.pytest_deselected(items=others)
     for item in items:
+        if emulate:
+            if item.get_closest_marker("interpreter"):
+                item.add_marker(pytest.mark.skip(reason="for Triton's interpreter: kernels are compiled here"))
+        elif item.get_closest_marker("emulated"):
+            item.add_marker(pytest.mark.skip(reason="runs compiled kernels without a GPU: pass --emulate"))
         if torch.cuda.is_available():
             if item.get_closest_marker("interpreter"):
                 item.add_marker(pytest.mark.skip(reason="for Triton's interpreter: kernels are compiled here"))
-            elif item.path.stem.startswith("test_kernels_"):
+            elif _is_of_kernels(item):
                 item.add_marker(pytest.mark.gpu)
         elif item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+
+
+def _is_of_kernels(item: pytest.Item) -> bool:
+    return item.path.stem.startswith("test_kernels_")
 
 
 def random_mlp(*widths: int, seed: int = 0, scale: float = 1.5, **options) -> KaleidoMLP:

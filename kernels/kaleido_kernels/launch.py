@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
 from kaleido_kernels.shapes import NetShape as NetShape
 from kaleido_kernels.tiles import Tile
@@ -263,8 +265,10 @@ def variant_of(request: LaunchRequest, outputs: Outputs) -> dict[str, Any]:
 
 
 def use_asm_on(device: torch.device) -> bool:
-    """Whether NVIDIA instructions can be written by name: not in the interpreter (CPU tensors), not on AMD."""
-    return device.type == "cuda" and torch.version.hip is None
+    """Whether NVIDIA instructions can be written by name: where kernels are compiled for NVIDIA, emulator included."""
+    if device.type == "cuda":
+        return torch.version.hip is None
+    return not knobs.runtime.interpret and driver.active.get_current_target().backend == "cuda"
 
 
 def check_tile(tile: Tile, kernel: str) -> None:

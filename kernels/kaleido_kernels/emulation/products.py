@@ -1,0 +1,308 @@
+"""Matrix instructions: products of a warp and of a warp group, and the loads and stores of their fragments.
+
+Sums are fp32, in the order of numpy's product; the machine's are cut where they are added and come in another order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from kaleido_kernels.emulation.copies import swizzled
+from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceError, UnknownInstructionError
+from kaleido_kernels.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
+from kaleido_kernels.emulation.ptx import Immediate, Instruction, Operand
+from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Source, Warps, only_together, vector
+
+WARP = "Warp Level Matrix Multiply-Accumulate Instructions"
+GROUP = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"
+LANE = np.arange(32)
+SWIZZLE_BYTES = {1: 128, 2: 64, 3: 32}
+"""Layout type in a matrix descriptor -> bytes of the swizzle (section "Matrix Descriptor Format")."""
+GROUP_THREADS = 128
+_GROUP_LANE = np.arange(GROUP_THREADS)
+GROUP_ROW = 16 * (_GROUP_LANE // 32) + (_GROUP_LANE % 32) // 4
+GROUP_COL = 2 * (_GROUP_LANE % 4)
+"""Row and column of a thread's first value in a fragment of a warp group (section "Register Fragments and Shared Memory
+Matrix Layouts")."""
+
+
+# ---- fragments between registers and shared memory
+
+
+def _matrix_rows(warps: Warps, address: Callable[[], Array], n: int) -> Callable[[], Array]:
+    """(warps, n, 8) addresses of the rows of ``n`` matrices, which lanes 8 i .. 8 i + 7 give."""
+    return lambda: address().reshape(-1, 32)[:, : 8 * n].reshape(-1, n, 8)
+
+
+def build_ldmatrix(warps: Warps, instruction: Instruction) -> Handler:
+    """ldmatrix of 8 x 8 matrices of 16-bit values, transposed or not."""
+    assert instruction.parts[3] == "m8n8" and instruction.kind == "b16"
+    puts = [warps.target(item) for item in vector(instruction.operands[0])]
+    rows_of = _matrix_rows(warps, warps.addresses(instruction.operands[1]), len(puts))
+    transposed, block = "trans" in instruction.parts, warps.block
+
+    def load(mask: Mask) -> None:
+        only_together(mask, "ldmatrix")
+        rows = rows_of()
+        block.shared.check(rows.ravel(), 16, "ldmatrix reads")
+        if block.shared.in_flight:
+            block.shared.refuse_in_flight((rows[..., None] + np.arange(16)).ravel(), "ldmatrix reads")
+        for place, put in enumerate(puts):
+            if transposed:
+                pair = [rows[:, place, 2 * (LANE % 4) + i] + (LANE // 4) * 2 for i in range(2)]
+                low, high = (block.shared.values(U16)[at // 2].astype(U32) for at in pair)
+                put((low | high << U32(16)).ravel(), None)
+            else:
+                put(block.shared.values(U32)[(rows[:, place, LANE // 4] + (LANE % 4) * 4) // 4].ravel(), None)
+
+    return load
+
+
+def build_stmatrix(warps: Warps, instruction: Instruction) -> Handler:
+    """stmatrix, by whole warps."""
+    assert instruction.parts[3] == "m8n8" and instruction.kind == "b16"
+    sources = [warps.source(item, "b32") for item in vector(instruction.operands[1])]
+    rows_of = _matrix_rows(warps, warps.addresses(instruction.operands[0]), len(sources))
+    transposed, block, number = "trans" in instruction.parts, warps.block, warps.number
+
+    def store(mask: Mask) -> None:
+        on = np.ones(warps.n_threads // 32, bool) if mask is None else mask.reshape(-1, 32).all(1)
+        if mask is not None and not (mask.reshape(-1, 32).any(1) == on).all():
+            raise RaceError("stmatrix by part of a warp")
+        rows = rows_of()[on]
+        block.shared.check(rows.ravel(), 16, "stmatrix writes")
+        block.shared.stored((rows[..., None] + np.arange(16)).ravel(), number)
+        for place, source in enumerate(sources):
+            values = source().reshape(-1, 32)[on]
+            if transposed:
+                for i, half in enumerate((values & U32(0xFFFF), values >> U32(16))):
+                    at = rows[:, place, 2 * (LANE % 4) + i] + (LANE // 4) * 2
+                    block.shared.values(U16)[at // 2] = half.astype(U16)
+            else:
+                block.shared.values(U32)[(rows[:, place, LANE // 4] + (LANE % 4) * 4) // 4] = values
+
+    return store
+
+
+# ---- operands
+
+
+def _decoder(kind: str) -> Callable[[Array], Array]:
+    """Bits of 16-bit operands as fp32."""
+    return widened if kind == "bf16" else lambda bits: bits.view(np.float16).astype(F32)
+
+
+def fragment(registers: list[Array], kind: str, row: Array, col: Array, shape: tuple[int, int]) -> Array:
+    """A matrix (..., rows, K) from the registers of operand A; ``row`` and ``col`` are a thread's place in it.
+
+    16-bit types hold two values a register; register i lies 8 rows down for odd i, and 8 columns on for each pair.
+    """
+    matrix = np.zeros((*registers[0].shape[:-1], *shape), F32)
+    if kind == "tf32":
+        for i, bits in enumerate(registers):
+            matrix[..., row + 8 * (i % 2), col // 2 + 4 * (i // 2)] = cut_tf32(bits)
+        return matrix
+    decode = _decoder(kind)
+    for i, bits in enumerate(registers):
+        for half in range(2):
+            value = ((bits >> U32(16 * half)) & U32(0xFFFF)).astype(U16)
+            matrix[..., row + 8 * (i % 2), col + 8 * (i // 2) + half] = decode(value)
+    return matrix
+
+
+# ---- products of a warp
+
+
+def build_mma(warps: Warps, instruction: Instruction) -> Handler:
+    """mma.sync of 16 x 8 results with fp32 sums."""
+    found = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", instruction.opcode)
+    if found is None or found[2] != found[3] or found[2] not in ("f16", "bf16", "tf32"):
+        raise UnknownInstructionError(f"{instruction.opcode}: no rule for this product")
+    inner, kind = int(found[1]), found[2]
+    to, a, b, c = (vector(item) for item in instruction.operands[:4])
+    puts = [warps.target(item) for item in to]
+    a_bits, b_bits, c_bits = ([warps.source(item, "b32") for item in items] for items in (a, b, c))
+    group, place = LANE // 4, LANE % 4
+
+    def multiply(mask: Mask) -> None:
+        only_together(mask, "mma.sync")
+        left = fragment([bits().reshape(-1, 32) for bits in a_bits], kind, group, 2 * place, (16, inner))
+        right = _right_fragment([bits().reshape(-1, 32) for bits in b_bits], kind, group, place, inner)
+        product = left @ right
+        for i, put in enumerate(puts):
+            value = product[:, group + 8 * (i // 2), 2 * place + i % 2].ravel()
+            put((value + c_bits[i]().view(F32)).view(U32), None)
+
+    return multiply
+
+
+def _right_fragment(registers: list[Array], kind: str, group: Array, place: Array, inner: int) -> Array:
+    """(warps, K, 8) from the registers of operand B."""
+    matrix = np.zeros((len(registers[0]), inner, 8), F32)
+    for i, bits in enumerate(registers):
+        if kind == "tf32":
+            matrix[:, place + 4 * i, group] = cut_tf32(bits)
+            continue
+        for half in range(2):
+            value = ((bits >> U32(16 * half)) & U32(0xFFFF)).astype(U16)
+            matrix[:, 2 * place + 8 * i + half, group] = _decoder(kind)(value)
+    return matrix
+
+
+# ---- products of a warp group
+
+
+def operand_places(descriptor: int, n: int, transposed: bool) -> Array:
+    """(n, 16) byte numbers in shared memory of the 16-bit values of an operand that a matrix descriptor names.
+
+    32 bytes of every row along the sum; section "Matrix Descriptor Format". ``transposed``: rows lie along the sum.
+    """
+    start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
+    layout = descriptor >> 62 & 3
+    if descriptor >> 49 & 7 or layout not in SWIZZLE_BYTES:
+        raise UnknownInstructionError(f"matrix descriptor {descriptor:#x}: no rule for its layout or base offset")
+    width = SWIZZLE_BYTES[layout]
+    row, k = np.arange(n)[:, None], np.arange(16)[None, :]
+    if transposed:
+        per = width // 2
+        places = start + (row // per) * leading + (k // 8) * stride + (k % 8) * width + (row % per) * 2
+    else:
+        places = start + (row // 8) * stride + (row % 8) * width + k * 2
+    return swizzled(places, width)
+
+
+class _SharedOperand:
+    """Reads operands of one product from shared memory, and keeps what was read until the product is done."""
+
+    def __init__(self, warps: Warps, kind: str) -> None:
+        self.warps, self.kind = warps, kind
+        self.known: dict[tuple[int, int, bool], Array] = {}
+
+    def read(self, descriptor: int, n: int, transposed: bool) -> Array:
+        """(n, K) fp32."""
+        block, key = self.warps.block, (descriptor, n, transposed)
+        if key not in self.known:
+            self.known[key] = operand_places(*key)
+        places = self.known[key]
+        shared = block.shared
+        if int(places.max()) + 2 > shared.data.size:
+            last = int(places.max()) + 1
+            raise AccessError(f"a product reads byte {last} of shared memory, which has {shared.data.size}")
+        if shared.states.states[places].any():
+            shared.states.refuse_unseen(places.ravel(), "a product reads")
+        bits = shared.values(U16)[places // 2]
+        block.open_products[self.warps.number].append((places, bits))
+        if self.kind == "tf32":
+            return cut_tf32(bits.view(U32))
+        return _decoder(self.kind)(bits)
+
+
+def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
+    """wgmma.mma_async with fp32 sums: takes effect when issued; its operands may not change until it is waited for."""
+    found = re.fullmatch(
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k\d+\.f32\.(f16|bf16|tf32)\.\2", instruction.opcode
+    )
+    if found is None or warps.n_threads % GROUP_THREADS:
+        raise UnknownInstructionError(f"{instruction.opcode}: no rule for it with {warps.n_threads} threads")
+    n, kind = int(found[1]), found[2]
+    inner = 8 if kind == "tf32" else 16
+    to, a, b, scale, *rest = instruction.operands
+    flags = [item.bits for item in rest if isinstance(item, Immediate)]
+    a_registers = [warps.source(item, "b32") for item in vector(a)] if len(vector(a)) > 1 else None
+    if flags[:2] != [1, 1] or len(flags) != (2 if kind == "tf32" else 3 if a_registers else 4):
+        raise UnknownInstructionError(f"{instruction.opcode} with flags {flags}: no rule for it")
+    turned_b = bool(flags[-1]) if kind != "tf32" else False
+    turned_a = bool(flags[2]) if kind != "tf32" and not a_registers else False
+    left = _left_operand(warps, a, a_registers, kind, inner, turned_a)
+    b_bits, keeps = warps.source(b, "b64"), warps.predicate(scale)
+    read_b = _SharedOperand(warps, kind)
+    numbers = [item.number for item in vector(to)]  # type: ignore[union-attr]
+    n_groups = warps.n_threads // GROUP_THREADS
+
+    def multiply(mask: Mask) -> None:
+        only_together(mask, "wgmma.mma_async")
+        descriptors, keep = b_bits().reshape(n_groups, -1), keeps().reshape(n_groups, -1)[:, 0]
+        product = np.empty((n_groups, GROUP_THREADS, n // 8, 4), F32)
+        known: dict[int, Array] = {}
+        for group in range(n_groups):
+            at = _one(descriptors[group])
+            if at not in known:
+                known[at] = read_b.read(at, n, turned_b)
+            whole = (left(group) @ known[at].T).reshape(64, n // 8, 8)
+            for i in range(4):
+                product[group, :, :, i] = whole[GROUP_ROW + 8 * (i // 2), :, GROUP_COL + i % 2]
+        values = product.reshape(warps.n_threads, n // 2).T
+        for number, value in zip(numbers, values, strict=True):
+            before = warps.values[number].view(F32).reshape(n_groups, -1)
+            total = np.where(keep[:, None], before, F32(0)).ravel() + value
+            warps.values[number] = total.view(U32)
+
+    return multiply
+
+
+def _left_operand(
+    warps: Warps, a: Operand, registers: list[Source] | None, kind: str, inner: int, turned: bool
+) -> Callable[[int], Array]:
+    """A function of a warp group's number that gives its operand A, (64, K) fp32."""
+    if registers is not None:
+
+        def from_registers(group: int) -> Array:
+            bits = [register().reshape(-1, GROUP_THREADS)[group] for register in registers]
+            return fragment(bits, kind, GROUP_ROW, GROUP_COL, (64, inner))
+
+        return from_registers
+    descriptor, shared = warps.source(a, "b64"), _SharedOperand(warps, kind)
+    return lambda group: shared.read(_one(descriptor().reshape(-1, GROUP_THREADS)[group]), 64, turned)
+
+
+def _one(descriptors: Array) -> int:
+    if not (descriptors == descriptors[0]).all():
+        raise EmulatorError("threads of a warp group name different operands")
+    return int(descriptors[0])
+
+
+def build_wgmma_fence(warps: Warps, instruction: Instruction) -> Handler:
+    """wgmma.fence orders registers, which are in order here."""
+    return lambda mask: None
+
+
+def build_wgmma_commit(warps: Warps, instruction: Instruction) -> Handler:
+    """wgmma.commit_group."""
+    block, number = warps.block, warps.number
+
+    def commit(mask: Mask) -> None:
+        block.product_groups[number].append(block.open_products[number])
+        block.open_products[number] = []
+
+    return commit
+
+
+def build_wgmma_wait(warps: Warps, instruction: Instruction) -> Handler:
+    """wgmma.wait_group: the operands of products that are done must still be what they were when issued."""
+    operand = instruction.operands[0]
+    assert isinstance(operand, Immediate)
+    block, number, keep = warps.block, warps.number, operand.bits
+
+    def wait(mask: Mask) -> None:
+        warps.unsynced = "a wait for products"
+        while len(block.product_groups[number]) > keep:
+            for places, bits in block.product_groups[number].pop(0):
+                if not np.array_equal(block.shared.values(U16)[places // 2], bits):
+                    raise RaceError("an operand of a product was overwritten while the product was at work")
+
+    return wait
+
+
+RULES: dict[str, Rule] = {
+    "ldmatrix": Rule(f"{WARP}: ldmatrix", build_ldmatrix),
+    "stmatrix": Rule(f"{WARP}: stmatrix", build_stmatrix),
+    "mma.sync": Rule(f"{WARP}: mma", build_mma),
+    "wgmma.mma_async": Rule(f"{GROUP}: wgmma.mma_async", build_wgmma),
+    "wgmma.fence": Rule(f"{GROUP}: wgmma.fence", build_wgmma_fence),
+    "wgmma.commit_group": Rule(f"{GROUP}: wgmma.commit_group", build_wgmma_commit),
+    "wgmma.wait_group": Rule(f"{GROUP}: wgmma.wait_group", build_wgmma_wait),
+}
+"""Instruction -> its rule."""
