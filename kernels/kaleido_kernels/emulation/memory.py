@@ -17,10 +17,9 @@ from kaleido_kernels.emulation.kinds import Array
 
 FIRST_ADDRESS = 0x7000_0000_0000
 SPACING = 1 << 40
-"""Between tensors: no offset that is merely wrong leads from one into another."""
+"""A tensor begins in the middle of as many addresses: no offset that is merely wrong leads from one into another."""
 PARAMETERS = 0x0F00_0000_0000
 PARAMETER_SPACING = 1024
-LIMIT_BITS = 47
 
 CLEAN, IN_FLIGHT = 0, 255
 STORED, FENCED, PUBLISHED = 1, 2, 3
@@ -116,7 +115,7 @@ class GlobalMemory:
 
     def add(self, name: str, data: Array, alignment: int) -> Tensor:
         """Give bytes an address with the same remainder by 256 as ``alignment``, the address that they really have."""
-        start = FIRST_ADDRESS + SPACING * len(self.tensors) + alignment % 256
+        start = FIRST_ADDRESS + SPACING * len(self.tensors) + SPACING // 2 + alignment % 256
         tensor = Tensor(name, start, data)
         self.tensors.append(tensor)
         return tensor
