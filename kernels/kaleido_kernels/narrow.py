@@ -165,7 +165,6 @@ def narrow_kernel(
 
     offsets = rows[:, None] * DIM + cols[None, :]
     end = first_step + run_steps
-    step = first_step
     # Steps are run in stretches: up to each draw, or up to each check.
     stretch = tl.maximum(first_step - burn_in, 0) // thin
     last_stretch = tl.maximum(end - 1 - burn_in, 0) // thin
@@ -176,7 +175,10 @@ def narrow_kernel(
     for number in range(stretch, last_stretch + 1):
         stretch_end = (number + 1) * every if CHECKS else burn_in + (number + 1) * thin
         stop = tl.minimum(stretch_end, end)
-        for t in range(step, stop):
+        # Not carried from stretch to stretch: Triton 3.6 and 3.7 take a carried value for dead that is only the bound
+        # of an inner loop, and every stretch would begin at first_step.
+        begin = tl.where(number == stretch, first_step, stretch_end - (every if CHECKS else thin))
+        for t in range(begin, stop):
             if JITTER == "normal" or JITTER == "uniform":
                 if (t > 0) & (t < stretch_end - settle):
                     x = add_jitter(x, jitter, seed, chains, 0, t, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
@@ -202,7 +204,6 @@ def narrow_kernel(
                 stop, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
             )  # fmt: skip
             end = tl.where(tl.max(calm, axis=0) >= 0, end, stop)
-        step = stop
 
     if not CHECKS:
         tl.store(final_ptr + offsets, x, mask=mask)
