@@ -61,7 +61,8 @@ def run(
     kernel = parse_kernel(HEAD % threads + body + "\n\tret;\n}\n")
     memory = GlobalMemory()
     pointers = [
-        memory.add(name, data.reshape(-1).view(np.uint8), 0).start for name, data in (("source", source), ("result", result))
+        memory.add(name, data.reshape(-1).view(np.uint8), 0).start
+        for name, data in (("source", source), ("result", result))
     ]
     values = dict(zip(kernel.parameters, [*pointers, number], strict=True))
     with np.errstate(all="ignore"):
@@ -333,6 +334,12 @@ def test_warps_that_wait_for_nobody_are_told():
     waiting += "mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r5], 0;"
     with pytest.raises(DeadlockError, match="try_wait"):
         run(waiting, out, out)
+
+
+def test_a_loop_without_end_is_told():
+    out = np.zeros(THREADS, np.int32)
+    with pytest.raises(DeadlockError, match="no end after 1,"):
+        run("$again:\nadd.s32 %r5, %r0, 1;\nbra.uni $again;", out, out, most_instructions=1000)
 
 
 def test_arrivals_and_bytes_that_do_not_add_up_are_told():

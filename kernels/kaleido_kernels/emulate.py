@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from kaleido_kernels.launch import LaunchRequest, Schedule, allocate_outputs
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.shapes import PRECISIONS
 from kaleido_kernels.tiles import KERNELS, choose, tile_name
+
+if TYPE_CHECKING:
+    from kaleido_kernels.emulation.driver import Emulator
 
 N_PROGRAMS = 2
 """Programs of the wide kernel: each has several tiles of chains, as on a GPU."""
@@ -50,7 +54,7 @@ class Comparison:
 
 
 def compare(
-    net: str, precision: str, kernel: str, n_chains: int, n_steps: int, conditions: object, seed: int = 0
+    net: str, precision: str, kernel: str, n_chains: int, n_steps: int, emulator: Emulator, seed: int = 0
 ) -> Comparison:
     """Run a reference network with seeded random weights from seeded random states.
 
@@ -58,12 +62,10 @@ def compare(
         ValueError: no tile of the kernel runs the network.
         EmulatorError: the machine program breaks a rule, or is not understood.
     """
-    from kaleido_kernels.emulation.block import Conditions
-    from kaleido_kernels.emulation.driver import Emulator, emulated
+    from kaleido_kernels.emulation.driver import emulated
     from kaleido_kernels.emulation.reference import random_layers, run_reference
     from kaleido_kernels.launcher import make_launcher
 
-    assert isinstance(conditions, Conditions)
     shape = NETWORKS[net]
     layers = random_layers(shape, seed)
     form = device_precision(layers, precision)
@@ -75,7 +77,7 @@ def compare(
     for tensor in (outputs.final, outputs.residual, outputs.draws):
         if tensor is not None:
             tensor.fill_(float("nan"))
-    with emulated(Emulator(conditions)) as emulator:
+    with emulated(emulator):
         launch = make_launcher(choice.tile, layers, shape, precision, torch.device("cpu"), n_programs=N_PROGRAMS)
         launch(request, outputs)
     want, residual = run_reference(layers, shape, form, start, n_steps)
@@ -143,14 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     from kaleido_kernels.emulation.block import Conditions
+    from kaleido_kernels.emulation.driver import Emulator
     from kaleido_kernels.emulation.errors import EmulatorError
 
     conditions = Conditions(early_copies=options.copies == "early", apart=options.apart, seed=options.seed)
     began = time.perf_counter()
     what = f"{options.net} {options.precision}"
     try:
+        emulator = Emulator(conditions)
         found = compare(
-            options.net, options.precision, options.kernel, options.chains, options.steps, conditions, options.seed
+            options.net, options.precision, options.kernel, options.chains, options.steps, emulator, options.seed
         )
     except ValueError as problem:
         print(f"error: {problem}", file=sys.stderr)

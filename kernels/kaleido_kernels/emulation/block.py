@@ -31,6 +31,7 @@ class Conditions:
         apart: instead of that, the smallest groups that can run apart.
         order: numbers of groups, the most urgent first; empty for ``seed``.
         seed: of the choice among the groups that could go on.
+        most_instructions: of one block; more are taken for a loop without end.
     """
 
     early_copies: bool = False
@@ -38,6 +39,7 @@ class Conditions:
     apart: bool = False
     order: tuple[int, ...] = ()
     seed: int = 0
+    most_instructions: int = 50_000_000
 
     def sizes(self, kernel: Kernel) -> tuple[int, ...]:
         """Threads of each group of a kernel's block.
@@ -81,7 +83,7 @@ class Block:
     ) -> None:
         self.kernel, self.memory, self.parameters, self.descriptors = kernel, memory, parameters, descriptors
         self.shared_bytes, self.conditions = shared_bytes, conditions
-        self.n_instructions = 0
+        self.n_instructions, self.last_instruction = 0, 0
         self.index, self.n_blocks = 0, 1
         sizes = conditions.sizes(kernel)
         self.n_groups = len(sizes)
@@ -111,6 +113,7 @@ class Block:
         self.index, self.n_blocks = index, n_blocks
         self.memory.begin_block()
         self._begin()
+        self.last_instruction = self.n_instructions + self.conditions.most_instructions
         dice, order = random.Random(self.conditions.seed), self.conditions.order
         rank = {number: place for place, number in enumerate(order)}
         running: dict[int, tuple[Iterator[Waiting], Waiting]] = {

@@ -256,6 +256,8 @@ class Warps:
                 following = here + 1
             elif kind == "bra":
                 following = self.targets[here]
+                if following <= here and block.n_instructions > block.last_instruction:
+                    raise DeadlockError(f"no end after {block.n_instructions:,} instructions: {self.where()}")
                 if mask is not None and guard is not None:  # None of those here, or some of them
                     if together and not mask.any():
                         following = here + 1
