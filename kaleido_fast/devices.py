@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.plan import DeviceFacts
+from kaleido_fast.plan import H200, DeviceFacts
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.tiles import read_tuned
 
@@ -150,6 +151,8 @@ def device_facts(device: torch.device) -> DeviceFacts:
             has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
             tuned=_tuned_here(properties.name, _tables(properties.name)),
         )
+    if _emulates():
+        return replace(H200, name="emulated sm_90", memory=available_memory(), n_sm=2, graph_block=64)  # small ones
     return DeviceFacts(
         kind="cpu",
         name=cpu_name(),
@@ -159,6 +162,12 @@ def device_facts(device: torch.device) -> DeviceFacts:
         has_bf16="avx512_bf16" in _cpu_field("flags").split(),
         interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
+
+
+def _emulates() -> bool:
+    """Whether compiled kernels run on CPU tensors here: inside of `kaleido_kernels.emulation.driver.emulated`."""
+    module = sys.modules.get("kaleido_kernels.emulation.driver")
+    return module is not None and module.is_active()
 
 
 def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:

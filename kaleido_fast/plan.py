@@ -25,7 +25,7 @@ from kaleido_fast.names import (
     NOISES,
     PRECISIONS,
 )
-from kaleido_kernels.graph_plan import GraphTile, graph_bytes
+from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GraphTile, graph_bytes
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import Choice, GpuFacts, choose
 from kaleido_kernels.wide_plan import WideTile, scratch_bytes
@@ -220,6 +220,7 @@ class DeviceFacts:
         n_sm: streaming multiprocessors.
         shared_memory: bytes a program may use, opt-in maximum.
         has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
+        graph_block: most chains of a block of the graph path.
         tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
@@ -234,6 +235,7 @@ class DeviceFacts:
     n_sm: int = 0
     shared_memory: int = 0
     has_tma: bool | None = None
+    graph_block: int = GRAPH_BLOCKS[0]
     tuned: dict[str, Any] = field(default_factory=dict)
     interpreter: bool = False
 
@@ -345,7 +347,7 @@ def gpu_facts(facts: DeviceFacts) -> GpuFacts:
     """The device as the kernels' planner sees it; the interpreter is a small H200 without its copy engine."""
     if facts.kind == "cpu":
         return GpuFacts(has_tma=False, graph_block=64)
-    return GpuFacts(facts.shared_memory, facts.capability, facts.has_tma)
+    return GpuFacts(facts.shared_memory, facts.capability, facts.has_tma, facts.graph_block)
 
 
 def tile_rows(width: int, kind: str) -> int:

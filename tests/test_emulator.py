@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,7 +260,7 @@ REVERSE = """
 	add.s64 %rd3, %rd3, %rd1;
 	st.global.b32 [%rd3], %r7;
 """
-APART = [{}, {"groups": (32, 32), "order": (0, 1)}, {"groups": (32, 32), "order": (1, 0)}]
+APART: list[dict[str, Any]] = [{}, {"groups": (32, 32), "order": (0, 1)}, {"groups": (32, 32), "order": (1, 0)}]
 APART += [{"apart": True, "seed": seed} for seed in range(3)]
 
 

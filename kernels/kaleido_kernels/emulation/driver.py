@@ -202,6 +202,13 @@ class EmulatedDriver:
         return launch
 
 
+def is_active() -> bool:
+    """Whether launches run in an emulator now."""
+    from triton.runtime import driver
+
+    return isinstance(driver._active, EmulatedDriver)
+
+
 @contextlib.contextmanager
 def emulated(emulator: Emulator) -> Iterator[Emulator]:
     """Within it, launches of compiled kernels on CPU tensors run in ``emulator``.
