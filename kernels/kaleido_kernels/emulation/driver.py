@@ -88,6 +88,14 @@ class Emulator:
         )
 
 
+class CompileOnly(Emulator):
+    """Runs nothing: launches compile, and what they would fill stays as it is."""
+
+    def run(self, source: Any, metadata: Any, arguments: Sequence[Any], n_blocks: int) -> None:
+        """Note the launch."""
+        self.launches.append(Launched(source.name, metadata.hash, n_blocks, 0, 0.0))
+
+
 def ptx_of(source: Any, metadata: Any) -> str:
     """The PTX of a compiled kernel, from Triton's cache."""
     from triton.runtime.cache import get_cache_manager
