@@ -20,7 +20,7 @@ settings.load_profile("kaleido")
 torch.set_num_threads(1)
 
 
-EMULATED = ("late", "early", "apart")
+EMULATED = ("late", "early", "apart", "compile")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const="late",
         choices=EMULATED,
         help="run compiled kernels in the emulator, and only their tests: asynchronous copies as late as allowed "
-        "(late, the default) or at once (early), or late with groups of warps that run apart (apart)",
+        "(late, the default) or at once (early), or late with groups of warps that run apart (apart); or only compile "
+        "what they launch (compile), so that most of them fail",
     )
 
 
@@ -54,10 +55,10 @@ def emulator(pytestconfig: pytest.Config) -> Iterator[object]:
         yield None
         return
     from kaleido_kernels.emulation.block import Conditions
-    from kaleido_kernels.emulation.driver import Emulator, emulated
+    from kaleido_kernels.emulation.driver import CompileOnly, Emulator, emulated
 
     conditions = Conditions(early_copies=how == "early", apart=how == "apart")
-    with emulated(Emulator(conditions)) as found:
+    with emulated(CompileOnly() if how == "compile" else Emulator(conditions)) as found:
         yield found
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -400,3 +404,21 @@ loop:
 """
     out = run(body + STORE + "st.global.b32 [%rd3], %r5;", np.zeros(1, np.int32), np.zeros(THREADS, np.int32))
     assert (out == 112).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["installed", "3.6.0", "3.8.0"])
+def test_all_compiled_kernels_are_right_under_each_release_of_triton(version, tmp_path):
+    """The kernels' own tests and those of the six networks, every one of them, in the emulator; 20 minutes or more."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    if version != "installed":
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "triton")]
+        subprocess.run([*install, f"triton=={version}"], check=True)
+        env["PYTHONPATH"] = str(tmp_path / "triton")
+    tests = [*sorted(str(path) for path in Path(__file__).parent.glob("test_kernels_*.py")), "tests/test_emulated.py"]
+    options = ["--emulate", "-q", "-n", "auto", "--maxprocesses", "8", "-p", "no:cacheprovider", "-rP"]
+    command = [sys.executable, "-m", "pytest", *options, "-m", "slow or not slow", *tests]
+    result = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
