@@ -16,6 +16,8 @@ if importlib.util.find_spec("triton") is None:  # importing it here would fix it
 
 from kaleido_kernels.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table
 from kaleido_kernels.sass import (
+    CopyOrder,
+    copy_order,
     count_kinds,
     find_hazards,
     parse_program,
@@ -234,6 +236,84 @@ def test_ways_through_a_loop_with_a_branch():
     common, rare = path_counts(found, found.tensor_loops[0])
     assert (common["all"], rare["all"], common["MUFU"], rare["MUFU"]) == (3, 5, 0, 2)
     assert count_kinds(found.instructions)["all"] == 6
+
+
+COPY = "LDGSTS.E.BYPASS.128 [R93], desc[UR50][R22.64], !P0"
+FLAT_BODY = FLAT_LOOP[1:8]  # from the stored operand to the copy
+SHARED = "HGMMA.64x128x16.F32 R24, gdesc[UR40].tnspB, R24, gsb0"
+PHASE, BULK = "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR15+0x24000], R160", "UTMALDG.2D [UR32], [UR16]"
+ALL_DONE, ONE_LEFT = "WARPGROUP.DEPBAR.LE gsb0, 0x0", "WARPGROUP.DEPBAR.LE gsb0, 0x1"
+
+
+def loop_of(*body: str):
+    return program("L_x_0:", *body, "@P0 BRA `(.L_x_0)", "EXIT")
+
+
+@pytest.mark.parametrize(
+    ("lines", "order"),
+    [
+        # Two stages of stream: every copy is waited for, and issued behind the product.
+        (FLAT_LOOP, CopyOrder(1, 0.0, 3 / 8)),  # closing the group, the branch, the store of the operand
+        # Three stages leave one group of copies in flight.
+        (instead(FLAT_LOOP, "DEPBAR.LE SB0", "DEPBAR.LE SB0, 0x1"), CopyOrder(2, 0.0, 3 / 8)),
+        # Issued between wait and product, they run beside it.
+        (before(without(FLAT_LOOP, "LDGSTS"), "HGMMA", COPY), CopyOrder(1, 1.0, 4 / 8)),
+        # Two groups of copies a round (high and low halves).
+        (
+            before(instead(FLAT_LOOP, "DEPBAR.LE SB0", "DEPBAR.LE SB0, 0x2"), "@P0", "LDGDEPBAR"),
+            CopyOrder(2, 0.0, 4 / 9),
+        ),
+    ],
+)
+def test_the_order_of_copies_by_threads_and_products(lines, order):
+    found = program(*lines)
+    read = copy_order(found, found.tensor_loops[0])
+    assert read is not None and read.ahead == order.ahead
+    assert (read.products, read.other) == pytest.approx((order.products, order.other))
+
+
+@pytest.mark.parametrize(
+    ("body", "products"),
+    [
+        ((PHASE, SHARED, ONE_LEFT, BULK), 1.0),  # wide in 16 bits
+        ((PHASE, SHARED, ALL_DONE, BULK), 0.0),
+        ((PHASE, SHARED, ALL_DONE, SHARED, ALL_DONE, SHARED, BULK), 1 / 3),  # wide in split fp32
+        ((PHASE, SHARED, ALL_DONE, SHARED, BULK, ALL_DONE, SHARED), 2 / 3),
+        ((PHASE, BULK, SHARED, ALL_DONE), 1.0),
+        ((PHASE, SHARED, SHARED, BULK, ONE_LEFT), 1.0),
+        ((PHASE, SHARED, SHARED, ONE_LEFT, BULK), 0.5),
+    ],
+)
+def test_the_order_of_the_copy_engine_and_products_wherever_the_round_begins(body, products):
+    for turn in range(len(body)):
+        found = loop_of(*body[turn:], *body[:turn])
+        read = copy_order(found, found.tensor_loops[0])
+        assert read is not None and read.ahead is None, "the barrier in memory decides"
+        assert read.products == pytest.approx(products), body[turn:]
+
+
+def test_a_loop_without_copies_has_no_order_of_them():
+    found = program(*HIDDEN_LOOP)
+    assert copy_order(found, found.tensor_loops[0]) is None
+
+
+def test_plain_products_are_done_when_they_are_passed():
+    product = "FFMA R4, R8, R12, R4"
+    for body, share in (
+        ((COPY, product, product), 1.0),
+        ((product, COPY, product), 0.5),
+        ((product, product, COPY), 0),
+    ):
+        found = loop_of("DEPBAR.LE SB0, 0x0", "LDS.128 R8, [R2]", *body, "LDGDEPBAR")
+        read = copy_order(found, found.work_loops[0])
+        assert read is not None and (read.ahead, read.products) == (1, share)
+
+
+def test_a_rare_part_of_a_round_does_not_count():
+    rare = ("@P1 BRA `(.L_x_1)", "MUFU.EX2 R3, R4", COPY, PRODUCT, "L_x_1:", "NOP")
+    plain = loop_of(*FLAT_BODY, "LDGDEPBAR", "NOP", "NOP")
+    branched = loop_of(*FLAT_BODY, "LDGDEPBAR", *rare)
+    assert copy_order(branched, branched.tensor_loops[0]) == copy_order(plain, plain.tensor_loops[0])
 
 
 @pytest.mark.parametrize(
