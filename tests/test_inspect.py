@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_roofline import STUDY
 
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table
+from kaleido_kernels.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table, three_figures
 from kaleido_kernels.sass import (
     CopyOrder,
     copy_order,
@@ -30,9 +32,6 @@ from kaleido_kernels.tiles import Tile
 from kaleido_kernels.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 
 ROOT = Path(__file__).parents[1]
-# Milliseconds for 100,000 chains x 300 steps in 16 bits, the best figure of a study by hand for each class of network;
-# digits: 60 % of 790 TFLOP/s.
-BEST_KNOWN = {"points1d": 0.28, "points2d": 1.7, "deep128": 14.0, "digits": 37.3, "mnist": 410.0, "cifar": 5100.0}
 MOST_INSTRUCTIONS = {"points1d": 150, "points2d": 220}  # of a step; points2d is bound by its products
 
 
@@ -372,7 +371,7 @@ def test_an_unknown_network_is_refused(capsys):
 def test_the_table_counts_memory_instructions_in_the_loop_and_outside_of_it():
     job = Job("points1d", NETWORKS["points1d"], Tile("narrow", 64, 4), "fp16", "none")
     total, loop = {"HGMMA": 10, "STG": 9, "MUFU": 16, "all": 600}, {"HGMMA": 10, "MUFU": 15, "all": 132}
-    (_, line, _) = table([Report(job, "sm_90", 64, 0, 9216, 1.0, total, loop, (), None)]).splitlines()
+    (_, line, *_) = table([Report(job, "sm_90", 64, 0, 9216, 1.0, total, loop, (), None)]).splitlines()
     assert line.endswith("  HGMMA:10 MUFU:15 | MUFU:1 STG:9") and " 132 " in line
 
 
@@ -404,11 +403,18 @@ def test_without_triton_it_says_what_to_install():
     )
 
 
-def check_speed(record: dict) -> None:
-    """The estimate is within a quarter of the best figure known for the network; narrow's step loop is short."""
-    name, milliseconds = record["net"], record["estimate"]["milliseconds"]
-    assert milliseconds <= 1.25 * BEST_KNOWN[name], f"{name}: {milliseconds:.4g} ms"
-    assert record["loop_instructions"]["all"] <= MOST_INSTRUCTIONS.get(name, 10**6), name
+def check_estimate(record: dict) -> None:
+    """The range holds the study's figure, its middle is within a tenth of it; narrow's step loop is short.
+
+    bf16 is held to the figures of fp16: its loops have the same copies and products.
+    """
+    name, precision, guess = record["net"], record["precision"], record["estimate"]
+    low, high = STUDY.get((name, "fp16" if precision == "bf16" else precision), (None, None))
+    if low is not None:
+        what = f"{name} {precision}: {guess['low']['milliseconds']:.4g} to {guess['high']['milliseconds']:.4g} ms"
+        assert guess["milliseconds"] == pytest.approx((low + high) / 2, rel=0.1), what
+        assert guess["low"]["milliseconds"] <= (low + high) / 2 <= guess["high"]["milliseconds"], what
+    assert record["loop_instructions"]["all"] <= MOST_INSTRUCTIONS.get(name, 10**6) or precision == "fp16x3", name
 
 
 @pytest.mark.parametrize("net", ["points1d", "mnist"])
@@ -416,10 +422,66 @@ def test_a_quick_subset_compiles_and_passes(net):
     result = run_command("--net", net, "--precision", "fp16", "--variant", "none", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     (record, *_) = json.loads(result.stdout)
-    check_speed(record)
+    check_estimate(record)
     assert record["loop_instructions"]["HGMMA"] > 0 and record["shared"] <= 232_448
     assert all(verdict["passed"] for verdict in record["verdicts"]) and len(record["verdicts"]) >= 8
-    assert record["estimate"]["note"] == "model, not a measurement" and record["estimate"]["milliseconds"] > 0
+    guess = record["estimate"]
+    assert guess["note"] == "model, not a measurement"
+    assert 0 < guess["low"]["milliseconds"] < guess["milliseconds"] < guess["high"]["milliseconds"]
+    if net == "points1d":
+        assert guess["overlap"] is None, "narrow loads nothing in its loop"
+    else:
+        assert (guess["overlap"]["ahead"], guess["overlap"]["products"]) == (2, 1.0), "two tiles ahead, behind products"
+
+
+ORDERS = """
+from kaleido_kernels import inspect
+from kaleido_kernels.roofline import Overlap, stream_overlap, wide_overlap
+from kaleido_kernels.tiles import Tile
+from kaleido_kernels.wide_plan import WideTile
+
+def read(net, tile, precision, planned):
+    job = inspect.Job(net, inspect.NETWORKS[net], tile, precision, "none")
+    return inspect.read_overlap(inspect.disassemble(inspect.compile_job(job, "sm_90").binary), planned)
+
+for net, stages in (("digits", 2), ("deep128", 3)):
+    found = read(net, Tile("stream", 128, 8, stages), "fp16", Overlap(99, 1.0, 1.0))
+    assert (found.ahead, found.products) == (stages - 1, 0.0), (net, stages, found)
+    assert found.ahead == stream_overlap(stages).ahead and stream_overlap(stages).products == 0, (net, found)
+    assert found.other < 0.5, (net, stages, found)
+for tile in (WideTile(stages=2), WideTile(inner=32, stages=4)):
+    planned = wide_overlap("fp16x3", tile.stages)
+    found = read("mnist", tile, "fp16x3", Overlap(planned.ahead, 9.0))
+    assert abs(found.products - planned.products) < 1e-9 and found.ahead == tile.stages - 1, (tile, found)
+"""
+
+
+def test_stages_mean_to_the_model_what_the_compiled_loops_do():
+    """Two stages of stream wait for all copies; wide in split fp32 issues them behind two of three products."""
+    result = run_script(ORDERS)
+    assert result.returncode == 0, result.stderr
+
+
+def page_of_predictions() -> dict[tuple[str, str], str]:
+    """(network, precision) -> the range that docs/kernels.md shows."""
+    text = (ROOT / "docs/kernels.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| [^|]* \| ([\d.,-]+) \| ([\d.,-]+) \| [\d-]+ % \|$", text, re.M)
+    return {
+        (net, form): ms.replace(",", "")
+        for net, *cells in rows
+        for form, ms in zip(("fp16", "fp16x3"), cells, strict=True)
+    }
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_the_command_predicts():
+    result = run_command("--variant", "none", "--precision", "fp16", "--precision", "fp32", "--json")
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = {}
+    for record in json.loads(result.stdout):
+        ends = [record["estimate"][end]["milliseconds"] for end in ("low", "high")]
+        found[record["net"], record["precision"]] = "-".join(map(three_figures, ends))
+    assert page_of_predictions() == found
 
 
 def test_a_kernel_that_only_traps_has_no_body():
@@ -479,8 +541,8 @@ def test_every_configuration_passes(net):
     assert result.returncode == 0, [entry for entry in wrong if not entry[1]["passed"]]
     assert {record["precision"] for record in records} == {"fp16x3", "ieee", "tf32", "fp16", "bf16"}
     for record in records:
-        if record["precision"] in ("fp16", "bf16") and record["variant"] == "none":
-            check_speed(record)
+        if record["precision"] in ("fp16", "bf16", "fp16x3") and record["variant"] == "none":
+            check_estimate(record)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,17 +26,23 @@ from typing import Any
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import CHECKED
 from kaleido_kernels.roofline import (
-    FILL_CYCLES,
+    FAST,
     NOTE,
+    SLOW,
     Estimate,
+    Gpu,
+    Overlap,
     TileWork,
     estimate,
     narrow_work,
+    resident_programs,
     step_counts,
+    stream_overlap,
     stream_work,
+    wide_overlap,
     wide_work,
 )
-from kaleido_kernels.sass import Program, count_kinds, parse_program, path_counts
+from kaleido_kernels.sass import Program, copy_order, count_kinds, parse_program, path_counts
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     AnyTile,
@@ -48,7 +55,6 @@ from kaleido_kernels.tiles import (
     stream_layout,
 )
 from kaleido_kernels.verdicts import (
-    REGISTERS,
     SHARED_LIMITS,
     Evidence,
     Verdict,
@@ -304,37 +310,64 @@ def inspect_job(job: Job, arch: str) -> Report:
 
 
 def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate:
-    """The cost model's time for 100,000 chains x 300 steps, with the instruction counts of the machine code."""
-    tile, shape = job.tile, job.shape
+    """The cost model's time for 100,000 chains x 300 steps in one launch, from what the machine code shows.
+
+    That is instruction counts, resources, and the order of copies and products (`read_overlap`).
+    """
+    tile, shape, program = job.tile, job.shape, evidence.program
     if isinstance(tile, WideTile):
-        work = wide_work(shape, tile, job.precision, **wide_counts(evidence.program))
+        overlap = read_overlap(program, wide_overlap(job.precision, tile.stages))
+        work = wide_work(shape, tile, job.precision, overlap=overlap, **wide_counts(program))
     elif isinstance(tile, GraphTile):
         raise ValueError("the cost of the graph path is the library's: its fused kernel alone has no estimate")
     elif tile.kernel == "stream":
         work = stream_estimate(job, tile, evidence)
     else:
         bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
-        work = narrow_work(shape, tile.block_chains, tile.num_warps, job.precision, loop, bias_rows=bias_rows)
+        work = narrow_work(
+            shape,
+            tile.block_chains,
+            tile.num_warps,
+            job.precision,
+            loop,
+            bias_rows=bias_rows,
+            programs=programs(evidence),
+        )
     return estimate(work, N_CHAINS, N_STEPS)
+
+
+def programs(evidence: Evidence) -> int:
+    """How many programs of a kernel a multiprocessor holds at once."""
+    return resident_programs(evidence.shared, evidence.registers, evidence.warps, SHARED_LIMITS["sm_90"])
+
+
+def read_overlap(program: Program, planned: Overlap) -> Overlap:
+    """What hides the copies of the largest loop of products, from machine code.
+
+    ``planned`` fills in what is not there to be read: how far the copy engine runs ahead, or all of it.
+    """
+    loop = largest_loop(program)
+    order = copy_order(program, loop) if loop else None
+    if order is None:
+        return planned
+    return Overlap(planned.ahead if order.ahead is None else order.ahead, order.products, order.other)
 
 
 def stream_estimate(job: Job, tile: Tile, evidence: Evidence) -> TileWork:
     """Stream's work: the loop's rounds of a step, and with jitter what a step does around the loop as well."""
     layout, program = stream_layout(job.shape), evidence.program
-    threads = evidence.registers * 32 * evidence.warps
-    fits = min(SHARED_LIMITS["sm_90"] // max(evidence.shared, 1), REGISTERS // max(threads, 1))
     jittered = job.jitter != "none"
-    work = stream_work(
+    return stream_work(
         job.shape,
         tile.block_chains,
         tile.num_warps,
         job.precision,
         stream_counts(program, layout, jittered),
         n_tiles=layout.n_tiles,
-        programs=fits,
+        programs=programs(evidence),
+        overlap=read_overlap(program, stream_overlap(tile.num_stages)),
+        starts=int(jittered),  # with jitter the loop begins anew in every step
     )
-    # With jitter the loop starts anew in every step; another program on the multiprocessor covers its fill.
-    return replace(work, serial=work.serial + FILL_CYCLES) if jittered and fits < 2 else work
 
 
 def stream_counts(program: Program, layout: StreamLayout, jittered: bool) -> Counter[str]:
@@ -379,7 +412,7 @@ def table(reports: Sequence[Report]) -> str:
     """The reports as text: one line each, counts in and outside of the loop of products, then the failed verdicts."""
     lines = [
         f"{'net':9}{'kernel':7}{'tile':31}{'prec':8}{'variant':8}{'regs':>5}{'stack':>6}{'shared':>8}{'loop':>6}"
-        f"  {'verdicts':10}{'ms':>8}  {'limit':7}{'peak':>5}  in the loop of products | outside of it"
+        f"  {'verdicts':10}{'ms':>13}  {'limit':13}{'peak':>7}  in the loop of products | outside of it"
     ]
     for report in reports:
         job, guess = report.job, report.estimate
@@ -387,14 +420,40 @@ def table(reports: Sequence[Report]) -> str:
         rest = {kind: report.total.get(kind, 0) - report.loop.get(kind, 0) for kind in TABLE_KINDS}
         outside = " ".join(f"{kind}:{number}" for kind, number in rest.items() if number)
         verdict = "-" if not report.verdicts else "ok" if not report.failed else f"{len(report.failed)} FAILED"
-        tail = f"{guess.milliseconds:8.2f}  {guess.limit:7}{guess.peak_share:5.0%}" if guess else " " * 22
+        tail = f"{range_text(guess):>13}  {guess.limit:13}{share_text(guess):>7}" if guess else " " * 35
         lines.append(
             f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.variant:8}{report.registers:5}"
             f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {verdict:10}{tail}  {inside} | {outside}"
         )
         lines += [f"    FAILED {verdict.name}: {verdict.detail}" for verdict in report.failed]
-    lines.append(f"ms: {N_CHAINS:,} chains x {N_STEPS} steps on an H200-class GPU, {NOTE}")
+    lines.append(f"ms: {N_CHAINS:,} chains x {N_STEPS} steps in one launch on an H100 or H200, {NOTE}; from")
+    lines += [f"    {assumptions_text(gpu)}" for gpu in (FAST, SLOW)]
     return "\n".join(lines)
+
+
+def range_text(guess: Estimate) -> str:
+    """Both ends in milliseconds, in three figures."""
+    return f"{three_figures(guess.low.milliseconds)}-{three_figures(guess.high.milliseconds)}"
+
+
+def three_figures(value: float) -> str:
+    """A positive number to read: 0.351, 58.2, 1240."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value < 100 else f"{float(f'{value:.3g}'):.0f}"
+
+
+def share_text(guess: Estimate) -> str:
+    """Share of the fp16 matrix peak, the slow end first."""
+    return f"{100 * guess.high.peak_share:.0f}-{guess.low.peak_share:.0%}"
+
+
+def assumptions_text(gpu: Gpu) -> str:
+    """The rates of one end of the ranges."""
+    return (
+        f"{gpu.name}: {gpu.tensor_flops / 1e12:.0f} TFLOP/s of large products, {gpu.clock / 1e9:.3g} GHz; L2 "
+        f"{gpu.l2_bandwidth / 1e12:.1f} TB/s ({gpu.l2_per_cycle:.0f} bytes a clock and multiprocessor), holds "
+        f"{gpu.l2_capacity / 1e6:.0f} MB; memory {gpu.hbm_bandwidth / 1e12:.1f} TB/s; a load waits {gpu.latency:.0f} "
+        f"cycles; a launch takes Python {1e6 * gpu.launch_seconds:.0f} us"
+    )
 
 
 ABOUT = """Compile every configuration that the plan can choose for the reference networks, without a GPU, and print

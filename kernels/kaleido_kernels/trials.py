@@ -7,7 +7,16 @@ without what the plan's own estimate says is far behind.
 from __future__ import annotations
 
 from kaleido_kernels.graph_plan import GraphTile, graph_candidates
-from kaleido_kernels.roofline import Gpu, TileWork, estimate, narrow_work, stream_work, wide_work
+from kaleido_kernels.roofline import (
+    PEAK_FLOPS,
+    TileWork,
+    estimate,
+    narrow_work,
+    resident_programs,
+    stream_overlap,
+    stream_work,
+    wide_work,
+)
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     AnyTile,
@@ -16,7 +25,9 @@ from kaleido_kernels.tiles import (
     candidates,
     kernel_of,
     narrow_layout,
+    narrow_shared,
     refusal,
+    register_estimate,
     stream_layout,
     stream_shared,
 )
@@ -32,6 +43,8 @@ LAUNCH_SECONDS = 2.5e-6
 """Assumed time from one kernel of a CUDA graph to the next: what a chain of small products waits for."""
 PLAIN_FLOPS = 60e12
 """Assumed rate of fp32 products on the ordinary units of a data-centre GPU."""
+STREAM_INSTRUCTIONS = {1: 200, 2: 490}
+"""What a warp issues for a weight tile in 16 bits, by halves of a layer: compiled deep128, digits, 16 chains a warp."""
 
 
 def trial_tiles(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
@@ -69,9 +82,9 @@ def _variants(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]
 def expected_milliseconds(
     shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts, n_chains: int = 100_000, n_steps: int = 300
 ) -> float:
-    """The plan's estimate from sizes alone, without compiling: good for order, not for truth (see `roofline`)."""
+    """The middle of the estimate from sizes alone, not compiled: good for order, not for truth (see `roofline`)."""
     if isinstance(tile, GraphTile):
-        rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * Gpu().tensor_flops
+        rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * PEAK_FLOPS
         blocks = -(-n_chains // tile.block_chains)
         step = shape.flops_per_step * tile.block_chains / rate + (shape.n_layers + 1) * LAUNCH_SECONDS
         return 1e3 * step * blocks * n_steps
@@ -81,11 +94,24 @@ def expected_milliseconds(
 def _work(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> TileWork:
     if isinstance(tile, WideTile):
         return wide_work(shape, tile, precision)
-    if tile.kernel == "stream":
-        programs = facts.shared_memory // stream_shared(shape, precision, tile)
-        n_tiles = stream_layout(shape).n_tiles
-        return stream_work(
-            shape, tile.block_chains, tile.num_warps, precision, {}, n_tiles=n_tiles, programs=min(2, programs)
+    registers = register_estimate(shape, precision, tile)
+    if tile.kernel == "narrow":
+        bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
+        shared = narrow_shared(shape, precision, tile)
+        programs = resident_programs(shared, registers, tile.num_warps, facts.shared_memory)
+        return narrow_work(
+            shape, tile.block_chains, tile.num_warps, precision, {}, bias_rows=bias_rows, programs=programs
         )
-    bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
-    return narrow_work(shape, tile.block_chains, tile.num_warps, precision, {}, bias_rows=bias_rows)
+    layout = stream_layout(shape)
+    a_tile = STREAM_INSTRUCTIONS[layout.width // layout.tile] * tile.block_chains / tile.num_warps / 16
+    shared = stream_shared(shape, precision, tile)
+    return stream_work(
+        shape,
+        tile.block_chains,
+        tile.num_warps,
+        precision,
+        {"all": layout.n_tiles * a_tile * (2 if precision == "fp16x3" else 1)},
+        n_tiles=layout.n_tiles,
+        programs=resident_programs(shared, registers, tile.num_warps, facts.shared_memory),
+        overlap=stream_overlap(tile.num_stages),
+    )
