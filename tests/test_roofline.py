@@ -39,7 +39,7 @@ from kaleido_kernels.roofline import (
     wide_work,
 )
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, Tile, choose
+from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of
 from kaleido_kernels.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.wide_plan import (
     WideTile,
@@ -379,6 +379,21 @@ def test_the_result_says_that_it_is_a_model_and_what_is_assumed():
     assert record["low"]["assumed"]["l2_bandwidth"] > record["high"]["assumed"]["l2_bandwidth"]
     assert record["overlap"] is None
     assert estimate(deep_stream(2, 1), 64, 1).to_json()["overlap"] == {"ahead": 1, "products": 0.0, "other": 0.0}
+
+
+@pytest.mark.parametrize("net", ["digits", "mnist", "cifar"])
+def test_split_fp32_tries_the_tile_that_loads_three_tiles_ahead_and_expects_it_to_win(net):
+    shape, facts = NETWORKS[net], GpuFacts()
+    tiles = [tile for tile in trial_tiles(shape, "fp16x3", facts) if kernel_of(tile) == "wide"]
+    best = min(tiles, key=lambda tile: expected_milliseconds(shape, "fp16x3", tile, facts))
+    assert (best.cols, best.inner, best.stages) == (256, 32, 4)
+
+
+@pytest.mark.parametrize("net", ["digits", "mnist", "cifar"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_16_bits_try_one_load_more_in_flight(net, precision):
+    tiles = trial_tiles(NETWORKS[net], precision, GpuFacts())
+    assert any(isinstance(tile, WideTile) and (tile.cols, tile.stages) == (256, 4) for tile in tiles)
 
 
 def test_a_third_stage_is_tried_where_it_fits():
