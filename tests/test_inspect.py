@@ -409,11 +409,12 @@ def check_estimate(record: dict) -> None:
     bf16 is held to the figures of fp16: its loops have the same copies and products.
     """
     name, precision, guess = record["net"], record["precision"], record["estimate"]
-    low, high = STUDY.get((name, "fp16" if precision == "bf16" else precision), (None, None))
-    if low is not None:
+    figures = STUDY.get((name, "fp16" if precision == "bf16" else precision))
+    if figures is not None:
+        middle = sum(figures) / 2
         what = f"{name} {precision}: {guess['low']['milliseconds']:.4g} to {guess['high']['milliseconds']:.4g} ms"
-        assert guess["milliseconds"] == pytest.approx((low + high) / 2, rel=0.1), what
-        assert guess["low"]["milliseconds"] <= (low + high) / 2 <= guess["high"]["milliseconds"], what
+        assert guess["milliseconds"] == pytest.approx(middle, rel=0.1), what
+        assert guess["low"]["milliseconds"] <= middle <= guess["high"]["milliseconds"], what
     assert record["loop_instructions"]["all"] <= MOST_INSTRUCTIONS.get(name, 10**6) or precision == "fp16x3", name
 
 
