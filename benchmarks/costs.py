@@ -1,6 +1,6 @@
 """What a large run costs: device hours, bytes, files, operations on storage, and work lost to preemption.
 
-    python benchmarks/costs.py --network digits --chains 1e9 --rate 2.9e8 --workers 8 --dtype uint8
+    python benchmarks/costs.py --network digits --chains 1e9 --rate 1.7e8 --workers 8 --dtype uint8
     python benchmarks/costs.py --network points2d --chains 1e12 --rate model     # rate from a model of an H200
     python benchmarks/costs.py --check     # the arithmetic against real runs of 100,000 and 1,000,000 chains here
 

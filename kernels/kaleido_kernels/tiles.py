@@ -37,7 +37,7 @@ class Tile:
         kernel: "narrow" or "stream".
         block_chains: chains of a program, 16 to 256.
         num_warps: warps of a program.
-        num_stages: weight tiles in flight (stream; narrow has nothing to pipeline).
+        num_stages: buffers for weight tiles (stream, where two load no tile ahead; narrow has nothing to pipeline).
     """
 
     kernel: str

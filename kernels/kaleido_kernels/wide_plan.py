@@ -27,7 +27,7 @@ class WideTile:
         last_cols: the same for the last layer.
         inner: values of the sum loaded at once; 128 bytes of operands suit the copy engine.
         warps: warps of a program.
-        stages: loads in flight.
+        stages: buffers for loads; with n of them n - 1 are on their way while a product runs.
         use_tma: loads by the copy engine (sm_90 on); otherwise by pointers.
     """
 
