@@ -74,7 +74,7 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("kaleido-fast")
+        return importlib.import_module("kaleido_fast.versions").package_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'kaleido_fast' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"kaleido_fast.{_HOMES[name]}"), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,43 @@ def test_every_public_name_exists_and_is_documented():
 def test_import_is_light():
     code = "import sys, kaleido_fast; sys.exit(any(name in sys.modules for name in ('torch', 'triton', 'numba')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+HIDDEN = """
+import importlib.metadata as metadata, sys
+found = metadata.Distribution.from_name.__func__
+def from_name(cls, name):
+    if name == "kaleido-fast":
+        raise metadata.PackageNotFoundError(name)
+    return found(cls, name)
+metadata.Distribution.from_name = classmethod(from_name)
+"""
+
+
+def in_checkout(code: str) -> subprocess.CompletedProcess:
+    """Run Python code as from a plain checkout, in which the package is not installed."""
+    command = [sys.executable, "-c", HIDDEN + code]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "kernels", "tests"))}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_plain_checkout_knows_its_version():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    code = "import kaleido_fast; print(kaleido_fast.__version__)\nfrom kaleido_fast.versions import library_versions\n"
+    result = in_checkout(code + "print(library_versions('kaleido-slow'))\nassert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[0] == version
+    assert f"'kaleido-fast': '{version}'" in result.stdout and "'kaleido-slow': 'not installed'" in result.stdout
+    result = in_checkout("sys.argv = ['kaleido-fast', '--version']\nfrom kaleido_fast.cli import main; main()")
+    assert (result.returncode, result.stdout) == (0, f"kaleido-fast, version {version}\n"), result.stderr[-2000:]
+
+
+def test_a_plain_checkout_collects_the_tests_for_a_gpu():
+    pytest.importorskip("triton")
+    options = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    result = in_checkout(f"import pytest; sys.exit(pytest.main({options!r}))")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "test_tuning_on_a_gpu_writes_a_table" in result.stdout and "error" not in result.stdout.splitlines()[-1]
 
 
 def test_documented_defaults_are_the_defaults():

@@ -6,13 +6,13 @@ import importlib
 import os
 import sys
 import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from kaleido_fast.errors import InputError, TerminatedError, unknown_name
+from kaleido_fast.versions import package_version
 
 COMMANDS = (
     "sample",
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(metadata.version("kaleido-fast"), prog_name="kaleido-fast")
+@click.version_option(package_version(), prog_name="kaleido-fast")
 def cli() -> None:
     """Sample generative kaleidoscopic networks: one deep MLP iterated over 100,000 chains at once.
 
