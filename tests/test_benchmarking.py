@@ -204,6 +204,41 @@ def test_a_peer_that_gives_nan_or_another_shape_is_refused():
             contest.check_contestant(contest.Contestant(wrong), z0, expected)
 
 
+def test_the_published_procedure_never_waits_and_draws_its_noise_where_the_states_are():
+    """On the meta device a value cannot be read, and nothing mixes with tensors of the CPU."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            seen.append((str(function), getattr(result, "device", None)))
+            return result
+
+    meta = torch.device("meta")
+    model = random_mlp(4, 9, 4).requires_grad_(False).to(meta)
+    peer = build_peer(PEERS["published"], Setting(model, 8, meta, threads=1))
+    with Watching():
+        final = peer.run(torch.empty(8, 4, device=meta), 3)
+    assert final.device == meta and {device for _, device in seen} == {meta}
+    assert sum("rand" in name for name, _ in seen) == sum("mse_loss" in name for name, _ in seen) == 3
+
+
+@pytest.mark.parametrize("bound", ["tanh", "sigmoid"])
+def test_the_published_procedure_adds_its_drifting_noise_after_the_network(bound):
+    model = random_mlp(4, 9, 4, bound=bound)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    low, high = model.spec.low, model.spec.high
+    z0 = contest.start_states(model, 2000, CPU)
+    moved = build_peer(PEERS["published"], Setting(model, 2000, CPU, threads=1)).run(z0, 2) - (low + high) / 2
+    spread = 0.01 * (high - low)  # of noise that is uniform on [high, 2 high - low), times the published 0.01
+    assert float(moved.min()) == pytest.approx(0.01 * high, abs=0.01 * spread)
+    assert float(moved.max()) == pytest.approx(0.01 * high + spread, abs=0.01 * spread)
+
+
 def test_the_published_procedure_draws_new_noise_each_time_and_stays_in_range():
     model = random_mlp(4, 9, 4)
     z0 = contest.start_states(model, 64, CPU)
