@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -19,7 +20,7 @@ from rich.console import Console
 from kaleido_fast import ModelCard, save_checkpoint
 from kaleido_fast.benchmarking import bars, cases, ceiling, cold, contest, machine, peers, report, runner, timing
 from kaleido_fast.benchmarking.cases import SIZES, Size, Subject
-from kaleido_fast.benchmarking.peers import PEERS, Setting, build_peer, choose_peers
+from kaleido_fast.benchmarking.peers import PEERS, Setting, build_peer, choose_peers, loops
 from kaleido_fast.cli import main
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
@@ -161,7 +162,7 @@ NETS = [
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.get('activation', 'relu')}-{len(net['widths'])}")
-@pytest.mark.parametrize("name", [name for name in PEERS if name != "compile"])
+@pytest.mark.parametrize("name", [name for name in PEERS if PEERS[name].module != "compile"])
 def test_peers_reproduce_the_reference_and_are_caught_when_they_do_not(name, net):
     missing = [module for module in PEERS[name].needs if importlib.util.find_spec(module) is None]
     if missing:
@@ -183,15 +184,18 @@ def test_peers_reproduce_the_reference_and_are_caught_when_they_do_not(name, net
 
 
 @pytest.mark.slow
-def test_compiled_peer_reproduces_the_reference():
+@pytest.mark.parametrize("name", ["compile", "compile-fp16"])
+def test_compiled_peers_reproduce_the_reference(name):
     model = random_mlp(6, 11, 13, 6, scale=1.0).requires_grad_(False)
     z0 = contest.start_states(model, 37, CPU)
-    peer = build_peer(PEERS["compile"], Setting(model, len(z0), CPU, threads=1, quick=True))
-    assert contest.check_contestant(peer, z0, contest.reference_states(model, z0)) < 1e-5
+    peer = build_peer(PEERS[name], Setting(model, len(z0), CPU, threads=1))
+    expected = contest.reference_states(model, z0, peer.precision)
+    found = contest.check_contestant(peer, z0, expected)
+    assert found < 1e-5 or peer.precision != "fp32"
 
 
 def test_adapters_are_short_enough_to_be_judged_at_a_glance():
-    adapters = [path for path in Path(peers.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    adapters = {Path(peers.__file__).with_name(f"{peer.module}.py") for peer in PEERS.values()}
     assert max(len(path.read_text().splitlines()) for path in adapters) < 40
 
 
@@ -202,6 +206,121 @@ def test_a_peer_that_gives_nan_or_another_shape_is_refused():
     for wrong, text in ((lambda z, n: z * torch.nan, "by nan"), (lambda z, n: z[:, :2], "shape")):
         with pytest.raises(InputError, match=text):
             contest.check_contestant(contest.Contestant(wrong), z0, expected)
+
+
+def test_the_fastest_variant_that_works_is_taken_and_the_others_problems_are_told(monkeypatch):
+    z0 = torch.zeros(3, 2)
+    paces = {"slow": 2.0, "quick": 1.0}
+    monkeypatch.setattr(peers, "two_steps_seconds", lambda run, z0: paces[run])
+
+    def broken():
+        raise RuntimeError("no compiler\nand a long traceback")
+
+    variants = {"slow": lambda: "slow", "broken": broken, "quick": lambda: "quick"}
+    assert peers.fastest(variants, z0) == ("quick", "quick; broken failed: no compiler")
+    assert peers.fastest(variants, z0, seconds=-1) == ("slow", "slow"), "there was time for the first that works alone"
+    with pytest.raises(InputError, match=r"^a failed: no compiler; b failed: no compiler$"):
+        peers.fastest({"a": broken, "b": broken}, z0)
+
+
+@pytest.mark.parametrize("bad", ["default", "max-autotune-no-cudagraphs"])
+def test_a_mode_of_torch_compile_that_fails_costs_itself_alone(monkeypatch, bad):
+    tried = []
+
+    def compiled(model, mode, dynamic):
+        tried.append(mode)
+        if mode == bad:
+            raise RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = random_mlp(4, 5, 4, scale=1.0).requires_grad_(False)
+    z0 = contest.start_states(model, 9, CPU)
+    peer = build_peer(PEERS["compile"], Setting(model, len(z0), CPU, threads=1))
+    assert tried == ["default", "max-autotune-no-cudagraphs"] and f"{bad} failed: accessing" in peer.about
+    assert contest.check_contestant(peer, z0, contest.reference_states(model, z0)) < 1e-5
+
+
+class FakeCuda:
+    """Records what is done outside of a capture and inside, in place of a GPU."""
+
+    def __init__(self, monkeypatch, *, fails: bool = False) -> None:
+        self.stream, self.capturing = "main", False
+        self.calls: list[str] = []
+        fake = self
+
+        class Graph:
+            def replay(self):
+                fake.calls.append("replay")
+
+        class Side:
+            def __init__(self, device):
+                pass
+
+            def wait_stream(self, other):
+                fake.calls.append(f"wait for {other}")
+
+        @contextlib.contextmanager
+        def on(stream):
+            before, fake.stream = fake.stream, stream
+            yield
+            fake.stream = before  # as torch's: not given back if something fails inside
+
+        @contextlib.contextmanager
+        def stream_of(stream):
+            before, fake.stream = fake.stream, stream
+            try:
+                yield
+            finally:
+                fake.stream = before
+
+        @contextlib.contextmanager
+        def capture(graph, stream):
+            with on(stream):
+                fake.capturing = True
+                if fails:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+                yield
+                fake.capturing = False
+
+        for name, value in (("CUDAGraph", Graph), ("Stream", Side), ("stream", stream_of), ("graph", capture)):
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.stream)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.calls.append("synchronise"))
+
+    def work(self) -> None:
+        assert self.stream != "main"
+        self.calls.append("captured" if self.capturing else "warm-up")
+
+
+def test_a_step_is_captured_once_after_it_has_run_on_a_stream_that_waited(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    replay = loops.capture(cuda.work, torch.device("cuda"))
+    assert cuda.calls[0] == "wait for main" and cuda.calls[1:4] == ["warm-up"] * 3
+    assert cuda.calls.count("captured") == 1 and cuda.calls[-1] == "captured" and cuda.stream == "main"
+    replay()
+    assert cuda.calls[-1] == "replay"
+
+
+def test_a_capture_that_fails_gives_the_stream_back(monkeypatch):
+    cuda = FakeCuda(monkeypatch, fails=True)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        loops.capture(cuda.work, torch.device("cuda"))
+    assert cuda.stream == "main"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "cuda" in peer.devices])
+def test_peers_reproduce_the_reference_on_a_gpu(name):
+    device = torch.device("cuda")
+    if reason := peers.why_absent(PEERS[name], device):
+        pytest.skip(f"{name}: {reason}")
+    model = random_mlp(6, 11, 13, 6, scale=1.0).requires_grad_(False).to(device)
+    z0 = contest.start_states(model, 300, device)
+    peer = build_peer(PEERS[name], Setting(model, len(z0), device, threads=1, quick=True))
+    expected = contest.reference_states(model, z0, peer.precision, **peer.proof_request)
+    for _ in range(2):  # a captured step starts again from other states
+        contest.check_contestant(peer, z0, expected)
 
 
 def test_the_published_procedure_never_waits_and_draws_its_noise_where_the_states_are():

@@ -36,6 +36,7 @@ class Contestant:
         proof_request: options of the reference's request that ``proof`` must reproduce (jitter off by default).
         uncounted: seconds of the last ``run`` that are not steady state (packing weights).
         precision: whose tolerance holds.
+        about: which variant it is, where its builder had a choice.
     """
 
     run: Run
@@ -43,6 +44,7 @@ class Contestant:
     proof_request: Mapping[str, Any] = field(default_factory=dict)
     uncounted: Callable[[], float] = lambda: 0.0
     precision: str = "fp32"
+    about: str = ""
 
 
 class EngineRun:

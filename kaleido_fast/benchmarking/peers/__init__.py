@@ -7,13 +7,13 @@ import importlib
 import importlib.util
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kaleido_fast.benchmarking.contest import Contestant, Run
+from kaleido_fast.benchmarking.contest import Contestant, Run, one_line
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import KaleidoMLP
 
@@ -149,6 +149,36 @@ def build_peer(peer: Peer, setting: Setting) -> Contestant:
     """Load a peer's adapter and build it in the peer's precision."""
     adapter = importlib.import_module(f"{__name__}.{peer.module}")
     return adapter.build(replace(setting, precision=peer.precision))
+
+
+def fastest(variants: Mapping[str, Callable[[], Run]], z0: Tensor, seconds: float = math.inf) -> tuple[Run, str]:
+    """The variant with the fastest two steps; one that fails costs itself alone.
+
+    Args:
+        variants: builders by name, in the order of their trial.
+        z0: start states of the steps.
+        seconds: after which no further variant is tried, once one works.
+
+    Returns:
+        (the run, a few words: which one it is, and why others failed).
+
+    Raises:
+        InputError: none works; with the reasons.
+    """
+    began, runs, problems = time.perf_counter(), dict[str, tuple[float, Run]](), dict[str, str]()
+    for name, build in variants.items():
+        if runs and time.perf_counter() - began > seconds:
+            break
+        try:
+            run = build()
+            runs[name] = (two_steps_seconds(run, z0), run)
+        except Exception as problem:  # somebody else's compiler: whatever it raises is a reason to take another variant
+            problems[name] = one_line(problem)
+    failed = [f"{name} failed: {text}" for name, text in problems.items()]
+    if not runs:
+        raise InputError("; ".join(failed))
+    best = min(runs, key=lambda name: runs[name][0])
+    return runs[best][1], "; ".join([best, *failed])
 
 
 def two_steps_seconds(run: Run, z0: Tensor) -> float:

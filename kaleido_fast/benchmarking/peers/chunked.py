@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking.contest import Contestant, Run, start_states
-from kaleido_fast.benchmarking.peers import Setting, two_steps_seconds
+from kaleido_fast.benchmarking.peers import Setting, fastest
 
 ROWS = {"cpu": (512, 4096, 32_768), "cuda": (8192, 16_384, 32_768)}  # a GPU is not filled by fewer
 
@@ -15,9 +17,9 @@ def build(setting: Setting) -> Contestant:
     """The fastest of three sizes of chunks, found by two steps of (at most) 32,768 chains."""
     sizes = ROWS[setting.device.type]
     z0 = start_states(setting.model, min(setting.n_chains, sizes[-1]), setting.device)
-    runs = {rows: _runner(setting, rows) for rows in [rows for rows in sizes if rows <= len(z0)] or [len(z0)]}
-    seconds = {rows: two_steps_seconds(run, z0) for rows, run in runs.items()}
-    return Contestant(runs[min(seconds, key=seconds.__getitem__)], precision=setting.precision)
+    fitting = [rows for rows in sizes if rows <= len(z0)] or [len(z0)]
+    run, about = fastest({f"{rows:,} chains": partial(_runner, setting, rows) for rows in fitting}, z0)
+    return Contestant(run, precision=setting.precision, about=about)
 
 
 def _runner(setting: Setting, rows: int) -> Run:
