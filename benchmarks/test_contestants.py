@@ -49,9 +49,8 @@ def test_speed(benchmark, request, network, name):
     size = make_size(subject, model.spec, quick=quick, kind=device.type, threads=threads)
     contestant = build(name, Setting(model, size.n_chains, device, threads, quick))
     z0 = start_states(model, size.n_chains, device)
-    error = check_contestant(
-        contestant, z0, reference_states(model, z0, contestant.precision, **contestant.proof_request)
-    )
+    expected = reference_states(model, z0, contestant.precision, **contestant.proof_request)
+    deviation = check_contestant(contestant, z0, expected, model.spec.n_layers)
 
     def run() -> None:
         contestant.run(z0, size.n_steps)
@@ -65,6 +64,6 @@ def test_speed(benchmark, request, network, name):
     benchmark.extra_info |= {
         "chain_steps_per_second": chain_steps / seconds,
         "flops_per_second": chain_steps * model.spec.flops_per_step / seconds,
-        "error": error,
+        **deviation.record(),
         **describe_run(device),
     }

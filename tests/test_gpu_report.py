@@ -43,10 +43,10 @@ def whole(tmp_path_factory) -> report.Report:
             raise RuntimeError("out of luck\nand a long traceback")
         return build(peer, setting)
 
-    def broken_check(contestant, z0, expected):
+    def broken_check(contestant, z0, expected, n_layers):
         if getattr(contestant.run, "options", {}).get("kernel") == "stream":
             raise InputError("differs from the reference by 1")
-        return check(contestant, z0, expected)
+        return check(contestant, z0, expected, n_layers)
 
     patch.setattr(network, "build_peer", broken_peer)
     patch.setattr(jobs, "check_contestant", broken_check)
@@ -165,7 +165,7 @@ def test_a_network_that_crashes_is_recorded(tmp_path):
 
 
 def entry(seconds: float, kind: str = "peer") -> network.Entry:
-    return network.Entry(None, kind, "", torch.zeros(1, 1), 0.0, 0.0, 1, seconds)  # type: ignore[arg-type]
+    return network.Entry(None, kind, "", torch.zeros(1, 1), None, 0.0, 1, seconds)  # type: ignore[arg-type]
 
 
 def test_the_slowest_peers_are_left_out_until_all_rounds_fit():

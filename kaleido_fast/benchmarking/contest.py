@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
 from kaleido_fast.devices import device_facts
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
@@ -21,9 +22,6 @@ Run = Callable[[Tensor, int], Tensor]
 """(z0 of shape (n, D), n_steps) -> states after ``n_steps`` steps, (n, D); leaves ``z0`` as it is."""
 
 CHECKED_STEPS = (1, 3)  # the first shows a wrong step, the last a wrong repetition
-# Errors allowed after three steps, in data units: rounding of sums for fp32 and fp64; operands of 11 and 8 bits else,
-# where the peers also round what leaves each layer.
-TOLERANCES = {"fp64": 1e-9, "fp32": 2e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 8e-2}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Contestant:
         proof: the procedure that must reproduce the reference's states: ``run`` itself where this is None.
         proof_request: options of the reference's request that ``proof`` must reproduce (jitter off by default).
         uncounted: seconds of the last ``run`` that are not steady state (packing weights).
-        precision: whose tolerance holds.
+        precision: of the operands of products; says how much rounding is allowed for, see `acceptance`.
         about: which variant it is, where its builder had a choice.
     """
 
@@ -113,31 +111,22 @@ def reference_states(model: KaleidoMLP, z0: Tensor, precision: str = "fp32", **o
     return [states[:, step - 1] for step in CHECKED_STEPS]
 
 
-def check_contestant(contestant: Contestant, z0: Tensor, expected: list[Tensor]) -> float:
-    """Compare states after each of `CHECKED_STEPS` with the reference's, ``expected``.
+def check_contestant(contestant: Contestant, z0: Tensor, expected: list[Tensor], n_layers: int) -> Deviation:
+    """Compare states after each of `CHECKED_STEPS` with the reference's, ``expected``, of a network of ``n_layers``.
 
     Returns:
-        The largest error, in data units.
+        How far they are from them, where they are farthest.
 
     Raises:
-        InputError: the states differ by more than the precision allows; says where and by how much.
+        WrongStatesError: the states differ by more than the precision's rounding; says where and by how much.
+        InputError: they have another shape.
     """
     proof = contestant.proof or contestant.run
-    tolerance, largest = TOLERANCES[contestant.precision], 0.0
+    found = []
     for step, want in zip(CHECKED_STEPS, expected, strict=True):
-        got = proof(z0, step)
-        if got.shape != want.shape:
-            raise InputError(f"states after step {step} have shape {tuple(got.shape)}, not {tuple(want.shape)}")
-        error = (got.to(want.device, torch.float32) - want.to(torch.float32)).abs().flatten()
-        worst = int(error.nan_to_num(torch.inf).argmax())
-        largest = max(largest, float(error[worst]))
-        if not float(error[worst]) <= tolerance:  # also when it is NaN
-            chain, dim = divmod(worst, want.shape[1])
-            raise InputError(
-                f"differs from the reference by {float(error[worst]):.3g} after step {step} "
-                f"(chain {chain}, dim {dim}; allowed {tolerance:g})"
-            )
-    return largest
+        found.append(measure_deviation(proof(z0, step), want, step))
+        refuse_wrong(found[-1], contestant.precision, n_layers)
+    return max(found, key=lambda deviation: deviation.error)
 
 
 def one_line(problem: BaseException) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking import ceiling, cold
+from kaleido_fast.benchmarking.acceptance import Deviation
 from kaleido_fast.benchmarking.cases import Case, Size, Subject, make_size
 from kaleido_fast.benchmarking.contest import (
     Contestant,
@@ -76,7 +77,9 @@ class Timings:
     kind: str  # "engine" or "peer"
     seconds: list[float]
     build_seconds: float
-    error: float
+    error: float  # the largest, in data units
+    error_at: dict[str, int]  # step, chain, dim
+    relative_error: float  # norm of all errors over that of the states
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class _Ready:
     contestant: Contestant
     kind: str
     build_seconds: float
-    error: float
+    deviation: Deviation
 
 
 def _run_network(
@@ -232,7 +235,9 @@ def _run_network(
         size=size,
         flops_per_step=model.spec.flops_per_step,
         precision=request.precision,
-        timings={name: Timings(r.kind, seconds[name], r.build_seconds, r.error) for name, r in ready.items()},
+        timings={
+            name: Timings(r.kind, seconds[name], r.build_seconds, **r.deviation.record()) for name, r in ready.items()
+        },
         ceiling_seconds=seconds[CEILING],
         ceiling_flops=ceiling.FLOPS * ceiling.repeats(request.device),
         skipped={**request.skipped, **failed},
@@ -284,7 +289,7 @@ def _prepare(
         try:
             contestant = build()
             built = time.perf_counter() - began
-            error = check_contestant(contestant, z0, reference(contestant))
+            deviation = check_contestant(contestant, z0, reference(contestant), model.spec.n_layers)
         except (
             Exception
         ) as problem:  # a peer is somebody else's library: whatever it raises is a reason to leave it out
@@ -292,7 +297,7 @@ def _prepare(
                 raise
             failed[name] = one_line(problem)
             continue
-        ready[name] = _Ready(contestant, "engine" if name in engines else "peer", built, error)
+        ready[name] = _Ready(contestant, "engine" if name in engines else "peer", built, deviation)
     return ready, failed
 
 

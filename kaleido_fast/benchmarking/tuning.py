@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kaleido_fast.benchmarking.acceptance import Deviation
 from kaleido_fast.benchmarking.contest import (
     Contestant,
     check_contestant,
@@ -199,10 +200,11 @@ class FusedRun:
         return 0.0
 
 
-def check_fused(run: FusedRun, model: KaleidoMLP, precision: str) -> float:
-    """Largest error of the first three steps against the reference; more than the precision allows raises."""
+def check_fused(run: FusedRun, model: KaleidoMLP, precision: str) -> Deviation:
+    """How far the first three steps are from the reference; more than the precision's rounding raises."""
     z0 = start_states(model, min(CHECKED_CHAINS, len(run.chains)), run.chains.device)
-    return check_contestant(Contestant(run, precision=precision), z0, reference_states(model, z0, precision))
+    expected = reference_states(model, z0, precision)
+    return check_contestant(Contestant(run, precision=precision), z0, expected, model.spec.n_layers)
 
 
 def steps_within(run: Callable[[int], float], seconds: float, device: torch.device) -> int:

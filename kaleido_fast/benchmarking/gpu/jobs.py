@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kaleido_fast.benchmarking.acceptance import Deviation, WrongStatesError
 from kaleido_fast.benchmarking.cases import Subject, network_spec, randomise
 from kaleido_fast.benchmarking.ceiling import ceiling_run, copy_run
 from kaleido_fast.benchmarking.contest import (
@@ -141,14 +143,27 @@ def check(job: Job, emit: Emit) -> None:
     model = report_network(job["network"], job["tiny"]).to(device)
     z0 = start_states(model, CHECKED if device.type == "cuda" else 20, device)
     found: dict[str, Any] = {}
-    for name, options in (("error", {}), ("jittered_error", JITTER)):
+    for prefix, options in (("", {}), ("jittered_", JITTER)):
         run = EngineRun(model, "triton", precision, device, kernel=job["kernel"], **options)
         expected = reference_states(model, z0, precision, **options)
-        found[name] = check_contestant(Contestant(run, precision=precision), z0, expected)
-        emit(found)
+        contestant = Contestant(run, precision=precision)
+        _compare(partial(check_contestant, contestant, z0, expected, model.spec.n_layers), found, prefix, emit)
     size = REPEATED if device.type == "cuda" else REPEATED_QUICK
     again = FusedRun(model, precision, device, device_facts(device), size["chains"], kernel=job["kernel"])
     emit({**found, **repeated(again, start_states(model, size["chains"], device), size["steps"], size["times"])})
+
+
+def _compare(compare: Callable[[], Deviation], found: dict[str, Any], prefix: str, emit: Emit) -> None:
+    """Put the errors that ``compare`` finds into ``found`` and tell them, those of wrong states too."""
+    wrong: WrongStatesError | None = None
+    try:
+        deviation = compare()
+    except WrongStatesError as problem:
+        wrong, deviation = problem, problem.deviation
+    found |= {f"{prefix}{name}": value for name, value in deviation.record().items()}
+    emit(found)
+    if wrong is not None:
+        raise wrong
 
 
 def repeated(run: Callable[[Tensor, int], Tensor], z0: Tensor, steps: int, times: int) -> dict[str, int]:
@@ -174,7 +189,7 @@ def prove(job: Job, emit: Emit) -> None:
     model = report_network(job["network"], job["tiny"]).to(device)
     n_chains = CHECKED if device.type == "cuda" else 20
     run = FusedRun(model, precision, device, device_facts(device), n_chains, tile_from_json(job["tile"]))
-    emit({"error": check_fused(run, model, precision)})
+    _compare(partial(check_fused, run, model, precision), {}, "", emit)
 
 
 def attempt(job: Job, emit: Emit) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kaleido_fast.benchmarking.acceptance import Deviation
 from kaleido_fast.benchmarking.contest import (
     Contestant,
     check_contestant,
@@ -75,7 +76,7 @@ class Entry:
     kind: str
     about: str
     z0: Tensor
-    error: float
+    deviation: Deviation
     build_seconds: float
     n_steps: int = 1
     seconds: float = 0.0
@@ -236,8 +237,8 @@ def _entry(
     key = f"{contestant.precision} {sorted(contestant.proof_request.items())} {len(z0)}"
     if key not in expected:
         expected[key] = reference_states(work.model, z0, contestant.precision, **contestant.proof_request)
-    error = check_contestant(contestant, z0, expected[key])
-    entry = Entry(contestant, kind, about, z0, error, built)
+    deviation = check_contestant(contestant, z0, expected[key], work.model.spec.n_layers)
+    entry = Entry(contestant, kind, about, z0, deviation, built)
     target, watch = work.job["timing_seconds"], stopwatch(work.device)
     if any_rows:
         one_step = watch(_timed(entry)) * work.n_chains / len(z0)
@@ -297,7 +298,7 @@ def _summary(work: Work, entry: Entry, seconds: list[float]) -> dict[str, Any]:
         "p80": times.p80,
         "milliseconds": 1e3 * times.median * whole,
         "flops_per_second": chain_steps * work.model.spec.flops_per_step / times.median,
-        "error": entry.error,
+        **entry.deviation.record(),
         "build_seconds": entry.build_seconds,
     }
 
