@@ -189,6 +189,7 @@ def test_different_bits_of_the_same_work_are_found():
 
 FAKE_WORKER = """
 import json, os, sys, time
+lost = False
 for line in sys.stdin:
     job = json.loads(line)
     print(json.dumps({"value": {"seen": job["name"]}}), flush=True)
@@ -197,7 +198,9 @@ for line in sys.stdin:
         os._exit(7)
     if job["name"] == "hang":
         time.sleep(60)
-    print(json.dumps({"end": "bad" if job["name"] == "fails" else ""}), flush=True)
+    lost = lost or job["name"] == "illegal access"
+    problem = "CUDA error" if lost else "bad" if job["name"] == "fails" else ""
+    print(json.dumps({"end": problem}), flush=True)
 """
 
 
@@ -225,6 +228,18 @@ def test_a_job_that_crashes_or_hangs_costs_itself_alone(fake_workers):
     assert told["fails"] == ("fails", "bad")
     assert all(told[name] == (name, "") for name in "abc")
     assert all(worker.process is None for worker in fake_workers)
+
+
+def test_a_process_that_an_error_of_cuda_has_ruined_does_no_further_job(fake_workers):
+    told = {}
+    names = ["a", "illegal access", "b", "c", "d"]
+    run_jobs(
+        [{"name": name} for name in names],
+        fake_workers[:1],
+        time.monotonic() + 60,
+        lambda job, found, problem: told.update({job["name"]: problem}),
+    )
+    assert told == {**dict.fromkeys(names, ""), "illegal access": "CUDA error"}
 
 
 def test_jobs_after_the_time_are_not_begun(fake_workers):

@@ -47,7 +47,9 @@ class HereWorker:
 
 
 class ProcessWorker:
-    """Does jobs in a process of its own, which is started when needed and replaced after a crash.
+    """Does jobs in a process of its own, which is started when needed and replaced after any problem.
+
+    After an illegal access every later call of CUDA fails in the process that made it, whatever it is asked to do.
 
     Args:
         environment: variables to set there.
@@ -79,6 +81,8 @@ class ProcessWorker:
                 return self._crash()
             message = json.loads(line)
             if END in message:
+                if message[END]:
+                    self.close()
                 return str(message[END])
             emit(message["value"])
 
