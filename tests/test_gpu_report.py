@@ -16,6 +16,9 @@ from click.testing import CliRunner
 pytest.importorskip("triton")
 
 from kaleido_fast import InputError
+from kaleido_fast.benchmarking import contest, tuning
+from kaleido_fast.benchmarking.acceptance import measure_deviation
+from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.gpu import command, jobs, network, report, table, workers
 from kaleido_fast.benchmarking.gpu.report import REPORT_PEERS, STAGES, ReportRequest, make_report
 from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run_jobs
@@ -24,6 +27,7 @@ from kaleido_kernels.tiles import read_tuned, tile_from_json
 
 ROOT = Path(__file__).parent.parent
 NETS = ("points2d",)
+CPU = torch.device("cpu")
 
 
 def request(out: Path, **options) -> ReportRequest:
@@ -150,6 +154,159 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert record["status"] == "interrupted" and record["ceilings"]["matrix"]
 
 
+class Counting(HereWorker):
+    """Does no network, and keeps the order of its jobs and of the ends of its process."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def run(self, job, seconds, emit):
+        self.seen.append(job.get("network", job["kind"]))
+        return super().run(job, seconds, emit) if job["kind"] == "facts" else ""
+
+    def close(self) -> None:
+        self.seen.append("end")
+
+
+def test_networks_share_a_process_as_long_as_nothing_fails_in_it(tmp_path):
+    seen: list[str] = []
+    make_report(request(tmp_path, networks=tuple(SIZES), stages=("timing",)), lambda: Counting(seen))
+    assert seen == ["facts", "end", *SIZES, "end"]
+
+
+def travelled(value):
+    """As it arrives from another process."""
+    return json.loads(json.dumps(value))
+
+
+class KilledError(BaseException):
+    """Ends a process; nothing in it can catch that."""
+
+
+class Replacing(HereWorker):
+    """A process that a fault takes the GPU from, or that dies; after any problem another one does the next job."""
+
+    def __init__(self, fault: dict) -> None:
+        self.fault = fault
+        self.known: list = []
+
+    def run(self, job, seconds, emit):
+        self.known.append(travelled(job.get("known")))
+        try:
+            problem = super().run(travelled(job), seconds, lambda value: emit(travelled(value)))
+        except KilledError:
+            problem = "the process ended with status -11"
+        if problem:
+            self.fault["lost"] = False
+        return problem
+
+
+@pytest.fixture
+def sticky(monkeypatch):
+    """A fault that makes everything fail in its process from then on: {"lost": whether it has happened there}."""
+    fault = {"lost": False}
+    measure, check, build = network.engine_measure, network.check_contestant, network.build_peer
+
+    def touch(culprit: bool) -> None:
+        fault["lost"] = fault["lost"] or culprit
+        if fault["lost"]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+
+    def broken_measure(model, precision, *rest):
+        measured = measure(model, precision, *rest)
+
+        def tile_measure(tile):
+            touch(tile == fault.get("tile") and precision == fault["precision"])
+            return measured(tile)
+
+        return tile_measure
+
+    def broken_build(peer, setting):
+        if peer.name == fault.get("killer"):
+            raise KilledError
+        touch(peer.name == fault.get("peer"))
+        return build(PEERS["eager"] if peer.module == "compile" else peer, setting)
+
+    def broken_check(*arguments):
+        touch(False)
+        return check(*arguments)
+
+    for module in (network, tuning):
+        monkeypatch.setattr(module, "device_answers", lambda device: not fault["lost"])
+    monkeypatch.setattr(network, "engine_measure", broken_measure)
+    monkeypatch.setattr(network, "build_peer", broken_build)
+    monkeypatch.setattr(network, "check_contestant", broken_check)
+    return fault
+
+
+OURS = {"triton-fp16", "triton-fp32", "fast_sample-fp16"}
+
+
+@pytest.mark.interpreter
+def test_a_tile_that_takes_the_gpu_from_its_process_costs_itself_alone(monkeypatch, tmp_path, sticky):
+    facts: dict = {}
+    jobs.facts_of({"device": "cpu", "networks": ["points1d"], "tiny": True}, facts.update)
+    tile = facts["networks"]["points1d"]["tiles"]["fp16"][1]
+    sticky |= {"tile": tile_from_json(tile), "precision": "fp16"}
+    monkeypatch.setattr(report, "_peers", lambda report: ["eager"])
+    told: list[str] = []
+    workers: list[Replacing] = []
+
+    def new_worker():
+        workers.append(Replacing(sticky))
+        return workers[-1]
+
+    made = make_report(request(tmp_path, networks=("points1d",), stages=("tuning", "timing")), new_worker, told.append)
+    found = made.record["networks"]["points1d"]
+    assert made.record["status"] == "done" and not made.record["failed"]
+    assert set(found["contestants"]) == {*OURS, "eager"} and set(found["tuning"]) == {"fp16", "fp32"}
+    problems = {json.dumps(trial["tile"]): trial["problem"] for trial in found["tuning"]["fp16"]["trials"]}
+    assert [key for key, problem in problems.items() if problem] == [json.dumps(tile)]
+    assert problems[json.dumps(tile)] == "CUDA error: an illegal memory access was encountered"
+    assert len(found["failed"]) == 1 and found["at_work"] == ""
+    assert any("the rest goes on in a new process" in line for line in told)
+    before = workers[0].known[-1]["trials"]
+    assert list(before.values()) == [found["tuning"]["fp16"]["trials"][0]["seconds_per_step"]]
+
+
+@pytest.mark.interpreter
+def test_a_peer_that_takes_the_gpu_or_the_process_costs_itself_alone(monkeypatch, tmp_path, sticky):
+    sticky |= {"peer": "eager", "killer": "chunked"}
+    monkeypatch.setattr(report, "_peers", lambda report: ["published", "eager", "chunked"])
+    made = make_report(request(tmp_path, networks=("points1d",), stages=("timing",)), lambda: Replacing(sticky))
+    (found,) = made.record["networks"].values()
+    assert set(found["contestants"]) == {*OURS, "published"}
+    assert found["failed"] == {
+        "eager": "CUDA error: an illegal memory access was encountered",
+        "chunked": "the process ended with status -11",
+    }
+    assert not made.record["failed"]
+
+
+@pytest.mark.interpreter
+def test_what_is_quick_to_build_is_timed_and_written_before_what_is_slow(monkeypatch, tmp_path, sticky):
+    """A compiler that never comes back loses itself: the network's time is over, and all others have their timings."""
+    monkeypatch.setattr(report, "_peers", lambda report: ["compile", "eager", "compile-fp16"])
+    built = network.build_peer
+    on_disk = {}
+
+    def build(peer, setting):
+        if peer.module == "compile":
+            (found,) = json.loads((tmp_path / "interpreter.json").read_text())["networks"].values()
+            on_disk[peer.name] = {name: timed["seconds"] for name, timed in found["contestants"].items()}
+        return built(peer, setting)
+
+    monkeypatch.setattr(network, "build_peer", build)
+    sticky["killer"] = "compile"
+    made = make_report(request(tmp_path, networks=("points1d",), stages=("timing",)), lambda: Replacing(sticky))
+    (found,) = made.record["networks"].values()
+    assert set(on_disk["compile"]) == {*OURS, "eager"}, "nothing was written before the slow peer was built"
+    assert set(found["contestants"]) == {*OURS, "eager", "compile-fp16"}
+    assert found["failed"] == {"compile": "the process ended with status -11"}
+    for name, seconds in on_disk["compile"].items():
+        assert found["contestants"][name]["seconds"] == seconds, f"{name} was timed again"
+
+
 class Failing(HereWorker):
     """Gives a part of a network and fails."""
 
@@ -168,13 +325,42 @@ def entry(seconds: float, kind: str = "peer") -> network.Entry:
     return network.Entry(None, kind, "", torch.zeros(1, 1), None, 0.0, 1, seconds)  # type: ignore[arg-type]
 
 
+def work_on(record: dict, **job) -> network.Work:
+    job = {"rounds": 20, "seconds": 10.0, **job}
+    return network.Work(job, None, CPU, None, time.monotonic(), record, lambda value: None)  # type: ignore[arg-type]
+
+
 def test_the_slowest_peers_are_left_out_until_all_rounds_fit():
     record: dict = {"failed": {}}
-    work = network.Work({"rounds": 20, "seconds": 10.0}, None, None, None, time.monotonic(), record)
     entries = {"ours": entry(0.3, "kernel"), "slow": entry(5.0), "slower": entry(7.0), "fast": entry(0.01)}
-    network._keep_within(work, entries)
+    network._keep_within(work_on(record), entries, 10.0)
     assert set(entries) == {"ours", "fast"} and set(record["failed"]) == {"slow", "slower"}
     assert "no time was left for 20 timings" in record["failed"]["slow"]
+    network._keep_within(work_on(record), entries, 0.1)
+    assert set(entries) == {"ours"}, "ours is timed whatever it takes, its peers only if there is time"
+
+
+def test_a_contestant_that_fails_in_its_turn_costs_itself_alone():
+    record: dict = {"failed": {}, "contestants": {}}
+    model = jobs.report_network("points2d", tiny=True)
+    z0 = contest.start_states(model, 5, CPU)
+    count = iter(range(100))
+
+    def fails_later(z0, n_steps):
+        if next(count) == 1:
+            raise RuntimeError("out of memory\nby far")
+        return z0
+
+    found = measure_deviation(z0, z0, 1)
+    entries = {
+        name: network.Entry(contest.Contestant(run), "peer", "", z0, found, 0.0)
+        for name, run in (("a", lambda z0, n: z0), ("late", fails_later), ("b", lambda z0, n: z0))
+    }
+    work = work_on(record, rounds=3)
+    work.job["n_chains"], work.model = 5, model
+    network._time(work, entries)
+    assert record["failed"] == {"late": "out of memory"} and set(record["contestants"]) == {"a", "b"}
+    assert all(len(timed["seconds"]) == 3 for timed in record["contestants"].values())
 
 
 def test_different_bits_of_the_same_work_are_found():

@@ -12,6 +12,7 @@ from conftest import random_mlp
 pytest.importorskip("triton")
 
 from kaleido_fast import InputError
+from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused, engine_measure, tune_model, tune_shape, write_table
 from kaleido_fast.cli import cli
 from kaleido_fast.devices import device_facts, table_name, tuned_tiles, user_data
@@ -19,7 +20,7 @@ from kaleido_fast.plan import DeviceFacts, gpu_facts
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of, read_tuned, tile_to_json, tuned_key
+from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of, read_tuned, tile_name, tile_to_json, tuned_key
 from kaleido_kernels.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.wide_plan import WideTile
 
@@ -66,6 +67,40 @@ def test_tiles_that_fail_are_left_out_and_counted():
     assert found.record()["trials"][0]["problem"] == "no"
     with pytest.raises(InputError, match="could be timed; the first said: broken"):
         tune_shape("points", POINTS, "fp16", GpuFacts(), paced({}, default=RuntimeError("broken")))
+
+
+def test_a_tile_that_takes_the_gpu_ends_the_tuning_and_is_named():
+    """In that process every other tile would fail too, and a table be made of what was measured before."""
+    default, tried = choose(POINTS, "fp16", GpuFacts()).tile, []
+
+    def measure(tile):
+        tried.append(tile)
+        if len(tried) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+        return [1.0, 1.0, 1.0]
+
+    def tune(answers):
+        tried.clear()
+        return tune_shape("points", POINTS, "fp16", GpuFacts(), measure, answers=answers)
+
+    with pytest.raises(DeviceLostError) as caught:
+        tune(lambda: False)
+    assert tried[0] == default and len(tried) == 2
+    assert str(caught.value).startswith(f"points, {tile_name(tried[1])}: CUDA error: an illegal memory access")
+    assert "\n" not in str(caught.value)
+    assert len(tune(lambda: True).trials) == len(tried) > 2, "a tile that fails otherwise costs itself alone"
+
+
+def test_a_device_is_lost_when_it_cannot_be_waited_for(monkeypatch):
+    assert device_answers(CPU)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert device_answers(torch.device("cuda"))
+
+    def fails(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert not device_answers(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("form", ["fp16x3", "ieee", "fp16", "bf16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kaleido_fast.benchmarking.contest import (
     reference_states,
     start_states,
 )
+from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.timing import compare, spread, stopwatch
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
@@ -114,6 +116,7 @@ def tune_shape(
     measure: Measure,
     report: Callable[[float, str], None] = lambda share, text: None,
     tiles: Sequence[AnyTile] | None = None,
+    answers: Callable[[], bool] = lambda: True,
 ) -> TunedTile:
     """Time the tiles of a network; the default stays unless another is faster by more than the spread of the timings.
 
@@ -123,9 +126,11 @@ def tune_shape(
         measure: times one tile.
         report: called with the share that is done and the tile that is next.
         tiles: what to try, the plan's choice included; None for `trial_tiles`.
+        answers: whether the device still works; asked after a tile that failed.
 
     Raises:
         InputError: no tile could be timed.
+        DeviceLostError: a tile took the device from this process, in which all others would now fail too.
     """
     default = choose(shape, form, facts).tile
     order = dict.fromkeys([default, *(trial_tiles(shape, form, facts) if tiles is None else tiles)])
@@ -134,8 +139,12 @@ def tune_shape(
         report(done / len(order), f"{name}: {tile_name(tile)}")
         try:
             trials.append(Trial(tile, measure(tile)))
+        except DeviceLostError:
+            raise
         except Exception as problem:  # a tile that does not compile or gives wrong states is left out
             trials.append(Trial(tile, [], one_line(problem)))
+            if not answers():
+                raise DeviceLostError(f"{name}, {tile_name(tile)}", problem) from problem
     timed = {trial.tile: trial.seconds for trial in trials if trial.seconds}
     if not timed:
         raise InputError(f"{name}: none of {len(trials)} tiles could be timed; the first said: {trials[0].problem}")
@@ -252,6 +261,7 @@ def tune_model(
 
     Raises:
         InputError: weights outside the range of the precision, a GPU that no tile fits, or none that could be timed.
+        DeviceLostError: a tile took the device from this process.
     """
     from kaleido_fast.engines.triton import plain_layers
     from kaleido_kernels.packing import device_precision
@@ -260,7 +270,8 @@ def tune_model(
         form = device_precision(plain_layers(model), precision)
         timer = measure or engine_measure(model, precision, device, facts, n_chains, rounds)
         title = f"{name} {precision}"
-        return tune_shape(title, net_shape(model.spec), form, gpu_facts(facts), timer, report, tiles)
+        answers = partial(device_answers, device)
+        return tune_shape(title, net_shape(model.spec), form, gpu_facts(facts), timer, report, tiles, answers)
     except InputError:
         raise
     except ValueError as problem:

@@ -20,6 +20,7 @@ from kaleido_fast.benchmarking.contest import (
     reference_states,
     start_states,
 )
+from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.gpu.jobs import Emit, Job, precisions_on, report_network
 from kaleido_fast.benchmarking.machine import gpu_state
 from kaleido_fast.benchmarking.peers import PEERS, Peer, Setting, build_peer, forget_compiled
@@ -36,21 +37,34 @@ from kaleido_fast.benchmarking.tuning import (
 from kaleido_fast.devices import device_facts, table_name, user_data
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.packed import forget_packed
 from kaleido_fast.plan import DeviceFacts
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.tiles import AnyTile, tile_from_json, tile_name
 
-TUNING_SHARE = 0.4  # of a network's time
+TUNING_SHARE = 0.4  # of a network's time, where timing follows
 BUILDING_SHARE = 0.75  # ... until when contestants are built
 ANY_ROWS = 4096  # chains of the checks and the first timing of a contestant that takes any number
 LATEST_BUILD = 25.0  # seconds in which a peer may look for its best variant
 WHOLE_RUNS = 3
 TIMING_SHARE = 0.25  # ... that timing has in any case, if it must at the cost of the next networks
+TIMING = "timing"
+NO_TIME = "no time was left for it"
+
+Builder = Callable[[], tuple[Contestant, str]]
+"""Makes a contestant and a few words about it."""
 
 
 @dataclass
 class Work:
-    """One network on one device, and what is known of it so far."""
+    """One network on one device, and what is known of it so far.
+
+    Args:
+        job: see `measure_network`.
+        record: what is known, also from a process before this one; ``at_work`` in it names what a process that dies
+            was doing, ``failed`` what is not begun again.
+        emit: hands the record on.
+    """
 
     job: Job
     model: KaleidoMLP
@@ -58,6 +72,7 @@ class Work:
     facts: DeviceFacts
     began: float
     record: dict[str, Any]
+    emit: Emit
 
     @property
     def n_chains(self) -> int:
@@ -66,6 +81,23 @@ class Work:
     def left(self, share: float = 1.0) -> float:
         """Seconds until a share of the job's time is over."""
         return self.began + share * self.job["seconds"] - time.monotonic()
+
+    def begin(self, what: str) -> None:
+        """Tell what is begun, for whoever finds this process dead; "" when it is done."""
+        self.record["at_work"] = what
+        self.emit(self.record)
+
+    def fail(self, what: str, problem: BaseException) -> None:
+        """Keep why something failed, so that it is not begun again.
+
+        Raises:
+            DeviceLostError: this process can do no more; another one shall go on.
+        """
+        self.record["at_work"] = what
+        self.record["failed"][what] = one_line(problem)
+        if not device_answers(self.device):
+            self.emit(self.record)
+            raise DeviceLostError(what, problem) from problem
 
 
 @dataclass
@@ -83,89 +115,139 @@ class Entry:
 
 
 def measure_network(job: Job, emit: Emit) -> None:
-    """Tune and time one network.
+    """Tune and time one network: ours and the quick peers first, in turns; then those that take long to build.
 
     ``job``: network, tiny, device, quick, n_chains, rounds, seconds (for all of it), timing_seconds (of one timing),
-    tiles (by precision, proved), peers (names), tune and time (whether to), keep (whether to write the user's table).
+    tiles (by precision, proved), peers (names), tune and time (whether to), keep (whether to write the user's table),
+    known (the record of a process that was lost to a tile or a contestant; {} at first).
+
+    Raises:
+        DeviceLostError: the same job with the record as ``known`` goes on in another process.
     """
     device = torch.device(job["device"])
+    forget_packed()  # what an earlier network left
+    _release(device)
     model = report_network(job["network"], job["tiny"]).to(device)
-    spec = model.spec
-    record: dict[str, Any] = {
+    record = {**_new_record(job, model), **job["known"]}
+    record["states"].append(gpu_state(device))
+    work = Work(job, model, device, device_facts(device), time.monotonic(), record, emit)
+    if job["tune"]:
+        _tune(work)
+    if job["time"]:
+        quick, slow = _builders(work)
+        if not record["contestants"] and TIMING not in record["failed"]:
+            _time_group(work, quick, BUILDING_SHARE, TIMING_SHARE)
+        for name, builder in slow.items():  # one by one, and each written before the next: any may be lost
+            if name not in record["contestants"]:
+                _time_group(work, {name: builder}, 1.0, 0.0)
+    record["states"].append(gpu_state(device))
+    work.begin("")
+
+
+def _new_record(job: Job, model: KaleidoMLP) -> dict[str, Any]:
+    return {
         "network": job["network"],
-        "widths": spec.widths,
+        "widths": model.spec.widths,
         "n_chains": job["n_chains"],
-        "flops_per_step": spec.flops_per_step,
+        "flops_per_step": model.spec.flops_per_step,
+        "at_work": "",
+        "trials": {},
         "tuning": {},
         "contestants": {},
         "failed": {},
-        "states": [gpu_state(device)],
+        "states": [],
     }
-    work = Work(job, model, device, device_facts(device), time.monotonic(), record)
-    if job["tune"]:
-        _tune(work, emit)
-    if job["time"]:
-        entries = _entries(work, emit)
-        _keep_within(work, entries)
-        _time(work, entries)
-        emit(record)
-        _time_whole_runs(work, entries)
-    record["states"].append(gpu_state(device))
-    emit(record)
 
 
-def _tune(work: Work, emit: Emit) -> None:
+def _release(device: torch.device) -> None:
+    """Give memory back: plans ask the device, not torch, what is free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _tune(work: Work) -> None:
     """The best tile of each precision into the record, the facts, and the table that later processes read."""
-    job, record, found = work.job, work.record, []
+    record = work.record
     for precision in precisions_on(work.device):
-        tiles = [tile_from_json(values) for values in job["tiles"].get(precision, ())]
-        if precision == "bf16" and "fp16" in record["tuning"]:  # the same instructions at the same speed
-            tiles = [tile_from_json(record["tuning"]["fp16"]["best"])]
-        measure = _until(
-            work,
-            engine_measure(work.model, precision, work.device, work.facts, work.n_chains, max(3, job["rounds"] // 2)),
+        if precision not in record["tuning"] and f"tuning {precision}" not in record["failed"]:
+            _tune_precision(work, precision)
+        if precision in record["tuning"]:
+            entry = record["tuning"][precision]
+            work.facts = replace(work.facts, tuned={**work.facts.tuned, entry["key"]: entry["best"]})
+    record["trials"] = {}  # they are in the entries
+    work.begin("")
+
+
+def _tune_precision(work: Work, precision: str) -> None:
+    job, record = work.job, work.record
+    tiles = [tile_from_json(values) for values in job["tiles"].get(precision, ())]
+    if precision == "bf16" and "fp16" in record["tuning"]:  # the same instructions at the same speed
+        tiles = [tile_from_json(record["tuning"]["fp16"]["best"])]
+    rounds = max(3, job["rounds"] // 2)
+    measure = engine_measure(work.model, precision, work.device, work.facts, work.n_chains, rounds)
+    try:
+        entry = tune_model(
+            job["network"],
+            work.model,
+            precision,
+            work.device,
+            work.facts,
+            work.n_chains,
+            measure=_until(work, _once(work, precision, measure)),
+            tiles=tiles,
         )
-        try:
-            entry = tune_model(
-                job["network"],
-                work.model,
-                precision,
-                work.device,
-                work.facts,
-                work.n_chains,
-                measure=measure,
-                tiles=tiles,
-            )
-        except Exception as problem:
-            record["failed"][f"tuning {precision}"] = one_line(problem)
-            continue
-        found.append(entry)
-        record["tuning"][precision] = {**entry.record(), "explained": entry.explain()}
-        work.facts = replace(work.facts, tuned={**work.facts.tuned, entry.key: record["tuning"][precision]["best"]})
-        emit(record)
-    if job["keep"] and found:
+    except DeviceLostError:
+        raise
+    except Exception as problem:
+        work.fail(f"tuning {precision}", problem)
+        return
+    record["tuning"][precision] = {**entry.record(), "explained": entry.explain()}
+    if job["keep"]:
         path = user_data() / "tuned" / table_name(work.facts.name)
-        write_table(path, work.facts.name, library_versions("triton")["triton"], found)
+        write_table(path, work.facts.name, library_versions("triton")["triton"], [entry])
+
+
+def _once(work: Work, precision: str, measure: Measure) -> Measure:
+    """``measure`` that keeps its findings in the record, where a process that goes on after this one has them."""
+
+    def measured(tile: AnyTile) -> list[float]:
+        what, trials, failed = f"{precision} {tile}", work.record["trials"], work.record["failed"]
+        if what in failed:
+            raise InputError(failed[what])
+        if what not in trials:
+            work.begin(what)
+            try:
+                trials[what] = measure(tile)
+            except Exception as problem:
+                work.fail(what, problem)
+                raise
+        return list(trials[what])
+
+    return measured
 
 
 def _until(work: Work, measure: Measure) -> Measure:
     def limited(tile: AnyTile) -> list[float]:
-        if work.left(TUNING_SHARE) < 0:
-            raise InputError("no time was left for it")
+        if work.left(TUNING_SHARE if work.job["time"] else 1.0) < 0:
+            raise InputError(NO_TIME)
         return measure(tile)
 
     return limited
 
 
-def _builders(work: Work) -> dict[str, tuple[str, Callable[[], tuple[Contestant, str]]]]:
-    """(kind, builder of the contestant and a few words about it) by name: ours first, slow builds last."""
-    builders: dict[str, tuple[str, Callable[[], tuple[Contestant, str]]]] = {}
-    for precision in precisions_on(work.device):
-        builders[f"triton-{precision}"] = ("kernel", partial(_fused, work, precision))
-    builders["fast_sample-fp16"] = ("public", partial(_public, work, "fp16"))
+def _builders(work: Work) -> tuple[dict[str, Builder], dict[str, Builder]]:
+    """Builders of (ours and the quick peers, peers that take long to build) by name."""
+    quick: dict[str, Builder] = {f"triton-{name}": partial(_fused, work, name) for name in precisions_on(work.device)}
+    quick["fast_sample-fp16"] = partial(_public, work, "fp16")
+    slow: dict[str, Builder] = {}
     for name in work.job["peers"]:
-        builders[name] = ("peer", partial(_peer, work, PEERS[name]))
-    return builders
+        (quick if PEERS[name].in_quick else slow)[name] = partial(_peer, work, PEERS[name])
+    return quick, slow
+
+
+def _kind(name: str) -> str:
+    return "peer" if name in PEERS else "public" if name.startswith("fast_sample") else "kernel"
 
 
 def _fused(work: Work, precision: str) -> tuple[Contestant, str]:
@@ -194,51 +276,61 @@ def _public(work: Work, precision: str) -> tuple[Contestant, str]:
 
 
 def _peer(work: Work, peer: Peer) -> tuple[Contestant, str]:
-    left = max(1.0, min(LATEST_BUILD, work.left(BUILDING_SHARE)))
+    seconds = max(1.0, min(LATEST_BUILD, work.left()))
     threads = torch.get_num_threads()
-    setting = Setting(work.model, work.n_chains, work.device, threads, work.job["quick"], seconds=left)
-    return build_peer(peer, setting), peer.about
+    setting = Setting(work.model, work.n_chains, work.device, threads, work.job["quick"], seconds=seconds)
+    contestant = build_peer(peer, setting)
+    return contestant, ": ".join(filter(None, (peer.about, contestant.about)))
 
 
-def _entries(work: Work, emit: Emit) -> dict[str, Entry]:
+def _time_group(work: Work, builders: Mapping[str, Builder], build_share: float, timing_share: float) -> None:
+    """Build, check and time contestants in turns.
+
+    Args:
+        builders: by name.
+        build_share: of the job's time, until when a contestant may be begun.
+        timing_share: of the job's time that timing has at least.
+    """
+    entries = _entries(work, builders, build_share)
+    _keep_within(work, entries, max(work.left(), timing_share * work.job["seconds"]))
+    work.begin(next(iter(entries)) if len(entries) == 1 else TIMING)
+    _time(work, entries)
+    work.begin("")
+    _time_whole_runs(work, entries)
+
+
+def _entries(work: Work, builders: Mapping[str, Builder], share: float) -> dict[str, Entry]:
     """Contestants that reproduce the reference's states, with the work of one timing; the others' reasons are kept."""
-    forget_compiled([PEERS[name] for name in work.job["peers"]])
+    forget_compiled([PEERS[name] for name in builders if name in PEERS])
     all_z0 = start_states(work.model, work.n_chains, work.device)
     expected: dict[str, list[Tensor]] = {}
     entries: dict[str, Entry] = {}
-    for name, (kind, build) in _builders(work).items():
-        if work.left(BUILDING_SHARE) < 0:
-            work.record["failed"][name] = "no time was left for it"
+    for name, build in builders.items():
+        if name in work.record["failed"]:
             continue
+        if work.left(share) < 0:
+            work.record["failed"][name] = NO_TIME
+            continue
+        work.begin(name)
         try:
-            entries[name] = _entry(work, name, kind, build, all_z0, expected)
+            entries[name] = _entry(work, name, build, all_z0, expected)
         except Exception as problem:  # somebody else's library, or a kernel that is wrong: a result too
-            work.record["failed"][name] = one_line(problem)
-        gc.collect()
-        if work.device.type == "cuda":
-            torch.cuda.empty_cache()  # plans ask the device, not torch, what is free
-        emit(work.record)
+            work.fail(name, problem)
+        _release(work.device)
     return entries
 
 
-def _entry(
-    work: Work,
-    name: str,
-    kind: str,
-    build: Callable[[], tuple[Contestant, str]],
-    all_z0: Tensor,
-    expected: dict[str, list[Tensor]],
-) -> Entry:
+def _entry(work: Work, name: str, build: Builder, all_z0: Tensor, expected: dict[str, list[Tensor]]) -> Entry:
     began = time.perf_counter()
     contestant, about = build()
     built = time.perf_counter() - began
-    any_rows = kind == "peer" and PEERS[name].any_rows
+    any_rows = name in PEERS and PEERS[name].any_rows
     z0 = all_z0[:ANY_ROWS] if any_rows else all_z0
     key = f"{contestant.precision} {sorted(contestant.proof_request.items())} {len(z0)}"
     if key not in expected:
         expected[key] = reference_states(work.model, z0, contestant.precision, **contestant.proof_request)
     deviation = check_contestant(contestant, z0, expected[key], work.model.spec.n_layers)
-    entry = Entry(contestant, kind, about, z0, deviation, built)
+    entry = Entry(contestant, _kind(name), about, z0, deviation, built)
     target, watch = work.job["timing_seconds"], stopwatch(work.device)
     if any_rows:
         one_step = watch(_timed(entry)) * work.n_chains / len(z0)
@@ -262,24 +354,40 @@ def _timed(entry: Entry) -> Timed:
     return run
 
 
-def _keep_within(work: Work, entries: dict[str, Entry]) -> None:
-    """Leave out the slowest peers until all rounds fit the time that is left: a median of few timings says little."""
-    rounds, left = work.job["rounds"], max(work.left(), TIMING_SHARE * work.job["seconds"])
-    while len(entries) > 1 and rounds * sum(entry.seconds + SETTLE_SECONDS for entry in entries.values()) > left:
+def _keep_within(work: Work, entries: dict[str, Entry], left: float) -> None:
+    """Leave out the slowest peers until all rounds fit ``left`` seconds: a median of few timings says little."""
+    rounds = work.job["rounds"]
+    while rounds * sum(entry.seconds + SETTLE_SECONDS for entry in entries.values()) > left:
         peers = [name for name, entry in entries.items() if entry.kind == "peer"]
-        slowest = max(peers or entries, key=lambda name: entries[name].seconds)
+        if not peers:
+            return
+        slowest = max(peers, key=lambda name: entries[name].seconds)
         work.record["failed"][slowest] = f"no time was left for {rounds} timings of {entries[slowest].seconds:.2g} s"
         del entries[slowest]
 
 
-def _time(work: Work, entries: Mapping[str, Entry]) -> None:
-    runs = {name: _timed(entry) for name, entry in entries.items()}
-    try:
-        seconds = time_alternating(runs, work.job["rounds"], measure=stopwatch(work.device))
-    except Exception as problem:
-        work.record["failed"]["timing"] = one_line(problem)
+def _time(work: Work, entries: dict[str, Entry]) -> None:
+    """Time contestants in turns; one that fails is left out, and the others take their turns again."""
+    running = ""
+
+    def turn(name: str) -> Timed:
+        def run() -> float:
+            nonlocal running
+            running = name
+            return _timed(entries[name])()
+
+        return run
+
+    while entries:
+        runs = {name: turn(name) for name in entries}
+        try:
+            seconds = time_alternating(runs, work.job["rounds"], measure=stopwatch(work.device))
+        except Exception as problem:
+            work.fail(running, problem)
+            del entries[running]
+            continue
+        work.record["contestants"] |= {name: _summary(work, entry, seconds[name]) for name, entry in entries.items()}
         return
-    work.record["contestants"] = {name: _summary(work, entry, seconds[name]) for name, entry in entries.items()}
 
 
 def _summary(work: Work, entry: Entry, seconds: list[float]) -> dict[str, Any]:
@@ -310,6 +418,11 @@ def _time_whole_runs(work: Work, entries: Mapping[str, Entry]) -> None:
         return
     if (WHOLE_RUNS + 1) * summary["milliseconds"] / 1e3 > work.left():
         return
+    what, watch = "whole runs of triton-fp16", stopwatch(work.device)
+    work.begin(what)
     entry.n_steps = MAX_STEPS
-    watch = stopwatch(work.device)
-    summary["whole_run_seconds"] = [watch(_timed(entry)) for _ in range(WHOLE_RUNS)]
+    try:
+        summary["whole_run_seconds"] = [watch(_timed(entry)) for _ in range(WHOLE_RUNS)]
+    except Exception as problem:
+        work.fail(what, problem)
+    work.begin("")

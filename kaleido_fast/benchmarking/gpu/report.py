@@ -33,6 +33,7 @@ REPORT_PEERS = (
 WEIGHTS = {"mnist": 1.5, "cifar": 2.0}  # of the time for networks
 PROOF_SHARE = 0.35  # of all time, until when checks and tiles are proved
 LAST_SECONDS = 10.0
+LAST_RESTART = 20.0  # seconds under which no network goes on in a new process: its start takes ten
 WORKERS = 12
 
 
@@ -227,7 +228,6 @@ def _networks(report: Report, worker: Worker, proved: Mapping[str, Any]) -> None
             network=name,
             n_chains=60 if request.interpreter else 100_000,
             timing_seconds=0.005 if request.interpreter else 0.02 if request.quick else 0.04,
-            seconds=seconds,
             tiles=proved.get(name, {}),
             peers=peers,
             tune="tuning" in request.stages,
@@ -235,16 +235,39 @@ def _networks(report: Report, worker: Worker, proved: Mapping[str, Any]) -> None
             keep=not request.interpreter,
         )
         found: dict[str, Any] = {}
-        if seconds < 1:
-            problem = "not reached in time"
-        else:
-            most = min(1.25 * seconds + 15, report.until() + LAST_SECONDS / 2 - time.monotonic())
-            problem = worker.run(job, most, partial(_keep, report, name, found))
+        problem = "not reached in time" if seconds < 1 else _network(report, worker, job, seconds, found)
         if problem:
             report.record["failed"][name] = problem
-        worker.close()  # the next network begins with an empty memory
         report.tell(f"{name}: {problem or _headline(found)}")
         report.save()
+
+
+def _network(report: Report, worker: Worker, job: Job, seconds: float, found: dict[str, Any]) -> str:
+    """Measure a network; when a tile or a contestant costs the process, the rest goes on in another without it.
+
+    Args:
+        report, worker: as everywhere.
+        job: without the time for it.
+        seconds: for all of it.
+        found: gets what is known so far.
+
+    Returns:
+        Why it is not whole, or nothing.
+    """
+    until, lost = time.monotonic() + seconds, set[str]()
+    while True:
+        left = until - time.monotonic()
+        most = min(1.25 * left + 15, report.until() + LAST_SECONDS / 2 - time.monotonic())
+        keep = partial(_keep, report, job["network"], found)
+        problem = worker.run({**job, "seconds": left, "known": dict(found)}, most, keep)
+        culprit = found.get("at_work", "")
+        if not problem or not culprit:
+            return problem
+        found["failed"].setdefault(culprit, problem)
+        if culprit in lost or until - time.monotonic() < LAST_RESTART:
+            return problem
+        lost.add(culprit)
+        report.tell(f"{job['network']}, {culprit}: {problem}; the rest goes on in a new process")
 
 
 def _keep(report: Report, name: str, found: dict[str, Any], value: dict[str, Any]) -> None:
