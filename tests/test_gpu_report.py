@@ -49,7 +49,7 @@ def whole(tmp_path_factory) -> report.Report:
 
     def broken_check(contestant, z0, expected, n_layers):
         if getattr(contestant.run, "options", {}).get("kernel") == "stream":
-            raise InputError("differs from the reference by 1")
+            expected = [*expected[:-1], expected[-1] + torch.tensor([0.0, 3.0])]
         return check(contestant, z0, expected, n_layers)
 
     patch.setattr(network, "build_peer", broken_peer)
@@ -84,7 +84,26 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(whole):
     assert {entry["kernel"] for entry in record["checks"] if not entry["problem"]} == {"narrow", "wide", "graph"}
     assert all(found["failed"]["chunked"] == "out of luck" for found in record["networks"].values())
     lines = "\n".join(table.failures(record))
-    assert "points2d, chunked: out of luck" in lines and "differs from the reference by 1" in lines
+    assert "points2d, chunked: out of luck" in lines and "differs from the reference by" in lines
+
+
+def test_the_table_of_checks_shows_the_errors_of_what_failed_too(whole):
+    text = whole.path.with_suffix(".md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| stream | fp16")]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[3] == "0 of 1" and float(cells[4]) > 2
+    assert cells[7].startswith("points2d: differs from the reference by 3") and "dim 1" in cells[7]
+    (row,) = [line for line in text.splitlines() if line.startswith("| wide | fp16")]
+    assert row.split("|")[3].strip() == "1 of 1" and row.split("|")[7].strip() == ""
+
+
+def test_every_error_is_a_number_with_its_place(whole):
+    entries = [*whole.record["checks"], *whole.record["proofs"]]
+    entries += [timed for found in whole.record["networks"].values() for timed in found["contestants"].values()]
+    assert len(entries) > 20
+    for entry in entries:
+        assert entry["error"] >= 0 and entry["relative_error"] >= 0
+        assert entry["error_at"].keys() == {"step", "chain", "dim"} and entry["error_at"]["dim"] in (0, 1)
 
 
 def test_checks_hold_errors_with_and_without_jitter_and_repeats(whole):
@@ -139,6 +158,71 @@ def test_a_device_that_cannot_be_looked_at_is_refused_and_nothing_is_written(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def planned(monkeypatch, folder: Path, *stages: str, networks=report.WORTH) -> dict:
+    """What checks and proofs of a request would be, and until when, without doing them."""
+    seen: dict = {}
+
+    def instead(jobs, workers, until, finished, seconds=150.0):
+        seen.update(jobs=jobs, until=until)
+
+    monkeypatch.setattr(report, "run_jobs", instead)
+    monkeypatch.setattr(report, "_networks", lambda *arguments: None)
+    made = make_report(request(folder, networks=networks, stages=stages, minutes=3.0), HereWorker)
+    return {**seen, "seconds": seen["until"] - made.began}
+
+
+@pytest.mark.interpreter
+def test_checks_take_all_the_time_where_nothing_follows_and_a_share_where_something_does(monkeypatch, tmp_path):
+    assert planned(monkeypatch, tmp_path, "checks")["seconds"] == pytest.approx(170)
+    assert planned(monkeypatch, tmp_path, "ceilings", "checks")["seconds"] == pytest.approx(170)
+    for stages in (("checks", "timing"), ("tuning",), STAGES):
+        assert planned(monkeypatch, tmp_path, *stages)["seconds"] == pytest.approx(0.35 * 180 - 10)
+
+
+@pytest.mark.interpreter
+def test_work_is_done_in_the_order_of_its_worth_and_shown_from_small_to_large(monkeypatch, tmp_path, whole):
+    assert sorted(report.WORTH) == sorted(SIZES) and report.WORTH[:2] == ("mnist", "digits")
+    assert ReportRequest("cpu").networks == report.WORTH
+    jobs = planned(monkeypatch, tmp_path, "checks", "tuning")["jobs"]
+    for kind in ("check", "prove"):
+        order = list(dict.fromkeys(job["network"] for job in jobs if job["kind"] == kind))
+        assert order == list(report.WORTH), f"{kind}: {order}"
+    assert command._request(("points1d,mnist", "digits"), 1, True, "cpu", tmp_path).networks == (
+        *("mnist", "digits", "points1d"),
+    )
+    found = whole.record["networks"]["points2d"]
+    text = table.speed_table({**whole.record, "networks": {"mnist": found, "points1d": found}})
+    assert text.index("`points1d`") < text.index("`mnist`")
+
+
+class Reading(HereWorker):
+    """Reads what is on disk when a job begins."""
+
+    def __init__(self, path: Path, seen: list) -> None:
+        self.path, self.seen = path, seen
+
+    def run(self, job, seconds, emit):
+        if job["kind"] == "check":
+            self.seen.append(len(json.loads(self.path.read_text())["checks"]))
+        return super().run(job, seconds, emit)
+
+
+@pytest.mark.interpreter
+def test_checks_are_on_disk_as_they_finish_and_good_ones_are_told(tmp_path):
+    seen: list[int] = []
+    told: list[str] = []
+    made = make_report(
+        request(tmp_path, networks=("points1d",), stages=("checks",)),
+        lambda: Reading(tmp_path / "interpreter.json", seen),
+        told.append,
+    )
+    assert seen == list(range(len(made.record["checks"]))) and len(seen) > 5
+    good = [line for line in told if "right; largest error" in line]
+    assert len(good) == len(seen) and not [entry for entry in made.record["checks"] if entry["problem"]]
+    assert any("check points1d fp16 narrow" in line and "same bits 2 times" in line for line in good), good
+    assert all("after step" in line and "chain" in line and "relative" in line for line in good)
+
+
 class Interrupting(HereWorker):
     def run(self, job, seconds, emit):
         if job["kind"] == "network":
@@ -170,8 +254,8 @@ class Counting(HereWorker):
 
 def test_networks_share_a_process_as_long_as_nothing_fails_in_it(tmp_path):
     seen: list[str] = []
-    make_report(request(tmp_path, networks=tuple(SIZES), stages=("timing",)), lambda: Counting(seen))
-    assert seen == ["facts", "end", *SIZES, "end"]
+    make_report(request(tmp_path, networks=report.WORTH, stages=("timing",)), lambda: Counting(seen))
+    assert seen == ["facts", "end", *report.WORTH, "end"]
 
 
 def travelled(value):
@@ -443,21 +527,29 @@ def invoke(*options: str):
     [
         (["--only", "mnisst"], "did you mean 'mnist'"),
         (["--device", "cuda:99"], "this machine has"),
-        (["--quick", "--out", "/nonexistent/folder"], "does not exist"),
+        (["--quick", "--out", "a file/folder"], "cannot be made: Not a directory"),
+        (["--quick", "--only", "mnisst", "--out", "new"], "did you mean 'mnist'"),
         (["--from", "no.json"], None),
         (["--readme", "no.md"], "is not a file"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("a file").write_text("")
     if text is None:
         Path("README.md").write_text(f"{command.BEGIN}\n{command.END}")
         options, text = [*options, "--readme", "README.md"], "cannot be read"
-    elif "--only" in options:
-        options = [*options, "--out", str(tmp_path)]
+    elif "--out" not in options:
+        options = [*options, "--out", "new"]
     result = invoke(*options)
     assert isinstance(result.exception, InputError) and text in str(result.exception)
-    assert "\n" not in str(result.exception)
+    assert "\n" not in str(result.exception) and not Path("new").exists()
+
+
+def test_the_folder_of_the_report_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "_measure", lambda request: request.out / "GPU.json")
+    assert invoke("--quick", "--device", "cpu", "--out", str(tmp_path / "some" / "folder")).exception is None
+    assert (tmp_path / "some" / "folder").is_dir() and not list((tmp_path / "some" / "folder").iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

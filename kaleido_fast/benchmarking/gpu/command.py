@@ -13,8 +13,7 @@ from typing import Any
 import click
 
 import kaleido_fast
-from kaleido_fast.benchmarking.cases import SIZES
-from kaleido_fast.benchmarking.gpu.report import FORMAT, FORMAT_VERSION, STAGES, ReportRequest, make_report
+from kaleido_fast.benchmarking.gpu.report import FORMAT, FORMAT_VERSION, STAGES, WORTH, ReportRequest, make_report
 from kaleido_fast.benchmarking.gpu.table import readme_part
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 from kaleido_fast.benchmarking.report import check_readme, write_between
@@ -33,7 +32,7 @@ RESULTS = Path(kaleido_fast.__file__).parent.parent / "benchmarks" / "results"
     "--only",
     multiple=True,
     metavar="NAME",
-    help=f"Networks ({', '.join(SIZES)}) or stages ({', '.join(STAGES)}); repeat, or separate by commas [all].",
+    help=f"Networks ({', '.join(WORTH)}) or stages ({', '.join(STAGES)}); repeat, or separate by commas [all].",
 )
 @click.option(
     "--minutes",
@@ -67,9 +66,9 @@ def command(
         check_readme(readme, BEGIN, END)
     if source is None:
         request = _request(only, minutes, quick, device, out or RESULTS)
-        check_writable(request.out / "report.json")
         if request.interpreter and readme is not None:
             raise InputError("--readme without a GPU: the table would hold no speed; run it on a machine that has one")
+        _make_folder(request.out)
         source = _measure(request)
     if readme is not None:
         link = Path(os.path.relpath(source.with_suffix(".md"), readme.parent)).as_posix()
@@ -79,8 +78,8 @@ def command(
 def _request(only: tuple[str, ...], minutes: float, quick: bool, device: str, folder: Path) -> ReportRequest:
     names = [name for text in only for name in text.split(",") if name]
     for name in names:
-        if name not in SIZES and name not in STAGES:
-            raise unknown_name("network or stage", name, (*SIZES, *STAGES))
+        if name not in WORTH and name not in STAGES:
+            raise unknown_name("network or stage", name, (*WORTH, *STAGES))
     target = resolve_device(device)
     if target.type == "cpu" and not quick:
         raise InputError(
@@ -88,13 +87,21 @@ def _request(only: tuple[str, ...], minutes: float, quick: bool, device: str, fo
         )
     return ReportRequest(
         device=str(target),
-        networks=tuple(name for name in SIZES if name in names) or tuple(SIZES),
+        networks=tuple(name for name in WORTH if name in names) or WORTH,
         stages=tuple(name for name in STAGES if name in names) or STAGES,
         minutes=minutes,
         quick=quick,
         out=folder,
         interpreter=target.type == "cpu",
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"folder {folder} cannot be made: {problem.strerror}; name another with --out") from problem
+    check_writable(folder / "report.json")
 
 
 def _measure(request: ReportRequest) -> Path:

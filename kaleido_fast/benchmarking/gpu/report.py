@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.gpu.jobs import Job
 from kaleido_fast.benchmarking.gpu.table import markdown
 from kaleido_fast.benchmarking.gpu.workers import Worker, run_jobs
@@ -21,17 +20,21 @@ from kaleido_fast.benchmarking.peers import PEERS, missing_modules
 from kaleido_fast.devices import table_name
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
+from kaleido_kernels.tiles import tile_from_json, tile_name
 
 FORMAT = "kaleido-fast GPU report"
 FORMAT_VERSION = 1
 STAGES = ("ceilings", "checks", "tuning", "timing")
+NETWORK_STAGES = {"tuning", "timing"}
+# Networks in the order of what a report is made for: one that is cut short has these first.
+WORTH = ("mnist", "digits", "deep128", "cifar", "points2d", "points1d")
 # What timing takes most of the time of is last, and left out first.
 REPORT_PEERS = (
     *("published", "eager", "eager-fp16", "eager-bf16", "chunked-fp16", "cudagraph-fp16", "chunked", "cudagraph"),
     *("jax", "compile-fp16", "compile"),
 )
 WEIGHTS = {"mnist": 1.5, "cifar": 2.0}  # of the time for networks
-PROOF_SHARE = 0.35  # of all time, until when checks and tiles are proved
+PROOF_SHARE = 0.35  # of all time, until when checks and tiles are proved, where something follows
 LAST_SECONDS = 10.0
 LAST_RESTART = 20.0  # seconds under which no network goes on in a new process: its start takes ten
 WORKERS = 12
@@ -51,7 +54,7 @@ class ReportRequest:
     """
 
     device: str
-    networks: tuple[str, ...] = tuple(SIZES)
+    networks: tuple[str, ...] = WORTH
     stages: tuple[str, ...] = STAGES
     minutes: float = 9.5
     quick: bool = False
@@ -139,7 +142,7 @@ def make_report(
             _ceilings(report, worker)
         worker.close()  # its memory and context are for others now
         proved = _proofs(report, facts, new_worker) if {"checks", "tuning"} & set(request.stages) else {}
-        if {"tuning", "timing"} & set(request.stages):
+        if NETWORK_STAGES & set(request.stages):
             _networks(report, worker, proved)
         report.record["status"] = "done"
     except KeyboardInterrupt:
@@ -198,19 +201,29 @@ def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], W
         report.record["checks" if job["kind"] == "check" else "proofs"].append(entry)
         if job["kind"] == "prove" and not problem:
             proved[job["network"]].setdefault(job["precision"], []).append(job["tile"])
-        if problem:
-            report.tell(
-                f"{job['kind']} {job['network']} {job['precision']} {job.get('kernel', job.get('tile'))}: {problem}"
-            )
+        what = job.get("kernel") or tile_name(tile_from_json(job["tile"]))
+        report.tell(f"{job['kind']} {job['network']} {job['precision']} {what}: {problem or _right(found)}")
+        report.save()
 
     n_workers = 1 if request.interpreter else min(WORKERS, os.cpu_count() or 1)
-    run_jobs(jobs, [new_worker() for _ in range(n_workers)], report.until(PROOF_SHARE), finished)
+    share = PROOF_SHARE if NETWORK_STAGES & set(request.stages) else 1.0
+    run_jobs(jobs, [new_worker() for _ in range(n_workers)], report.until(share), finished)
     good = sum(not entry["problem"] for entry in report.record["checks"])
     report.tell(
         f"checks: {good} of {len(report.record['checks'])} right; tiles proved: {_count(proved)} of {len(tiles)}"
     )
     report.save()
     return proved
+
+
+def _right(found: Mapping[str, Any]) -> str:
+    """What a check or a proof found, in a line."""
+    at = found["error_at"]
+    place = f"after step {at['step']} (chain {at['chain']}, dim {at['dim']})"
+    text = f"right; largest error {found['error']:.2g} {place}, relative {found['relative_error']:.2g}"
+    if "jittered_error" in found:
+        text += f", with jitter {found['jittered_error']:.2g}"
+    return text + (f", same bits {found['same_bits_times']} times" if "same_bits_times" in found else "")
 
 
 def _count(proved: Mapping[str, Mapping[str, list[Any]]]) -> int:

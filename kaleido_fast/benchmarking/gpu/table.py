@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.report import ratio_text
 from kaleido_fast.benchmarking.timing import Ratio, compare
+from kaleido_kernels.tiles import KERNELS
 
 OURS = ("kernel", "public")
 TORCH_PEERS = ("eager", "chunked", "cudagraph", "compile")
@@ -23,13 +25,19 @@ def markdown(record: Mapping[str, Any]) -> str:
         parts += ["## Networks", _intro(record), speed_table(record), "Milliseconds of the peers:", _peer_table(record)]
     if record["checks"]:
         parts += ["## Checks against the reference", _checks(record["checks"])]
-    tuned = [entry["explained"] for network in record["networks"].values() for entry in network["tuning"].values()]
+    networks = _by_size(record["networks"]).values()
+    tuned = [entry["explained"] for network in networks for entry in network["tuning"].values()]
     if tuned:
         parts += ["## Tiles", "\n".join(f"- {line}" for line in tuned)]
     failed = failures(record)
     if failed:
         parts += ["## Failed, or not measured", "\n".join(f"- {line}" for line in failed)]
     return "\n\n".join(parts) + "\n"
+
+
+def _by_size(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks from small to large, in whatever order they were measured."""
+    return {name: networks[name] for name in SIZES if name in networks}
 
 
 def readme_part(record: Mapping[str, Any], source: str) -> str:
@@ -93,7 +101,7 @@ def speed_table(record: Mapping[str, Any]) -> str:
     """One line a network and precision of ours."""
     heads = ["network", "runs as", "ms", "p20 to p80", "TFLOP/s", "of peak", "x best torch", "x published", "x jax"]
     rows = []
-    for name, network in record["networks"].items():
+    for name, network in _by_size(record["networks"]).items():
         timed = network["contestants"]
         for label, entry in timed.items():
             if entry["kind"] not in OURS:
@@ -150,7 +158,7 @@ def _milliseconds(network: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 
 def _peer_table(record: Mapping[str, Any]) -> str:
-    networks = record["networks"]
+    networks = _by_size(record["networks"])
     names = dict.fromkeys(
         name for found in networks.values() for name, entry in found["contestants"].items() if entry["kind"] == "peer"
     )
@@ -163,23 +171,29 @@ def _peer_table(record: Mapping[str, Any]) -> str:
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
-    """One line a kernel and precision: networks, largest errors."""
+    """One line a kernel and precision: how many networks were right, largest errors, wrong ones too, what failed."""
     rows = []
-    for kernel, precision in dict.fromkeys((entry["kernel"], entry["precision"]) for entry in checks):
+    kinds = {(entry["kernel"], entry["precision"]) for entry in checks}
+    for kernel, precision in sorted(kinds, key=lambda kind: (KERNELS.index(kind[0]), kind[1])):
         alike = [entry for entry in checks if (entry["kernel"], entry["precision"]) == (kernel, precision)]
-        right = [entry for entry in alike if not entry["problem"]]
-        worst = [max((entry[key] for entry in right), default=None) for key in ("error", "jittered_error")]
+        right, wrong = ([entry for entry in alike if bool(entry["problem"]) == bad] for bad in (False, True))
         rows.append(
             [
                 kernel,
                 precision,
                 f"{len(right)} of {len(alike)}",
-                *("-" if value is None else f"{value:.1e}" for value in worst),
+                *(_largest(alike, key) for key in ("error", "jittered_error")),
                 str(min((entry["same_bits_times"] for entry in right), default="-")),
+                "; ".join(f"{entry['network']}: {entry['problem']}" for entry in wrong).replace("|", "/"),
             ]
         )
     heads = ["kernel", "precision", "networks right", "largest error", "with jitter", "runs with the same bits"]
-    return table(heads, rows)
+    return table([*heads, "what failed"], rows)
+
+
+def _largest(checks: Sequence[Mapping[str, Any]], key: str) -> str:
+    errors = [entry[key] for entry in checks if key in entry]
+    return f"{max(errors, key=lambda error: (error != error, error)):.1e}" if errors else "-"  # NaN is the largest
 
 
 def failures(record: Mapping[str, Any]) -> list[str]:
@@ -201,5 +215,6 @@ def short(value: float) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right."""
-    marks = ["---" if place == 0 or head in ("runs as", "precision") else "---:" for place, head in enumerate(heads)]
+    words = (heads[0], "runs as", "precision", "what failed")
+    marks = ["---" if head in words else "---:" for head in heads]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
