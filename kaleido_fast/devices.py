@@ -151,7 +151,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
             has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
             tuned=_tuned_here(properties.name, _tables(properties.name)),
         )
-    if _emulates():
+    if emulates():
         return replace(H200, name="emulated sm_90", memory=available_memory(), n_sm=2, graph_block=64)  # small ones
     return DeviceFacts(
         kind="cpu",
@@ -164,7 +164,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
     )
 
 
-def _emulates() -> bool:
+def emulates() -> bool:
     """Whether compiled kernels run on CPU tensors here: inside of `kaleido_kernels.emulation.driver.emulated`."""
     module = sys.modules.get("kaleido_kernels.emulation.driver")
     return module is not None and module.is_active()

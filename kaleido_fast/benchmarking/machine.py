@@ -44,7 +44,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 GPU_STATE = (
     *("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit"),
-    *("temperature.gpu", "utilization.gpu", "clocks_throttle_reasons.active", "pstate"),
+    *("temperature.gpu", "utilization.gpu", "memory.used", "clocks_throttle_reasons.active", "pstate"),
 )
 
 

@@ -42,6 +42,7 @@ RESULTS = Path(kaleido_fast.__file__).parent.parent / "benchmarks" / "results"
     help="Time for everything; what does not fit is left out and named.",
 )
 @click.option("--quick", is_flag=True, help="Fewer, shorter timings; without a GPU the path alone, in the interpreter.")
+@click.option("--emulate", is_flag=True, help="Try the path with compiled kernels in the emulator: minutes a network.")
 @click.option("--device", default="auto", show_default=True, help="cuda, cuda:1, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report [benchmarks/results].")
 @click.option("--readme", type=click.Path(path_type=Path), help="Write the table between the markers of this file.")
@@ -52,6 +53,7 @@ def command(
     only: tuple[str, ...],
     minutes: float,
     quick: bool,
+    emulate: bool,
     device: str,
     out: Path | None,
     readme: Path | None,
@@ -65,7 +67,7 @@ def command(
     if readme is not None:
         check_readme(readme, BEGIN, END)
     if source is None:
-        request = _request(only, minutes, quick, device, out or RESULTS)
+        request = _request(only, minutes, quick, emulate, device, out or RESULTS)
         if request.interpreter and readme is not None:
             raise InputError("--readme without a GPU: the table would hold no speed; run it on a machine that has one")
         _make_folder(request.out)
@@ -75,15 +77,18 @@ def command(
         write_between(readme, BEGIN, END, readme_part(read_report(source), link))
 
 
-def _request(only: tuple[str, ...], minutes: float, quick: bool, device: str, folder: Path) -> ReportRequest:
+def _request(
+    only: tuple[str, ...], minutes: float, quick: bool, emulate: bool, device: str, folder: Path
+) -> ReportRequest:
     names = [name for text in only for name in text.split(",") if name]
     for name in names:
         if name not in WORTH and name not in STAGES:
             raise unknown_name("network or stage", name, (*WORTH, *STAGES))
-    target = resolve_device(device)
+    target = resolve_device("cpu" if emulate else device)
     if target.type == "cpu" and not quick:
         raise InputError(
-            "there is no GPU here: --quick tries the whole path in Triton's interpreter with tiny networks"
+            "there is no GPU here: --quick tries the whole path in Triton's interpreter with tiny networks, "
+            "--quick --emulate in the emulator"
         )
     return ReportRequest(
         device=str(target),
@@ -93,6 +98,7 @@ def _request(only: tuple[str, ...], minutes: float, quick: bool, device: str, fo
         quick=quick,
         out=folder,
         interpreter=target.type == "cpu",
+        emulate=emulate,
     )
 
 
@@ -109,9 +115,10 @@ def _measure(request: ReportRequest) -> Path:
     with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as data:
         environment = {"XDG_DATA_HOME": data, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # JAX would take all memory
         if request.interpreter:
-            environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+            environment |= {"TRITON_INTERPRET": "0" if request.emulate else "1", "OMP_NUM_THREADS": "1"}
         tell = partial(click.echo, err=True)
-        report = make_report(request, lambda: ProcessWorker(environment), tell)
+        launches = "emulate" if request.emulate else "run"
+        report = make_report(request, lambda: ProcessWorker(environment, launches), tell)
     click.echo(f"{report.path}, {report.path.with_suffix('.md')}")
     return report.path
 

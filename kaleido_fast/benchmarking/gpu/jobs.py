@@ -24,7 +24,7 @@ from kaleido_fast.benchmarking.contest import (
 from kaleido_fast.benchmarking.machine import describe_run, gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused
-from kaleido_fast.devices import device_facts
+from kaleido_fast.devices import device_facts, emulates
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.plan import gpu_facts, net_shape
@@ -50,9 +50,11 @@ def run_job(job: Job, emit: Emit) -> None:
     Raises:
         Exception: whatever went wrong; the caller records it.
     """
+    from kaleido_fast.benchmarking.gpu.contact import contact, look
     from kaleido_fast.benchmarking.gpu.network import measure_network
 
     kinds = {"facts": facts_of, "ceilings": ceilings, "check": check, "prove": prove, "network": measure_network}
+    kinds |= {"look": look, "contact": contact}
     kinds[job["kind"]](job, emit)
 
 
@@ -88,7 +90,7 @@ def facts_of(job: Job, emit: Emit) -> None:
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
     """Precisions to measure; Triton's interpreter multiplies bf16 wrongly, so it is left out there."""
-    return PRECISIONS if device.type == "cuda" else tuple(name for name in PRECISIONS if name != "bf16")
+    return PRECISIONS if device.type == "cuda" or emulates() else tuple(name for name in PRECISIONS if name != "bf16")
 
 
 def _form(model: KaleidoMLP, precision: str) -> str:

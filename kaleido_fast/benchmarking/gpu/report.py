@@ -45,12 +45,13 @@ class ReportRequest:
     """What to measure.
 
     Args:
-        device: a CUDA device, or "cpu" for Triton's interpreter.
+        device: a CUDA device, or "cpu" for Triton's interpreter or the emulator.
         networks, stages: which of them.
         minutes: for everything.
         quick: fewer timings of less work each.
         out: folder of the report.
         interpreter: stand-ins of a few values' width on the CPU, to try the path itself; no speed means anything.
+        emulate: whether that is done with compiled kernels in the emulator.
     """
 
     device: str
@@ -60,6 +61,7 @@ class ReportRequest:
     quick: bool = False
     out: Path = Path("benchmarks/results")
     interpreter: bool = False
+    emulate: bool = False
 
     @property
     def rounds(self) -> int:
@@ -78,13 +80,20 @@ class Report:
     def __init__(self, request: ReportRequest, tell: Callable[[str], None]) -> None:
         self.request, self.began, self._tell = request, time.monotonic(), tell
         self.record: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION, "status": "running"}
-        self.record |= {"quick": request.quick, "interpreter": request.interpreter, "minutes": request.minutes}
+        self.record |= {
+            "quick": request.quick,
+            "interpreter": request.interpreter,
+            "emulated": request.emulate,
+            "minutes": request.minutes,
+        }
         self.record |= {"ceilings": {}, "checks": [], "proofs": [], "networks": {}, "failed": {}}
 
     @property
     def stem(self) -> str:
         """Name of the report's files, without ending: the GPU's."""
-        return "interpreter" if self.request.interpreter else Path(table_name(self.record["gpu"]["name"])).stem
+        if self.request.interpreter:
+            return "emulator" if self.request.emulate else "interpreter"
+        return Path(table_name(self.record["gpu"]["name"])).stem
 
     @property
     def path(self) -> Path:

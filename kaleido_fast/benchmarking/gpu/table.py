@@ -48,9 +48,8 @@ def readme_part(record: Mapping[str, Any], source: str) -> str:
 def _warnings(record: Mapping[str, Any]) -> list[str]:
     lines = []
     if record["interpreter"]:
-        lines.append(
-            "**Triton's interpreter on a CPU with tiny networks: this tries the path, no speed means anything.**"
-        )
+        how = "The emulator of compiled kernels" if record.get("emulated") else "Triton's interpreter"
+        lines.append(f"**{how} on a CPU with tiny networks: this tries the path, no speed means anything.**")
     if record["status"] != "done":
         lines.append(f"**Not whole: {record['status']}.**")
     if record["quick"]:

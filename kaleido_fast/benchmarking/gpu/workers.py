@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -19,6 +20,8 @@ import kaleido_kernels
 from kaleido_fast.benchmarking.gpu.jobs import Emit, Job, attempt
 
 END = "end"
+LAUNCHES = ("run", "emulate", "compile")
+"""Launches of kernels run (on a GPU or in Triton's interpreter), run in the emulator, or are only compiled."""
 Finished = Callable[[Job, dict[str, Any], str], None]
 """Called with a job, what it gave (what it had so far, if it failed) and why it failed."""
 
@@ -53,12 +56,14 @@ class ProcessWorker:
 
     Args:
         environment: variables to set there.
+        launches: one of `LAUNCHES`: what becomes of launches of kernels there.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], launches: str = "run") -> None:
         folders = [str(Path(module.__file__ or "").parent.parent) for module in (kaleido_fast, kaleido_kernels)]
         paths = [*folders, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)}
+        self.launches = launches
         self.process: subprocess.Popen[str] | None = None
 
     def run(self, job: Job, seconds: float, emit: Emit) -> str:
@@ -98,7 +103,7 @@ class ProcessWorker:
         if self.process is None:
             self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-m", __name__, self.launches],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -165,7 +170,16 @@ def run_jobs(
             worker.close()
 
 
-def main() -> None:
+def _launching(how: str) -> contextlib.AbstractContextManager[object]:
+    """Within it, launches of kernels are treated as ``how``, one of `LAUNCHES`, says."""
+    if how == "run":
+        return contextlib.nullcontext()
+    from kaleido_kernels.emulation.driver import CompileOnly, Emulator, emulated
+
+    return emulated(Emulator() if how == "emulate" else CompileOnly())
+
+
+def main(launches: str) -> None:
     """Read jobs from standard input, one a line, and tell what they give on what was standard output."""
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # compilers print to standard output
@@ -174,9 +188,10 @@ def main() -> None:
         told.write(json.dumps(message) + "\n")
         told.flush()
 
-    for line in sys.stdin:
-        tell({END: attempt(json.loads(line), lambda value: tell({"value": value}))})
+    with _launching(launches):
+        for line in sys.stdin:
+            tell({END: attempt(json.loads(line), lambda value: tell({"value": value}))})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -1,0 +1,262 @@
+"""The first minutes with a GPU: a line a case as it goes, each case in a process that may die or hang alone.
+
+First whether states are right, several cases at a time, the networks that matter most first; then milliseconds, alone.
+``benchmarks/first_contact.py`` starts the command; docs/gpu.md tells what it must print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import kaleido_fast
+from kaleido_fast.benchmarking.gpu.contact import NETS, Case, cases, timed_cases
+from kaleido_fast.benchmarking.gpu.jobs import Job
+from kaleido_fast.benchmarking.gpu.prepared import Manifest, manifest_here, pack, unpack
+from kaleido_fast.benchmarking.gpu.workers import ProcessWorker, Worker, run_jobs
+from kaleido_fast.benchmarking.machine import source_commit
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.files import check_folder
+
+CHECKED, REPEATS, TIMED_CHAINS = 1000, 10, 100_000
+EMULATED_CHAINS = 150  # some whole tiles and a ragged one
+CASE_SECONDS = 60.0
+EMULATED_SECONDS = 1800.0
+WORKERS = 12
+LOG = "first_contact.jsonl"
+ROOT = Path(kaleido_fast.__file__).parent.parent
+HEAD = ("network", "precision", "kernel", "timed", "runs", "at_s", "problem")
+
+
+@dataclass(frozen=True)
+class ContactRequest:
+    """What to do.
+
+    Args:
+        device: such as "cuda".
+        minutes: for everything; what is not reached is told as such.
+        networks: which of `NETS`.
+        chains, repeats, timed_chains: sizes.
+        seconds: most for one case.
+        workers: processes of the checks.
+        compile_only: kernels do not run, so that no state is right.
+    """
+
+    device: str
+    minutes: float
+    networks: tuple[str, ...] = NETS
+    chains: int = CHECKED
+    repeats: int = REPEATS
+    timed_chains: int = TIMED_CHAINS
+    seconds: float = CASE_SECONDS
+    workers: int = WORKERS
+    compile_only: bool = False
+
+    def job(self, case: Case, timed: bool) -> Job:
+        """A case as a worker takes it."""
+        sizes = {"chains": self.chains, "repeats": self.repeats, "timed_chains": self.timed_chains}
+        where = {"kind": "contact", "device": self.device, "timed": timed, "compile_only": self.compile_only}
+        return {**where, **sizes, "network": case.network, "precision": case.precision, "kernel": case.kernel}
+
+
+def make_contact(
+    request: ContactRequest, out: Path, new_worker: Callable[[], Worker], tell: Callable[[str], None]
+) -> tuple[int, int]:
+    """Check all cases, then time some; every line is told and added to ``out`` as its case finishes.
+
+    Returns:
+        Number of cases without a problem, and of all.
+    """
+    began = time.monotonic()
+    until = began + 60 * request.minutes
+    right: list[bool] = []
+    with out.open("a", encoding="utf-8") as log:
+
+        def finished(job: Job, found: dict[str, Any], problem: str) -> None:
+            entry = {name: job[name] for name in ("network", "precision", "kernel", "timed")}
+            entry |= {**found, "problem": problem, "at_s": round(time.monotonic() - began, 1)}
+            right.append(not problem)
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            tell(line_of(entry))
+
+        checks = [request.job(case, timed=False) for case in cases(request.networks)]
+        workers = [new_worker() for _ in range(max(1, min(request.workers, os.cpu_count() or 1)))]
+        run_jobs(checks, workers, until, finished, request.seconds)
+        timings = [request.job(case, timed=True) for case in timed_cases(request.networks)]
+        run_jobs(timings, [new_worker()], until, finished, request.seconds)  # alone: nothing else may use the GPU
+    return sum(right), len(right)
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """A case's entry as a line for people."""
+    head = f"{entry['at_s']:6.1f} s  {entry['network']:9}{entry['precision']:5}{entry.get('runs', entry['kernel']):7}"
+    values = [f"{name} {_short(value)}" for name, value in entry.items() if name not in HEAD]
+    if entry["problem"]:
+        values.append(f"PROBLEM {entry['problem']}")
+    return head + "  ".join(values)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def look_at(device: str, worker: Worker, busy: bool) -> str:
+    """The GPU in one line.
+
+    Raises:
+        InputError: there is none, or it cannot be used for this; ``busy`` takes one that others use.
+    """
+    found: dict[str, Any] = {}
+    problem = worker.run({"kind": "look", "device": device, "busy": busy}, 120.0, found.update)
+    worker.close()
+    if problem:
+        raise InputError(f"no GPU can be used here: {problem}")
+    if found["refused"]:
+        raise InputError(found["refused"])
+    capability = ".".join(map(str, found["capability"]))
+    return (
+        f"{found['name']}, capability {capability}, {found['multiprocessors']} multiprocessors, "
+        f"{found['shared_memory']:,} bytes of shared memory, {_versions(found['versions'])}"
+    )
+
+
+def _versions(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
+
+
+def prepare(archive: Path, tell: Callable[[str], None], workers: int) -> Manifest:
+    """Compile every variant that a first contact and the kernels' tests launch, and pack them.
+
+    Raises:
+        InputError: a variant that does not compile, or an archive that cannot be written.
+    """
+    check_folder(archive)
+    with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as folder:
+        cache = Path(folder)
+        environment = {"TRITON_CACHE_DIR": str(cache), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+        request = ContactRequest("cpu", 0.0, chains=1, repeats=0, compile_only=True)
+        jobs = [request.job(case, timed=False) for case in cases()]
+
+        def finished(job: Job, found: dict[str, Any], problem: str) -> None:
+            tell(f"{job['network']} {job['precision']} {job['kernel']}{': ' + problem if problem else ''}")
+            if problem:
+                problems.append(problem)
+
+        problems: list[str] = []
+        makers = [ProcessWorker(environment, "compile") for _ in range(workers)]
+        run_jobs(jobs, makers, time.monotonic() + 3600, finished, EMULATED_SECONDS)
+        if problems:
+            raise InputError(f"{len(problems)} of {len(jobs)} cases do not compile; the first: {problems[0]}")
+        tell("the kernels' tests")
+        _compile_tests(environment, workers)
+        return pack(cache, archive, source_commit(ROOT / "kaleido_fast")[0])
+
+
+def _compile_tests(environment: dict[str, str], workers: int) -> None:
+    """Compile what the tests launch: they run, but kernels do not, so that most fail."""
+    tests = sorted(str(path) for path in (ROOT / "tests").glob("test_kernels_*.py"))
+    options = ["--emulate", "compile", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    if result.returncode not in (0, 1):  # 1: some tests failed
+        raise InputError(f"the kernels' tests could not be run: {(result.stdout + result.stderr).strip()[-200:]}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--prepare", "prepared", is_flag=True, help="Compile all kernels into ARCHIVE; needs no GPU.")
+@click.option("--archive", type=click.Path(path_type=Path), help="Archive of compiled kernels, to write or to use.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), help=f"Folder of {LOG} [here].")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="For everything.")
+@click.option("--only", default="", metavar="NAMES", help=f"Networks, separated by commas, of {', '.join(NETS)} [all].")
+@click.option("--busy", is_flag=True, help="Use a GPU that others use as well; its times mean little.")
+@click.option("--emulate", is_flag=True, help="Try the whole path without a GPU, in the emulator: minutes a network.")
+@click.option("--workers", type=click.IntRange(min=1), default=WORKERS, show_default=True, help="Processes at a time.")
+def command(
+    prepared: bool,
+    archive: Path | None,
+    out: Path,
+    minutes: float,
+    only: str,
+    busy: bool,
+    emulate: bool,
+    workers: int,
+) -> None:
+    """Check the fused kernels on this GPU, then time them: one line a case as it goes.
+
+    The line holds what ran, the largest error and where, whether repeats had the same bits, or milliseconds for 100,000
+    chains x 300 steps. Exit status 1 when a case had a problem, 2 when there is no GPU for it.
+    """
+    if prepared:
+        if archive is None:
+            raise click.UsageError("--prepare needs --archive FILE: where the compiled kernels go")
+        manifest = prepare(archive, lambda text: click.echo(text, err=True), min(workers, os.cpu_count() or 1))
+        click.echo(
+            f"{archive}: {manifest.kernels} kernels for Triton {manifest.triton}, {archive.stat().st_size:,} bytes"
+        )
+        return
+    networks = _networks(only)
+    check_folder(out / LOG)
+    with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as data:
+        environment = {"XDG_DATA_HOME": data}  # no tiles that were measured here before
+        if emulate:
+            environment |= {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+        request = _request(networks, minutes, emulate, workers)
+
+        def new_worker() -> ProcessWorker:
+            return ProcessWorker(environment, "emulate" if emulate else "run")
+
+        click.echo(look_at(request.device, new_worker(), busy))
+        if archive is not None:
+            _use(archive)
+        right, made = make_contact(request, out / LOG, new_worker, click.echo)
+    click.echo(f"{right} of {made} cases without a problem; {out / LOG}")
+    sys.exit(0 if right == made else 1)
+
+
+def _networks(only: str) -> tuple[str, ...]:
+    names = [name for name in only.split(",") if name]
+    for name in names:
+        if name not in NETS:
+            raise unknown_name("network", name, NETS)
+    return tuple(name for name in NETS if name in names) or NETS
+
+
+def _request(networks: Sequence[str], minutes: float, emulate: bool, workers: int) -> ContactRequest:
+    if not emulate:
+        return ContactRequest("cuda", minutes, tuple(networks), workers=workers)
+    sizes = {"chains": EMULATED_CHAINS, "repeats": 1, "timed_chains": EMULATED_CHAINS}
+    return ContactRequest("cpu", minutes, tuple(networks), **sizes, seconds=EMULATED_SECONDS, workers=workers)  # type: ignore[arg-type]
+
+
+def _use(archive: Path) -> None:
+    """Unpack an archive where Triton looks; one that is of no use is told, and kernels are compiled anew."""
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    here = manifest_here(source_commit(ROOT / "kaleido_fast")[0])
+    try:
+        click.echo(f"{archive}: {unpack(archive, cache, here).kernels} kernels in the cache")
+    except InputError as problem:
+        click.echo(f"{problem}; kernels are compiled anew")
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    try:
+        command.main(standalone_mode=False)
+    except (click.ClickException, InputError) as problem:
+        text = problem.format_message() if isinstance(problem, click.ClickException) else str(problem)
+        click.echo(f"first_contact: {' '.join(text.split())}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("first_contact: interrupted; what was found is written", err=True)
+        sys.exit(130)
