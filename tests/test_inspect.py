@@ -102,12 +102,25 @@ TTIR = """
   }
 """
 
+COUNTING = """
+  tt.func public @k(%p: !tt.ptr<i32>, %n: i32) {
+    %zero = arith.constant 0 : i32 loc(#loc1)
+    %one = arith.constant 1 : i32 loc(#loc1)
+    %last = scf.for %t = %zero to %n step %one iter_args(%i = %zero) -> (i32)  : i32 {
+      tt.store %p, %i : !tt.ptr<i32> loc(#loc1)
+      %next = arith.addi %i, %n : i32 loc(#loc1)
+      scf.yield %next : i32 loc(#loc1)
+    } loc(#loc2)
+    %d = tt.dot %x, %w, %c : tensor<64x16xf16> * tensor<16x64xf16> -> tensor<64x64xf32> loc(#loc4)
+  }
+"""
+
 
 def evidence(*lines: str, **options) -> Evidence:
     values = {
         **{"kernel": "narrow", "precision": "fp16", "jitter": "none", "arch": "sm_90", "use_tma": False},
         **{"warps": 4, "registers": 64, "stack": 0, "shared": 40_000},
-        **{"ttir": TTIR, "program": program(*(lines or HIDDEN_LOOP))},
+        **{"ttir": TTIR, "ttgir": TTIR, "program": program(*(lines or HIDDEN_LOOP))},
     }
     return Evidence(**(values | options))
 
@@ -151,6 +164,7 @@ def test_sound_kernels_pass_every_verdict():
         ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "HMMA.16816.F32 R24, R56, R60, R24"))),
         ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "FFMA R24, R56, R60, R24"))),
         ("hazards", evidence(*without(HIDDEN_LOOP, "DEPBAR"))),
+        ("carried values", evidence(ttir=COUNTING, ttgir=COUNTING.replace("tt.store %p, %i", "tt.store %p, %zero"))),
         ("quiet step loop", evidence(*before(HIDDEN_LOOP, "MUFU", "LDS.128 R8, [R90]"))),
         ("fenced operands", evidence(*without(FLAT_LOOP, "FENCE"), kernel="stream")),
         ("barrier order", evidence(*without(LAYER_LOOP, "FENCE"), kernel="wide", use_tma=True)),

@@ -121,6 +121,7 @@ class Compiled:
     shared: int
     warps: int
     ttir: str
+    ttgir: str
     seconds: float
     binary: bytes
 
@@ -214,7 +215,8 @@ def compile_job(job: Job, arch: str) -> Compiled:
     seconds = time.perf_counter() - started
     binary = compiled.asm.get("cubin", b"")
     registers, stack = resources(binary) if binary else (0, 0)
-    return Compiled(registers, stack, compiled.metadata.shared, warps, compiled.asm["ttir"], seconds, binary)
+    ttir, ttgir = compiled.asm["ttir"], compiled.asm["ttgir"]
+    return Compiled(registers, stack, compiled.metadata.shared, warps, ttir, ttgir, seconds, binary)
 
 
 def kernel_source(job: Job, use_asm: bool) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
@@ -282,6 +284,7 @@ def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
         shared=compiled.shared,
         use_tma=isinstance(tile, WideTile) and tile.use_tma,
         ttir=compiled.ttir,
+        ttgir=compiled.ttgir,
         program=disassemble(compiled.binary),
         warp_groups=compiled.warps % 4 == 0 and rows >= 64,
     )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kaleido_kernels.carried import lost_values
 from kaleido_kernels.sass import (
     Instruction,
     Loop,
@@ -63,6 +64,7 @@ class Evidence:
         warps, registers, stack, shared: resources; registers a thread, stack and shared memory in bytes.
         use_tma: whether loads go through the copy engine.
         ttir: Triton IR before lowering.
+        ttgir: the IR after Triton's GPU passes.
         program: the machine code.
         warp_groups: whether the tile's rows and warps suit warp-group products.
     """
@@ -77,6 +79,7 @@ class Evidence:
     shared: int
     use_tma: bool
     ttir: str
+    ttgir: str
     program: Program = field(repr=False)
     warp_groups: bool = True
 
@@ -90,6 +93,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
         offsets(evidence),
         input_precision(evidence),
         hazards(evidence),
+        carried_values(evidence),
     ]
     if evidence.precision != "ieee":
         verdicts.append(tensor_cores(evidence))
@@ -147,6 +151,22 @@ def hazards(evidence: Evidence) -> Verdict:
     """Nothing touches registers of a product in flight."""
     found = find_hazards(evidence.program)
     return Verdict("hazards", not found, f"{len(found)} found" + (f", first {found[0]}" if found else ""))
+
+
+def carried_values(evidence: Evidence) -> Verdict:
+    """No loop loses a value that it carries from round to round on the way through Triton's GPU passes.
+
+    Loops are matched by their place in the source. Of the values that change from round to round, each loop must still
+    carry as many of each type (layouts apart) that rounds read, and as many that are used afterwards; each bound and
+    condition must still be made from as many carried scalars, of the same loops. So a carried value is seen that was
+    replaced by its first one, as Triton 3.6 and 3.7 do with a value that is only the bound of an inner loop.
+
+    It does not see: two values of one type exchanged, or a wrong one handed on; one lost of several with one first
+    value, which may be merged and count once; one lost where the passes added one of its type (pipelined loops, values
+    in two layouts) - both unless a bound or condition was made from it; nor what happens after these passes.
+    """
+    found = lost_values(evidence.ttir, evidence.ttgir)
+    return Verdict("carried values", not found, f"{len(found)} lost" + (f", first {found[0]}" if found else ""))
 
 
 def fenced_operands(evidence: Evidence) -> Verdict:
