@@ -169,6 +169,10 @@ def test_sound_kernels_pass_every_verdict():
         ("fenced operands", evidence(*without(FLAT_LOOP, "FENCE"), kernel="stream")),
         ("barrier order", evidence(*without(LAYER_LOOP, "FENCE"), kernel="wide", use_tma=True)),
         ("barrier order", evidence(*without(LAYER_LOOP, "BAR.SYNC"), kernel="wide", use_tma=True)),
+        (
+            "barrier order",
+            evidence(*instead(LAYER_LOOP, "FENCE", "@P3 FENCE.VIEW.ASYNC.G"), kernel="wide", use_tma=True),
+        ),
         ("wide loads", evidence(*before(LAYER_LOOP, "UTMALDG", "LDG.E.U16 R9, [R90]"), kernel="wide", use_tma=True)),
         ("wide loads", evidence(*LAYER_LOOP, kernel="wide", use_tma=False)),
     ],

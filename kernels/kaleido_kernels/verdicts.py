@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kaleido_kernels.carried import lost_values
 from kaleido_kernels.sass import (
-    Instruction,
+    GLOBAL_PROXY_FENCES,
     Loop,
     Program,
     find_hazards,
@@ -150,7 +150,7 @@ def tensor_cores(evidence: Evidence) -> Verdict:
 def hazards(evidence: Evidence) -> Verdict:
     """Nothing touches registers of a product in flight."""
     found = find_hazards(evidence.program)
-    return Verdict("hazards", not found, f"{len(found)} found" + (f", first {found[0]}" if found else ""))
+    return Verdict("hazards", not found, f"{len(found)} found" + _first(found))
 
 
 def carried_values(evidence: Evidence) -> Verdict:
@@ -166,23 +166,24 @@ def carried_values(evidence: Evidence) -> Verdict:
     in two layouts) - both unless a bound or condition was made from it; nor what happens after these passes.
     """
     found = lost_values(evidence.ttir, evidence.ttgir)
-    return Verdict("carried values", not found, f"{len(found)} lost" + (f", first {found[0]}" if found else ""))
+    return Verdict("carried values", not found, f"{len(found)} lost" + _first(found))
 
 
 def fenced_operands(evidence: Evidence) -> Verdict:
     """Products see what threads put into shared memory; what the copy engine puts there needs no fence."""
     found = unfenced_products(evidence.program)
-    return Verdict(
-        "fenced operands", not found, f"{len(found)} products without" + (f", first {found[0]}" if found else "")
-    )
+    return Verdict("fenced operands", not found, f"{len(found)} products without" + _first(found))
 
 
 def barrier_order(evidence: Evidence) -> Verdict:
-    """Every load of what the program itself stored comes after its fence and barrier."""
+    """Every load of what the program itself stored comes after its fence and barrier, and all threads run the fence."""
+    instructions = evidence.program.instructions
     found = unordered_loads(evidence.program)
-    stores = sum(item.kind == "STG" for item in evidence.program.instructions)
+    fences = [item for item in instructions if item.opcode in GLOBAL_PROXY_FENCES]
+    found += [f"{item.text}: by some threads only" for item in fences if item.guard]
+    stores = sum(item.kind == "STG" for item in instructions)
     passed = not found and stores > 0
-    return Verdict("barrier order", passed, f"{len(found)} of {stores} stores' loads unordered" + "".join(found[:1]))
+    return Verdict("barrier order", passed, f"{stores} stores, {len(found)} faults" + _first(found))
 
 
 def quiet_loop(evidence: Evidence) -> Verdict:
@@ -193,7 +194,9 @@ def quiet_loop(evidence: Evidence) -> Verdict:
     kinds = ("LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDGSTS")
     program = evidence.program
     found = [item for loop in program.work_loops for item in program.inside(loop) if item.kind in kinds]
-    return Verdict("quiet step loop", not found, f"{len(found)} memory instructions" + _first(found))
+    return Verdict(
+        "quiet step loop", not found, f"{len(found)} memory instructions" + _first([item.text for item in found])
+    )
 
 
 def wide_loads(evidence: Evidence) -> Verdict:
@@ -208,11 +211,13 @@ def wide_loads(evidence: Evidence) -> Verdict:
             asynchronous = item.kind == "UTMALDG" if evidence.use_tma else item.opcode.endswith("BYPASS.128")
             if item.kind in ("LDG", "LDGSTS", "UTMALDG") and not asynchronous:
                 found.append(item)
-    return Verdict("wide loads", not found, f"{len(found)} loads of another kind" + _first(found))
+    return Verdict(
+        "wide loads", not found, f"{len(found)} loads of another kind" + _first([item.text for item in found])
+    )
 
 
-def _first(found: list[Instruction]) -> str:
-    return f", first {found[0].text}" if found else ""
+def _first(found: list[str]) -> str:
+    return f", first {found[0]}" if found else ""
 
 
 def input_precision(evidence: Evidence) -> Verdict:
@@ -239,7 +244,7 @@ def dot_products(ttir: str) -> Iterator[tuple[str, str]]:
 def offsets(evidence: Evidence) -> Verdict:
     """Offsets into tensors of n_chains x ... values are 64-bit, and not widened 32-bit products."""
     wrong = narrow_offsets(evidence.ttir)
-    return Verdict("64-bit offsets", not wrong, f"{len(wrong)} of 32 bits" + (f", first {wrong[0]}" if wrong else ""))
+    return Verdict("64-bit offsets", not wrong, f"{len(wrong)} of 32 bits" + _first(wrong))
 
 
 def narrow_offsets(ttir: str) -> list[str]:
