@@ -98,15 +98,25 @@ def test_a_loop_that_has_gone_is_seen():
     assert "kernel.py:7:4: the loop has gone" in lost_values(TTIR, TTGIR.replace('kernel.py":7:4', 'kernel.py":8:4'))
 
 
-def test_a_value_that_nothing_hangs_on_may_go():
-    """A counter that only counts: nothing that the program does is made from it."""
+COUNTED = "%count_4 = arith.addi %count, %c1_i32 : i32 loc(#loc2)"
+CHOSEN = """%late = arith.cmpi slt, %count, %end : i32 loc(#loc2)
+      %count_4 = scf.if %late -> (i32) {
+        scf.yield %next : i32 loc(#loc2)
+      } else {
+        scf.yield %count : i32 loc(#loc2)
+      } loc(#loc4)"""
+
+
+@pytest.mark.parametrize("counted", [COUNTED, CHOSEN])
+def test_a_value_that_nothing_hangs_on_may_go(counted):
+    """A counter that only counts, or that only decides on itself: nothing that the program does is made from it."""
     header = "scf.while (%x = %start, %step = %first, "
     counting = TTIR.replace(header, f"{header}%count = %c0_i32, ")
     counting = re.sub(r"\(tensor<64xf32>, i32, i32, ", "(tensor<64xf32>, i32, i32, i32, ", counting)
     counting = counting.replace("%done:4", "%done:5").replace("%done#3", "%done#4")
     counting = counting.replace("scf.condition(%more) %x, %step, ", "scf.condition(%more) %x, %step, %count, ")
     counting = counting.replace('%stop: i32 loc("stop"', '%count: i32 loc("count"(#loc2)), %stop: i32 loc("stop"')
-    counting = counting.replace("%stop_2 =", "%count_4 = arith.addi %count, %c1_i32 : i32 loc(#loc2)\n      %stop_2 =")
+    counting = counting.replace("%stop_2 =", f"{counted}\n      %stop_2 =")
     counting = counting.replace("scf.yield %change#0, %next, ", "scf.yield %change#0, %next, %count_4, ")
     assert len(read_dataflow(counting).loops[1].carried) == 5
     assert lost_values(counting, TTGIR) == []

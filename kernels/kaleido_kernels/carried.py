@@ -44,7 +44,8 @@ class Dataflow:
         sources: for each value those that it is computed from; () for arguments and constants.
         loops: in the order in which they end.
         branches: (place, condition) of each ``scf.if``.
-        effects: operands of what acts on memory or on other threads.
+        effects: operands of what acts on memory or on other threads, and what decides on its happening: conditions
+            and bounds of the branches and loops around it.
     """
 
     sources: list[tuple[Value, ...]] = field(default_factory=list)
@@ -70,9 +71,8 @@ class Dataflow:
         return Counter(key for key in found if "<" not in key[1])
 
     def live(self) -> set[Value]:
-        """What an effect, a bound or a condition is made from."""
-        controls = [value for loop in self.loops for value in loop.controls]
-        return self.reach([*self.effects, *controls, *(value for _, value in self.branches)])
+        """What an effect, or whether and how often it happens, is made from."""
+        return self.reach(self.effects)
 
 
 @dataclass
@@ -87,6 +87,7 @@ class _Region:
     kinds: list[str] = field(default_factory=list)
     forwarded: list[Value] = field(default_factory=list)
     yields: list[list[Value]] = field(default_factory=list)
+    acts: bool = False
 
 
 class _Reader:
@@ -158,6 +159,8 @@ class _Reader:
                 self.flow.sources[result] = tuple(operands)
             if not named or any(word in rest for word in ("atomic", "async", "pure = false")):
                 self.flow.effects += operands
+                for region in self.regions:
+                    region.acts = True
 
     def _leave(self, line: str) -> None:
         """The end of a region, and of its operation unless another region follows."""
@@ -170,6 +173,7 @@ class _Reader:
         region = self.regions.pop()
         place = self._place(line.rpartition(" loc(")[2].removesuffix(")"))
         sources = self.flow.sources
+        self.flow.effects += region.operands if region.acts else []
         if region.name in ("scf.for", "scf.while"):
             after = region.yields[-1] if region.yields else []
             values = (region.seen, region.firsts, after, region.results, region.kinds)
@@ -265,9 +269,12 @@ def _lost_from_controls(old: Dataflow, new: Dataflow) -> list[str]:
     """Bounds and conditions that are made from fewer carried scalars than before."""
     found = []
     now: dict[str, list[Counter[tuple[str, str]]]] = defaultdict(list)
+    live = old.live()
     for place, values in _controls(new):
         now[place].append(new.carried_by(values))
     for place, values in _controls(old):
+        if not live.issuperset(values):
+            continue
         wanted = old.carried_by(values)
         lost = min((wanted - kept for kept in now[place]), key=Counter.total, default=Counter())
         if lost:
