@@ -18,7 +18,7 @@ from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
 from kaleido_kernels.launch import Checks as KernelChecks
-from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule, variant_of
+from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, Schedule, kind_of
 from kaleido_kernels.launcher import make_launcher
 from kaleido_kernels.packing import device_precision
 
@@ -59,7 +59,7 @@ class TritonEngine:
             capture=device.type == "cuda" and torch.version.hip is None,
         )
         self.compile_seconds = 0.0
-        self._launched: set[tuple[Any, ...]] = set()
+        self._launched: set[LaunchKind] = set()
         self._launching = threading.Lock()
 
     def with_request(self, request: SampleRequest) -> TritonEngine:
@@ -122,13 +122,13 @@ class TritonEngine:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _timed_launch(self, request: LaunchRequest, outputs: Outputs) -> None:
-        """Launch; on a GPU the first call of a variant returns when it is compiled, which is the time that is kept."""
-        variant = tuple(variant_of(request, outputs).values())
+        """Launch; on a GPU the first call of a kind returns when it is compiled, which is the time that is kept."""
+        kind = kind_of(request, outputs)
         began = time.perf_counter()
         with self._launching, torch.inference_mode(), on_device(self.device):
             self.launch(request, outputs)
-        if variant not in self._launched:
-            self._launched.add(variant)
+        if kind not in self._launched:
+            self._launched.add(kind)
             self.compile_seconds += time.perf_counter() - began if _compiles(self.device) else 0.0
 
 

@@ -15,6 +15,7 @@ fp32. Products in fp32 are plain fp32, never TF32.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,12 @@ from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, padded_width
 from kaleido_kernels.launch import (
     OPERANDS,
     QUIET,
+    LaunchKind,
     LaunchRequest,
     NetShape,
     Outputs,
     Schedule,
     check_tensors,
-    use_asm_on,
 )
 from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros
 from kaleido_kernels.steps import (
@@ -45,10 +46,13 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
+from kaleido_kernels.variant import Variant, use_asm_on
 
 STEP, END, ROWS_USED, SEED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CONTROL_VALUES = 4
 ACTIVATE_BLOCK = 1024
+ACTIVATE_WARPS = 4
+NUM_STAGES = 1  # neither kernel has loads to pipeline
 
 
 @triton.jit
@@ -143,10 +147,10 @@ def graph_step_kernel(
             tl.store(residual_ptr + rows, residual, mask=row_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_values",))
 def activate_kernel(
-    h_ptr,
-    n_values,
+    h_ptr,  # (n_values,) operands
+    n_values: tl.int32,  # a multiple of 16, as padded widths are
     ACTIVATION: tl.constexpr,
     NEGATIVE_SLOPE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -155,10 +159,54 @@ def activate_kernel(
 ):
     """A hidden activation in place, for those that no product's epilogue has. Grid: (cdiv(n_values, BLOCK),)."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = place < n_values
+    mask = place < tl.multiple_of(n_values, 16)
     x = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
     high, _ = to_operand(hidden_activation(x, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM), PRECISION)
     tl.store(h_ptr + place, high, mask=mask)
+
+
+@functools.lru_cache(maxsize=256)
+def variant(
+    shape: NetShape, precision: str, tile: GraphTile, kind: LaunchKind = QUIET, use_asm: bool = True, first: str = ""
+) -> Variant:
+    """The fused kernel as it is launched: of ``kind`` its jitter and init matter, ``first`` is the kernel's FIRST.
+
+    ``precision`` is "fp32", "fp16" or "bf16", or a device precision of the graph path.
+    """
+    form = GRAPH_FORMS[precision]
+    constants = {
+        "DIM": shape.dim,
+        "DIM_PADDED": padded_width(shape.dim),
+        "LOW": shape.low,
+        "HIGH": shape.high,
+        "BOUND": shape.bound,
+        "PRECISION": form,
+        "JITTER": kind.jitter,
+        "INIT": kind.init,
+        "FIRST": first,
+        "USE_ASM": use_asm,
+        "ROWS": tile.rows,
+        "COLS": tile.cols,
+    }
+    signature = dict.fromkeys(("raw_ptr", "bias_ptr", "state_ptr", "result_ptr", "residual_ptr"), "*fp32")
+    signature |= {"operand_ptr": OPERANDS[form], "chains_ptr": "*i64", "control_ptr": "*i64", "jitter": "fp32"}
+    signature |= dict.fromkeys(("burn_in", "thin", "settle"), "i32")
+    return Variant(graph_step_kernel, signature, constants, tile.warps, NUM_STAGES)
+
+
+@functools.lru_cache(maxsize=256)
+def activation_variant(shape: NetShape, precision: str, use_asm: bool = True) -> Variant:
+    """The kernel of a hidden activation as it is launched; ``precision`` as in `variant`."""
+    form = GRAPH_FORMS[precision]
+    constants = {
+        "ACTIVATION": shape.activation,
+        "NEGATIVE_SLOPE": shape.negative_slope,
+        "PRECISION": form,
+        "USE_ASM": use_asm,
+        "BLOCK": ACTIVATE_BLOCK,
+    }
+    signature = {"h_ptr": OPERANDS[form], "n_values": "i32"}
+    return Variant(activate_kernel, signature, constants, ACTIVATE_WARPS, NUM_STAGES)
 
 
 @dataclass(frozen=True)
@@ -360,60 +408,17 @@ class GraphRunner:
             torch.mm(h.to(torch.float32), last.to(torch.float32), out=buffers.raw)
 
     def _activate(self, h: Tensor) -> None:
-        shape = self.packed.shape
-        activate_kernel[(triton.cdiv(h.numel(), ACTIVATE_BLOCK),)](
-            h,
-            h.numel(),
-            ACTIVATION=shape.activation,
-            NEGATIVE_SLOPE=shape.negative_slope,
-            PRECISION=self.packed.precision,
-            USE_ASM=use_asm_on(self.device),
-            BLOCK=ACTIVATE_BLOCK,
-        )
+        chosen = activation_variant(self.packed.shape, self.packed.precision, use_asm_on(self.device))
+        chosen.launch(-(-h.numel() // ACTIVATE_BLOCK), [h, h.numel()])
 
     def _fused(self, schedule: Schedule, init: str, first: str) -> None:
         buffers, packed, tile = self.buffers, self.packed, self.tile
-        variant = {"JITTER": schedule.jitter_kind, "INIT": init, "FIRST": first}
-        graph_step_kernel[(tile.block_chains // tile.rows,)](
+        kind = QUIET._replace(jitter=schedule.jitter_kind, init=init)
+        chosen = variant(packed.shape, packed.precision, tile, kind, use_asm_on(self.device), first)
+        arguments = [
             buffers.raw,
             packed.biases[-1],
             *(buffers.operand, buffers.state, buffers.result, buffers.residual, buffers.chains, buffers.control),
             *(float(schedule.jitter), schedule.burn_in, schedule.thin, schedule.settle),
-            **constants(packed.shape, packed.precision, tile, variant, use_asm_on(self.device)),
-            num_warps=tile.warps,
-        )
-
-
-def constants(
-    shape: NetShape, precision: str, tile: GraphTile, variant: dict[str, Any], use_asm: bool
-) -> dict[str, Any]:
-    """The compile-time constants of the fused kernel. ``variant``: JITTER, INIT, FIRST."""
-    return {
-        "DIM": shape.dim,
-        "DIM_PADDED": padded_width(shape.dim),
-        "LOW": shape.low,
-        "HIGH": shape.high,
-        "BOUND": shape.bound,
-        "PRECISION": precision,
-        "USE_ASM": use_asm,
-        "ROWS": tile.rows,
-        "COLS": tile.cols,
-        **variant,
-    }
-
-
-def aot_signature(
-    shape: NetShape, precision: str, tile: GraphTile, variant: dict[str, Any] | None = None, use_asm: bool = True
-) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """What a launch would compile: (kernel, signature, constants, num_warps, num_stages).
-
-    ``precision`` is "fp32", "fp16" or "bf16"; ``variant`` overrides the end of a step without jitter.
-    """
-    form = GRAPH_FORMS[precision]
-    chosen = {"JITTER": QUIET["JITTER"], "INIT": QUIET["INIT"], "FIRST": "", **(variant or {})}
-    values = constants(shape, form, tile, chosen, use_asm)
-    signature = dict.fromkeys(("raw_ptr", "bias_ptr", "state_ptr", "result_ptr", "residual_ptr"), "*fp32")
-    signature |= {"operand_ptr": OPERANDS[form], "chains_ptr": "*i64", "control_ptr": "*i64", "jitter": "fp32"}
-    signature |= dict.fromkeys(("burn_in", "thin", "settle"), "i32") | dict.fromkeys(values, "constexpr")
-    signature = {name: signature[name] for name in graph_step_kernel.arg_names}
-    return graph_step_kernel, signature, values, tile.warps, 1
+        ]
+        chosen.launch(tile.block_chains // tile.rows, arguments)

@@ -8,6 +8,7 @@ cost model's estimate. Exit status 1 when a verdict fails, 2 when the command ca
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import math
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_kernels.graph_plan import GraphTile
-from kaleido_kernels.launch import CHECKED
+from kaleido_kernels.launch import CHECKED, QUIET
 from kaleido_kernels.roofline import (
     FAST,
     NOTE,
@@ -193,50 +194,29 @@ def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[AnyTil
 
 
 def compile_job(job: Job, arch: str) -> Compiled:
-    """Compiles one configuration for ``arch``.
+    """Compiles one configuration for ``arch``, as a launch there would.
 
     Raises:
         RuntimeError: TRITON_INTERPRET is set, which replaces the compiler.
     """
     refuse_interpreter()
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from kaleido_kernels.fake_driver import compile_variant
 
-    target = GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch[3:]), 32)
-    kernel, signature, values, warps, stages = kernel_source(job, use_asm=target.backend == "cuda")
-    # Tensors start at multiples of 16 bytes: torch allocates them so, and the launcher passes no views.
-    pointers = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
-    attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
-    ordered = {name: signature[name] for name in kernel.arg_names}
+    variant = variant_of(job, use_asm=not arch.startswith("gfx"))
     started = time.perf_counter()
-    source = ASTSource(kernel, ordered, values, attributes)
-    compiled = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    compiled = compile_variant(variant, arch)
     seconds = time.perf_counter() - started
     binary = compiled.asm.get("cubin", b"")
     registers, stack = resources(binary) if binary else (0, 0)
     ttir, ttgir = compiled.asm["ttir"], compiled.asm["ttgir"]
-    return Compiled(registers, stack, compiled.metadata.shared, warps, ttir, ttgir, seconds, binary)
+    return Compiled(registers, stack, compiled.metadata.shared, variant.num_warps, ttir, ttgir, seconds, binary)
 
 
-def kernel_source(job: Job, use_asm: bool) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """The kernel's own account of what a launch of the job would compile."""
-    variant = CHECKED if job.variant == "checks" else {"JITTER": job.jitter}
-    if isinstance(job.tile, WideTile):
-        from kaleido_kernels.wide import aot_signature as wide_signature
-
-        return wide_signature(job.shape, job.precision, job.tile, variant, use_asm)
-    if isinstance(job.tile, GraphTile):
-        from kaleido_kernels.graph import aot_signature as graph_signature
-
-        return graph_signature(job.shape, job.precision, job.tile, variant, use_asm)
-    if job.tile.kernel == "stream":
-        from kaleido_kernels.stream import aot_signature as stream_signature
-
-        return stream_signature(job.shape, job.precision, job.tile, variant, use_asm)
-    from kaleido_kernels.narrow import aot_signature as narrow_signature
-
-    return narrow_signature(job.shape, job.precision, job.tile, variant, use_asm)
+def variant_of(job: Job, use_asm: bool = True) -> Any:
+    """The `kaleido_kernels.variant.Variant` that an engine launches for a job."""
+    kind = CHECKED if job.variant == "checks" else QUIET._replace(jitter=job.jitter)
+    module = importlib.import_module(f"kaleido_kernels.{job.kernel}")  # which imports Triton
+    return module.variant(job.shape, job.precision, job.tile, kind, use_asm)
 
 
 def refuse_interpreter() -> None:

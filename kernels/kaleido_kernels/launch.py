@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton import knobs
-from triton.runtime import driver
 
 from kaleido_kernels.shapes import NetShape as NetShape
 from kaleido_kernels.tiles import Tile
@@ -229,18 +227,27 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
             )
 
 
-QUIET = {
-    "JITTER": "none",
-    "INIT": "uniform",
-    "HAS_START": False,
-    "HAS_IDS": False,
-    "KEEP_DRAWS": True,
-    "CHECKS": False,
-}
-"""The commonest variant of a kernel, as ahead-of-time compilation takes it."""
+class LaunchKind(NamedTuple):
+    """What of a request is compiled into a kernel: the kernels' constants of the same names in capitals."""
 
-CHECKED = {**QUIET, "HAS_START": True, "HAS_IDS": True, "KEEP_DRAWS": False, "CHECKS": True}
-"""The variant that takes chains out of the work."""
+    jitter: str = "none"
+    init: str = "uniform"
+    has_start: bool = False
+    has_ids: bool = True
+    keep_draws: bool = True
+    checks: bool = False
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The compile-time constants."""
+        return {name.upper(): value for name, value in self._asdict().items()}
+
+
+QUIET = LaunchKind()
+"""The commonest launch: from start noise through all steps."""
+
+CHECKED = LaunchKind(has_start=True, keep_draws=False, checks=True)
+"""The launch that takes chains out of the work."""
 
 OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 """Type of a pointer to weights for each device precision."""
@@ -252,23 +259,16 @@ UNSPECIALISED = (
 )
 
 
-def variant_of(request: LaunchRequest, outputs: Outputs) -> dict[str, Any]:
-    """The compile-time constants that a request decides."""
-    return {
-        "JITTER": request.schedule.jitter_kind,
-        "INIT": request.init,
-        "HAS_START": request.start is not None,
-        "HAS_IDS": request.chain_ids is not None,
-        "KEEP_DRAWS": outputs.draws is not None,
-        "CHECKS": request.checks is not None,
-    }
-
-
-def use_asm_on(device: torch.device) -> bool:
-    """Whether NVIDIA instructions can be written by name: where kernels are compiled for NVIDIA, emulator included."""
-    if device.type == "cuda":
-        return torch.version.hip is None
-    return not knobs.runtime.interpret and driver.active.get_current_target().backend == "cuda"
+def kind_of(request: LaunchRequest, outputs: Outputs) -> LaunchKind:
+    """What a launch is compiled for. Where it starts from given states its ``init`` does not matter."""
+    return LaunchKind(
+        request.schedule.jitter_kind,
+        request.init if request.start is None else QUIET.init,
+        request.start is not None,
+        request.chain_ids is not None,
+        outputs.draws is not None,
+        request.checks is not None,
+    )
 
 
 def check_tile(tile: Tile, kernel: str) -> None:
@@ -302,12 +302,12 @@ def scalar_arguments(request: LaunchRequest) -> list[int | float]:
     return [request.n_chains, request.first_chain, request.signed_seed, float(s.jitter), *counts, *looks]
 
 
-def argument_types(operand: str, bias: str) -> dict[str, str]:
-    """Name -> type of the arguments of narrow and stream, for ahead-of-time compilation."""
-    types = dict.fromkeys(("draws_ptr", "final_ptr", "residual_ptr"), "*fp32")
+def argument_types(operand: str, bias: str, kind: LaunchKind) -> dict[str, str]:
+    """Name -> type of the arguments of narrow and stream; what is not there has the type of ``final``, its stand-in."""
+    types = dict.fromkeys(("draws_ptr", "final_ptr", "residual_ptr", "start_ptr", "saved_ptr"), "*fp32")
     types |= {"w_high_ptr": operand, "w_low_ptr": operand, "bias_ptr": bias}
-    types |= {"start_ptr": "*fp32", "chain_ids_ptr": "*i64", "saved_ptr": "*fp32"}
-    types |= dict.fromkeys(("calm_in_ptr", "calm_ptr", "halt_ptr"), "*i32")
-    types |= {"n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32"}
-    types |= dict.fromkeys(("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"), "i32")
-    return types | {"tol": "fp32", "patience": "i32", "every": "i32"}
+    types |= {"chain_ids_ptr": "*i64" if kind.has_ids else "*fp32"}
+    types |= dict.fromkeys(("calm_in_ptr", "calm_ptr", "halt_ptr"), "*i32" if kind.checks else "*fp32")
+    types |= {"n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32", "tol": "fp32"}
+    counts = ("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps", "patience", "every")
+    return types | dict.fromkeys(counts, "i32")

@@ -10,7 +10,7 @@ Without jitter the step loop touches neither shared nor global memory except thr
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import triton
 import triton.language as tl
@@ -19,16 +19,16 @@ from kaleido_kernels.launch import (
     OPERANDS,
     QUIET,
     UNSPECIALISED,
+    LaunchKind,
     LaunchRequest,
     NetShape,
     Outputs,
     argument_types,
     check_tensors,
     check_tile,
+    kind_of,
     pointer_arguments,
     scalar_arguments,
-    use_asm_on,
-    variant_of,
 )
 from kaleido_kernels.packing import PackedNarrow
 from kaleido_kernels.steps import (
@@ -42,7 +42,8 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import NarrowLayout, Tile, narrow_layout
+from kaleido_kernels.tiles import Tile, narrow_layout
+from kaleido_kernels.variant import Variant, use_asm_on
 
 
 @triton.jit
@@ -210,11 +211,11 @@ def narrow_kernel(
         tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
 
 
-def constants(
-    shape: NetShape, layout: NarrowLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
-) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
-    return {
+@functools.lru_cache(maxsize=256)
+def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
+    """What `launch_narrow` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
+    form, layout = "fp16x3" if precision == "fp32" else precision, narrow_layout(shape)
+    constants = {
         "DIM": shape.dim,
         "DIM_PADDED": layout.dim_padded,
         "WIDTH": layout.width,
@@ -225,11 +226,13 @@ def constants(
         "BOUND": shape.bound,
         "LOW": shape.low,
         "HIGH": shape.high,
-        "PRECISION": precision,
+        "PRECISION": form,
         "BIAS": layout.bias,
         "USE_ASM": use_asm,
-        **variant,
+        **kind.constants,
     }
+    signature = argument_types(OPERANDS[form], OPERANDS[form], kind)
+    return Variant(narrow_kernel, signature, constants, tile.num_warps, tile.num_stages)
 
 
 def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
@@ -243,24 +246,6 @@ def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outp
     check_tensors(request, shape, device, outputs)
     if request.n_chains == 0:
         return
-    values = constants(shape, packed.layout, packed.precision, tile, variant_of(request, outputs), use_asm_on(device))
-    narrow_kernel[(triton.cdiv(request.n_chains, tile.block_chains),)](
-        *pointer_arguments(packed.high, packed.low, packed.bias_rows, request, outputs),
-        *scalar_arguments(request),
-        **values,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
-
-
-def aot_signature(
-    shape: NetShape, precision: str, tile: Tile, variant: dict[str, Any] | None = None, use_asm: bool = True
-) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """What `launch_narrow` would compile: (kernel, signature, constants, num_warps, num_stages).
-
-    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `launch.QUIET`.
-    """
-    form = "fp16x3" if precision == "fp32" else precision
-    values = constants(shape, narrow_layout(shape), form, tile, {**QUIET, **(variant or {})}, use_asm)
-    signature = argument_types(OPERANDS[form], OPERANDS[form]) | dict.fromkeys(values, "constexpr")
-    return narrow_kernel, signature, values, tile.num_warps, tile.num_stages
+    chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
+    pointers = pointer_arguments(packed.high, packed.low, packed.bias_rows, request, outputs)
+    chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, *scalar_arguments(request)])

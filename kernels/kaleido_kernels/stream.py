@@ -18,7 +18,7 @@ jitter.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 import triton
@@ -28,16 +28,16 @@ from kaleido_kernels.launch import (
     OPERANDS,
     QUIET,
     UNSPECIALISED,
+    LaunchKind,
     LaunchRequest,
     NetShape,
     Outputs,
     argument_types,
     check_tensors,
     check_tile,
+    kind_of,
     pointer_arguments,
     scalar_arguments,
-    use_asm_on,
-    variant_of,
 )
 from kaleido_kernels.packing import PackedStream
 from kaleido_kernels.steps import (
@@ -52,7 +52,8 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import StreamLayout, Tile, stream_layout
+from kaleido_kernels.tiles import Tile, stream_layout
+from kaleido_kernels.variant import Variant, use_asm_on
 
 
 @triton.jit
@@ -368,11 +369,11 @@ def stream_kernel(
         )  # fmt: skip
 
 
-def constants(
-    shape: NetShape, layout: StreamLayout, precision: str, tile: Tile, variant: dict[str, Any], use_asm: bool
-) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
-    return {
+@functools.lru_cache(maxsize=256)
+def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
+    """What `launch_stream` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
+    form, layout = "fp16x3" if precision == "fp32" else precision, stream_layout(shape)
+    constants = {
         "DIM": shape.dim,
         "WIDTH": layout.width,
         "TILE": layout.tile,
@@ -385,10 +386,12 @@ def constants(
         "BOUND": shape.bound,
         "LOW": shape.low,
         "HIGH": shape.high,
-        "PRECISION": precision,
+        "PRECISION": form,
         "USE_ASM": use_asm,
-        **variant,
+        **kind.constants,
     }
+    signature = argument_types(OPERANDS[form], "*fp32", kind) | {"input_ptr": "*fp32"}
+    return Variant(stream_kernel, signature, constants, tile.num_warps, tile.num_stages)
 
 
 def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
@@ -407,25 +410,7 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
         )
     if request.n_chains == 0:
         return
-    values = constants(shape, packed.layout, packed.precision, tile, variant_of(request, outputs), use_asm_on(device))
-    stream_kernel[(triton.cdiv(request.n_chains, tile.block_chains),)](
-        *pointer_arguments(packed.high, packed.low, packed.bias, request, outputs),
-        torch.empty_like(outputs.final),
-        *scalar_arguments(request),
-        **values,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
-
-
-def aot_signature(
-    shape: NetShape, precision: str, tile: Tile, variant: dict[str, Any] | None = None, use_asm: bool = True
-) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """What `launch_stream` would compile: (kernel, signature, constants, num_warps, num_stages).
-
-    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `launch.QUIET`.
-    """
-    form = "fp16x3" if precision == "fp32" else precision
-    values = constants(shape, stream_layout(shape), form, tile, {**QUIET, **(variant or {})}, use_asm)
-    signature = argument_types(OPERANDS[form], "*fp32") | {"input_ptr": "*fp32"} | dict.fromkeys(values, "constexpr")
-    return stream_kernel, signature, values, tile.num_warps, tile.num_stages
+    chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
+    pointers = pointer_arguments(packed.high, packed.low, packed.bias, request, outputs)
+    inputs = torch.empty_like(outputs.final)
+    chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, inputs, *scalar_arguments(request)])

@@ -9,8 +9,8 @@ would spill.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -22,15 +22,15 @@ from kaleido_kernels.launch import (
     OPERANDS,
     QUIET,
     UNSPECIALISED,
+    LaunchKind,
     LaunchRequest,
     NetShape,
     Outputs,
     argument_types,
     check_tensors,
     input_pointers,
+    kind_of,
     scalar_arguments,
-    use_asm_on,
-    variant_of,
 )
 from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros, split_operand
 from kaleido_kernels.steps import (
@@ -46,6 +46,7 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
+from kaleido_kernels.variant import Variant, use_asm_on
 from kaleido_kernels.wide_plan import (
     STATE_COLS,
     WideTile,
@@ -410,11 +411,11 @@ def allocate_scratch(packed: WideWeights, n_programs: int) -> WideScratch:
     return WideScratch(act, raw, state)
 
 
-def constants(
-    shape: NetShape, precision: str, tile: WideTile, variant: dict[str, Any], use_asm: bool
-) -> dict[str, Any]:
-    """The compile-time constants of a launch. ``variant``: JITTER, INIT, HAS_START, HAS_IDS, KEEP_DRAWS, CHECKS."""
-    return {
+@functools.lru_cache(maxsize=256)
+def variant(shape: NetShape, precision: str, tile: WideTile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
+    """What `launch_wide` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
+    form = "fp16x3" if precision == "fp32" else precision
+    constants = {
         "N_LAYERS": shape.n_layers,
         "DIM": shape.dim,
         "LOW": shape.low,
@@ -422,21 +423,33 @@ def constants(
         "ACTIVATION": shape.activation,
         "NEGATIVE_SLOPE": shape.negative_slope,
         "BOUND": shape.bound,
-        "PRECISION": precision,
+        "PRECISION": form,
         "USE_ASM": use_asm,
         "USE_TMA": tile.use_tma,
         "ROWS": tile.rows,
         "COLS": tile.cols,
         "LAST_COLS": tile.last_cols,
         "INNER": tile.inner,
-        "PARTS": operand_parts(precision),
+        "PARTS": operand_parts(form),
         "STAGES": tile.stages,
         "PROGRAM_BLOCKS": program_blocks(shape, tile),
         "STATE_WIDTH": state_width(shape, tile),
         "OUTPUT_WIDTH": output_width(shape, tile),
         "STATE_COLS": STATE_COLS,
-        **variant,
+        **kind.constants,
     }
+    return Variant(wide_kernel, wide_signature(OPERANDS[form], tile, kind), constants, tile.warps, tile.stages)
+
+
+def wide_signature(operand: str, tile: WideTile, kind: LaunchKind) -> dict[str, str]:
+    """Name -> type of the arguments of a launch; without the copy engine pointers stand in for its descriptors."""
+    signature = argument_types(operand, "*fp32", kind) | {"table_ptr": "*i32", "n_tiles": "i32"}
+    del signature["w_high_ptr"], signature["w_low_ptr"]
+    signature |= dict.fromkeys(("act_ptr", "weight_ptr", "last_ptr"), operand)
+    signature |= dict.fromkeys(("last_bias_ptr", "raw_ptr", "state_ptr"), "*fp32")
+    for name, rows in (("act_desc", tile.rows), ("weight_desc", tile.cols), ("last_desc", tile.last_cols)):
+        signature[name] = f"tensordesc<{operand[1:]}[{rows},{tile.inner}]>" if tile.use_tma else operand
+    return signature
 
 
 def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, scratch: WideScratch) -> None:
@@ -449,12 +462,12 @@ def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, s
     """
     device, shape, tile = packed.weight.device, packed.shape, packed.tile
     check_tensors(request, shape, device, outputs)
-    n_tiles = triton.cdiv(request.n_chains, tile.rows)
+    n_tiles = -(-request.n_chains // tile.rows)
     if n_tiles == 0:
         return
     blocks = ((scratch.act, tile.rows), (packed.weight, tile.cols), (packed.last, tile.last_cols))
     sources = [TensorDescriptor.from_tensor(t, [rows, tile.inner]) if tile.use_tma else t for t, rows in blocks]
-    wide_kernel[(min(n_tiles, scratch.n_programs),)](
+    arguments = [
         outputs.draws if outputs.draws is not None else outputs.final,
         outputs.final,
         outputs.residual,
@@ -464,26 +477,6 @@ def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, s
         *input_pointers(request, outputs),
         *scalar_arguments(request),
         n_tiles,
-        **constants(shape, packed.precision, tile, variant_of(request, outputs), use_asm_on(device)),
-        num_warps=tile.warps,
-    )
-
-
-def aot_signature(
-    shape: NetShape, precision: str, tile: WideTile, variant: dict[str, Any] | None = None, use_asm: bool = True
-) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """What `launch_wide` would compile: (kernel, signature, constants, num_warps, num_stages).
-
-    ``precision`` is a device precision ("fp32" stands for "fp16x3"); ``variant`` overrides `launch.QUIET`.
-    """
-    form = "fp16x3" if precision == "fp32" else precision
-    values = constants(shape, form, tile, {**QUIET, **(variant or {})}, use_asm)
-    operand = OPERANDS[form]
-    signature = argument_types(operand, "*fp32") | {"table_ptr": "*i32", "n_tiles": "i32"}
-    signature |= dict.fromkeys(("act_ptr", "weight_ptr", "last_ptr"), operand)
-    signature |= dict.fromkeys(("last_bias_ptr", "raw_ptr", "state_ptr"), "*fp32")
-    for name, rows in (("act_desc", tile.rows), ("weight_desc", tile.cols), ("last_desc", tile.last_cols)):
-        signature[name] = f"tensordesc<{operand[1:]}[{rows},{tile.inner}]>" if tile.use_tma else operand
-    signature |= dict.fromkeys(values, "constexpr")
-    signature = {name: signature[name] for name in wide_kernel.arg_names}
-    return wide_kernel, signature, values, tile.warps, tile.stages
+    ]
+    chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
+    chosen.launch(min(n_tiles, scratch.n_programs), arguments)

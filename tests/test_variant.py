@@ -1,0 +1,219 @@
+"""What is inspected is what is launched: Triton's cache keys, compared in processes without the interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton", allow_module_level=True)
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_script(script: str, *arguments: str) -> None:
+    """Runs Python text where kernels are compiled."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    # What stood there before may be another Triton.
+    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+
+
+LAUNCHED = """
+import sys
+from dataclasses import replace
+import torch
+from conftest import random_mlp
+from kaleido_fast.engines.base import Checks
+from kaleido_fast.engines.triton import TritonEngine
+from kaleido_fast.plan import H200, SampleRequest
+from kaleido_kernels import inspect
+from kaleido_kernels.fake_driver import keys_only, variant_key
+
+torch.set_num_threads(1)
+FACTS = replace(H200, n_sm=2)
+found = []
+
+def keep(kernel, key, arguments, grid):
+    found.append(key)
+
+def launch(engine, variant, dim):
+    chains, state = torch.arange(9), torch.zeros(9, dim)
+    with keys_only(keep):
+        if variant == "checks":
+            checks = Checks(1e-4, 2, 4, torch.zeros(9, dtype=torch.int32), None)
+            engine.checked(chains, state, 0, 20, checks, lambda done: None)
+        else:
+            engine.advance(chains, None, 0, 20, torch.zeros(9, 1, dim), lambda done: None)
+    return found.pop()
+
+compared = 0
+for name in sys.argv[1:]:
+    shape = inspect.NETWORKS[name]
+    model = random_mlp(*shape.widths, bound=shape.bound, low=shape.low, high=shape.high)
+    for precision, form in (("fp32", "fp16x3"), ("fp16", "fp16"), ("bf16", "bf16")):
+        options = {"n_chains": 9, "burn_in": 19, "tol": None, "engine": "triton", "precision": precision}
+        requests = [SampleRequest(jitter=jitter, **options) for jitter in (0.0, 0.1)]
+        plain, jittered = (TritonEngine(model, request, torch.device("cpu"), FACTS) for request in requests)
+        for job in inspect.planned_jobs([name], [form]):
+            assert job.variant in ("none", "normal", "checks") and plain.choice.tile == job.tile
+            launched = launch(jittered if job.variant == "normal" else plain, job.variant, shape.dim)
+            assert launched == variant_key(inspect.variant_of(job)), f"{job}: another kernel is launched than inspected"
+            compared += 1
+assert compared == 9 * len(sys.argv[1:]) and not found
+"""
+
+
+@pytest.mark.parametrize(
+    "nets", ["points1d points2d digits deep128 mnist", pytest.param("cifar", marks=pytest.mark.slow)]
+)
+def test_what_is_inspected_is_what_an_engine_launches(nets):
+    run_script(LAUNCHED, *nets.split())
+
+
+GRAPH = """
+import torch
+from kaleido_kernels import graph
+from kaleido_kernels.fake_driver import keys_only, variant_key
+from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.launch import QUIET, LaunchRequest, Schedule, allocate_outputs
+from kaleido_kernels.shapes import NetShape
+
+shape, tile, cpu = NetShape((3, 9, 3), activation="silu"), GraphTile(16), torch.device("cpu")
+layers = [(torch.ones(9, 3), torch.ones(9)), (torch.ones(3, 9), torch.ones(3))]
+for precision in ("fp32", "fp16", "bf16"):
+    runner = graph.GraphRunner(graph.pack_graph(layers, shape, precision), tile, capture=False)
+    for jitter, start in (("none", None), ("normal", torch.zeros(5, 3))):
+        schedule = Schedule(jitter=0.0 if jitter == "none" else 0.1)
+        request = LaunchRequest(5, schedule, start=start)
+        launched = []
+        with keys_only(lambda kernel, key, arguments, grid: launched.append(key)):
+            runner.launch(request, allocate_outputs(request, shape, cpu))
+        kind = QUIET._replace(jitter=jitter)
+        first = "noise" if start is None else "given"
+        made = [graph.variant(shape, precision, tile, kind, first=first), graph.activation_variant(shape, precision)]
+        made.append(graph.variant(shape, precision, tile, kind))
+        assert launched == [variant_key(variant) for variant in made], (precision, jitter)
+"""
+
+
+def test_what_is_compiled_ahead_of_time_is_what_the_graph_path_launches():
+    run_script(GRAPH)
+
+
+KEYS = """
+from dataclasses import replace
+import torch
+from kaleido_kernels import graph, inspect, narrow, wide
+from kaleido_kernels.fake_driver import compile_only, compile_variant, variant_key
+from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.launch import QUIET
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import Tile
+from kaleido_kernels.wide_plan import WideTile
+
+shape = NetShape((3, 9, 3), activation="silu")
+variants = [
+    narrow.variant(shape, "fp16", Tile("narrow", 64, 4)),
+    wide.variant(shape, "fp16", WideTile(64, 64, 64, 64, 4, 2)),
+    graph.variant(shape, "bf16", GraphTile(16)),
+    graph.activation_variant(shape, "bf16"),
+]
+for variant in variants:
+    key = variant_key(variant)
+    assert compile_variant(variant).hash == key == variant_key(variant)
+    others = [
+        replace(variant, num_warps=2 * variant.num_warps),
+        replace(variant, num_stages=variant.num_stages + 1),
+        replace(variant, constants={**variant.constants, "USE_ASM": False}),
+    ]
+    keys = {key, variant_key(variant, "sm_80"), variant_key(variant, "gfx942"), *map(variant_key, others)}
+    assert len(keys) == 6, variant
+others = {"jitter": "normal", "init": "normal", "has_start": True}
+others |= {"has_ids": False, "keep_draws": False, "checks": True}
+kinds = [QUIET, *(QUIET._replace(**{name: value}) for name, value in others.items())]
+keys = {variant_key(narrow.variant(shape, "fp16", Tile("narrow", 64, 4), kind)) for kind in kinds}
+assert len(keys) == 1 + len(QUIET)
+"""
+
+
+def test_a_key_is_the_compiled_kernels_and_of_all_that_it_is_made_from():
+    run_script(KEYS)
+
+
+RESTORED = """
+import torch
+from triton.runtime import JITFunction, driver
+from kaleido_kernels.fake_driver import compile_only, fake_device, keys_only
+from kaleido_kernels.launch import LaunchRequest, Schedule, allocate_outputs
+from kaleido_kernels.narrow import launch_narrow
+from kaleido_kernels.packing import pack_narrow
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import Tile
+
+shape, run = NetShape((3, 9, 3)), JITFunction.run
+layers = [(torch.ones(9, 3), torch.ones(9)), (torch.ones(3, 9), torch.ones(3))]
+packed = pack_narrow(layers, shape, "fp16")
+request = LaunchRequest(5, Schedule(), chain_ids=torch.arange(5))
+outputs = allocate_outputs(request, shape, torch.device("cpu"))
+outputs.final.fill_(7)
+told = []
+
+def launch():
+    launch_narrow(packed, request, Tile("narrow", 64, 4), outputs)
+
+for watched in (compile_only, keys_only):
+    with fake_device("sm_80") as outer:
+        with watched(lambda *all: told.append(all), "sm_90"):
+            launch()
+        assert driver.active is outer and JITFunction.run is run
+    try:
+        with watched(None):
+            raise KeyError
+    except KeyError:
+        assert JITFunction.run is run
+(_, compiled, arguments, grid), (kernel, key, _, _) = told
+assert compiled.metadata.target.arch == 90 and "sm_90" in compiled.asm["ptx"]
+assert compiled.hash == key and kernel.__name__ == "narrow_kernel" and grid == (1,)
+assert arguments["final_ptr"] is outputs.final and arguments["BLOCK"] == 64
+assert list(arguments) == kernel.arg_names
+assert outputs.final.eq(7).all(), "something ran"
+try:
+    launch()  # on tensors in main memory
+except (RuntimeError, ValueError):
+    pass
+else:
+    raise AssertionError("the device that is not there has stayed")
+"""
+
+
+def test_a_device_that_is_not_there_runs_nothing_and_goes():
+    run_script(RESTORED)
+
+
+def test_names_that_are_not_the_kernels_are_refused():
+    from kaleido_kernels.narrow import narrow_kernel, variant
+    from kaleido_kernels.shapes import NetShape
+    from kaleido_kernels.tiles import Tile
+    from kaleido_kernels.variant import Variant
+
+    made = variant(NetShape((3, 9, 3)), "fp16", Tile("narrow", 64, 4))
+    short = {name: kind for name, kind in made.signature.items() if name != "every"}
+    for signature, constants in (
+        (short, made.constants),
+        (made.signature, {**made.constants, "ROWS": 3}),
+        ({**short, "every": "i32", "ROWS": "i32"}, made.constants),
+        ({n: kind for n, kind in made.signature.items() if n != "seed"}, {**made.constants, "seed": 1}),
+    ):
+        with pytest.raises(ValueError, match="narrow_kernel: "):
+            Variant(narrow_kernel, signature, constants, 4, 1)
+    shuffled = Variant(narrow_kernel, dict(reversed(made.signature.items())), made.constants, 4, 1)
+    assert [*shuffled.signature, *shuffled.constants] == narrow_kernel.arg_names
