@@ -6,7 +6,6 @@ import copy
 import threading
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor

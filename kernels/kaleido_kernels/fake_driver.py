@@ -88,14 +88,31 @@ def fake_device(arch: str = "sm_90") -> Iterator[FakeDriver]:
     Raises:
         RuntimeError: kernels were loaded for the interpreter.
     """
+    fake = FakeDriver(arch)
+    with driven_by(fake):
+        yield fake
+
+
+@contextmanager
+def driven_by(fake: FakeDriver) -> Iterator[None]:
+    """Make a driver the current one for Triton.
+
+    Raises:
+        RuntimeError: kernels were loaded for the interpreter.
+    """
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled: unset it and run again")
-    before, fake = getattr(driver, "_active", None), FakeDriver(arch)  # None: Triton looks for one when it needs one
+    before = current_driver()
     driver.set_active(fake)
     try:
-        yield fake
+        yield
     finally:
         driver.set_active(before)
+
+
+def current_driver() -> Any:
+    """The driver that is in use; None where Triton has not looked for one yet."""
+    return getattr(driver, "_active", None)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kaleido_kernels.emulation.block import Block, Conditions
@@ -25,10 +24,9 @@ from kaleido_kernels.emulation.kinds import Array
 from kaleido_kernels.emulation.memory import PARAMETER_SPACING, PARAMETERS, GlobalMemory
 from kaleido_kernels.emulation.memory import Tensor as Piece
 from kaleido_kernels.emulation.ptx import Kernel, parse_kernel
+from kaleido_kernels.fake_driver import FakeDriver, current_driver, driven_by
+from kaleido_kernels.verdicts import SHARED_LIMITS
 
-ARCHITECTURE = 90
-SHARED_MEMORY = 232_448
-"""Bytes that one block may use on sm_90."""
 SWIZZLE_BYTES = {0: 0, 1: 32, 2: 64, 3: 128}
 """Swizzle mode in Triton's account of a descriptor -> bytes of its period."""
 
@@ -170,51 +168,34 @@ def storage_bytes(tensor: Tensor) -> Array:
     return np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()))
 
 
-class EmulatedDriver:
-    """What Triton asks of a driver. ``emulator``: where launches go."""
+class EmulatedDriver(FakeDriver):
+    """A device that is not there, whose launches ``emulator`` runs."""
 
     def __init__(self, emulator: Emulator) -> None:
+        super().__init__("sm_90")
         self.emulator = emulator
-        self.utils = self
+        self.device = "emulator"  # the same for every emulator: Triton keeps loaded kernels by it
+        self.launcher_cls = _launcher
 
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", ARCHITECTURE, 32)
+def _launcher(source: Any, metadata: Any) -> Callable[..., None]:
+    """What runs a compiled kernel; Triton calls it with grid, stream, handles, hooks, then the arguments."""
 
-    def get_current_device(self) -> str:
-        return "emulator"  # a device of its own: Triton keeps compiled kernels by device
+    def launch(x: int, y: int, z: int, *rest: Any) -> None:
+        if (y, z) != (1, 1):
+            raise EmulatorError(f"a grid of {x} x {y} x {z} blocks: the emulator takes one dimension")
+        if metadata.shared > SHARED_LIMITS["sm_90"]:
+            raise EmulatorError(f"{source.name} takes {metadata.shared:,} bytes of shared memory, sm_90 has fewer")
+        current = current_driver()  # Triton keeps this function, also for the next emulator
+        assert isinstance(current, EmulatedDriver)
+        current.emulator.run(source, metadata, rest[-len(source.fn.arg_names) :], x)
 
-    def get_current_stream(self, device: object = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_device_properties(self, device: object) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_MEMORY}
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: object) -> tuple[Any, ...]:
-        return object(), object(), 0, 0, 1024  # module, function, registers, spills, most threads
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        """What runs a compiled kernel; Triton calls it with grid, stream, handles, hooks, then the arguments."""
-
-        def launch(x: int, y: int, z: int, *rest: Any) -> None:
-            from triton.runtime import driver  # the one that is active now: Triton keeps this function
-
-            if (y, z) != (1, 1):
-                raise EmulatorError(f"a grid of {x} x {y} x {z} blocks: the emulator takes one dimension")
-            driver.active.emulator.run(source, metadata, rest[-len(source.fn.arg_names) :], x)
-
-        return launch
+    return launch
 
 
 def is_active() -> bool:
     """Whether launches run in an emulator now."""
-    from triton.runtime import driver
-
-    return isinstance(driver._active, EmulatedDriver)
+    return isinstance(current_driver(), EmulatedDriver)
 
 
 @contextlib.contextmanager
@@ -222,16 +203,7 @@ def emulated(emulator: Emulator) -> Iterator[Emulator]:
     """Within it, launches of compiled kernels on CPU tensors run in ``emulator``.
 
     Raises:
-        EmulatorError: TRITON_INTERPRET is set, which replaces the compiler.
+        RuntimeError: TRITON_INTERPRET is set, which replaces the compiler.
     """
-    from triton import knobs
-    from triton.runtime import driver
-
-    if knobs.runtime.interpret:
-        raise EmulatorError("TRITON_INTERPRET is set, so nothing would be compiled: unset it and run again")
-    before = driver._active
-    driver.set_active(EmulatedDriver(emulator))
-    try:
+    with driven_by(EmulatedDriver(emulator)):
         yield emulator
-    finally:
-        driver._active = before
