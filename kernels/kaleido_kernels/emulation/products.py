@@ -205,8 +205,10 @@ def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
     found = re.fullmatch(
         r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k\d+\.f32\.(f16|bf16|tf32)\.\2", instruction.opcode
     )
-    if found is None or warps.n_threads % GROUP_THREADS:
-        raise UnknownInstructionError(f"{instruction.opcode}: no rule for it with {warps.n_threads} threads")
+    if found is None:
+        raise UnknownInstructionError(f"{instruction.opcode}: no rule for this product")
+    if warps.n_threads % GROUP_THREADS:
+        return _refused  # warps of another partition, which have the whole program but take their own way through it
     n, kind = int(found[1]), found[2]
     inner = 8 if kind == "tf32" else 16
     to, a, b, scale, *rest = instruction.operands
@@ -241,6 +243,10 @@ def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
             warps.values[number] = total.view(U32)
 
     return multiply
+
+
+def _refused(mask: Mask) -> None:
+    raise EmulatorError("a product of a warp group by fewer warps than a group has")
 
 
 def _left_operand(
