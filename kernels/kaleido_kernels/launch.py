@@ -215,12 +215,8 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
     for name, tensor, want, dtype in expected:
         if tensor is None:
             continue
-        if (
-            tuple(tensor.shape) != want
-            or tensor.dtype != dtype
-            or not tensor.is_contiguous()
-            or tensor.device != device
-        ):
+        fits = tensor.shape == want and tensor.dtype == dtype and tensor.device == device and tensor.is_contiguous()
+        if not fits:
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: "
                 f"it must be a contiguous {want} {dtype} on {device}"
