@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -227,6 +228,18 @@ def steps_within(run: Callable[[int], float], seconds: float, device: torch.devi
     run(several)
     each = max(watch(lambda: run(several)) / several, 1e-8)
     return max(1, min(MAX_STEPS, int(seconds / each)))
+
+
+def launch_microseconds(run: FusedRun, repeats: int = 20) -> float:
+    """Python's time for a launch on a warm model, at best of some; the device's work is not part of it."""
+    device, seconds = run.chains.device, []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        run.steps(1)
+        seconds.append(time.perf_counter() - began)
+    return 1e6 * min(seconds)
 
 
 def engine_measure(

@@ -79,7 +79,7 @@ class Gpu:
     l2_capacity: float = 44e6
     hbm_bandwidth: float = 4.8e12
     latency: float = 500.0
-    launch_seconds: float = 80e-6
+    launch_seconds: float = 25e-6
     collisions: float = 0.0
 
     @property
@@ -110,7 +110,8 @@ FAST = Gpu()
 # tensor: 672 to 687 TFLOP/s for products with 1,024 inner values (the same pull request). hbm: 3.0 TB/s for transfers
 # of some hundred MB on an H100 (the same cost model); the 4.8 above are an H200's nominal rate. latency, an assumption:
 # idle L2 answers in 265 cycles (gpu-benches, gpu-latency, H100 PCIe); the cost model adds 400 ns, 700 cycles, to each
-# round of copies by threads. launch: 80 to 150 microseconds of Python, measured on CPUs of this project; the aim is 40.
+# round of copies by threads. launch: 24 (narrow) to 38 (wide) microseconds of Python on a quiet Xeon, the driver's few
+# not in them (benchmarks/launch_overhead.py).
 SLOW = Gpu(
     name="slow",
     tensor_flops=680e12,
@@ -118,7 +119,7 @@ SLOW = Gpu(
     l2_capacity=37e6,
     hbm_bandwidth=3.0e12,
     latency=900.0,
-    launch_seconds=150e-6,
+    launch_seconds=50e-6,
     collisions=1.0,
 )
 

@@ -67,7 +67,7 @@ def command(
     if readme is not None:
         check_readme(readme, BEGIN, END)
     if source is None:
-        request = _request(only, minutes, quick, emulate, device, out or RESULTS)
+        request = _request(only, minutes, quick, device, out or RESULTS, emulate)
         if request.interpreter and readme is not None:
             raise InputError("--readme without a GPU: the table would hold no speed; run it on a machine that has one")
         _make_folder(request.out)
@@ -78,7 +78,7 @@ def command(
 
 
 def _request(
-    only: tuple[str, ...], minutes: float, quick: bool, emulate: bool, device: str, folder: Path
+    only: tuple[str, ...], minutes: float, quick: bool, device: str, folder: Path, emulate: bool = False
 ) -> ReportRequest:
     names = [name for text in only for name in text.split(",") if name]
     for name in names:

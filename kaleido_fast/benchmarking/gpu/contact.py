@@ -13,7 +13,7 @@ from kaleido_fast.benchmarking.acceptance import measure_deviation, refuse_wrong
 from kaleido_fast.benchmarking.contest import EngineRun, start_states
 from kaleido_fast.benchmarking.machine import gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
-from kaleido_fast.benchmarking.tuning import MAX_STEPS, FusedRun, steps_within
+from kaleido_fast.benchmarking.tuning import MAX_STEPS, FusedRun, launch_microseconds, steps_within
 from kaleido_fast.devices import device_facts
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
@@ -143,5 +143,6 @@ def _time(job: Job, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
     scale = 1e3 * MAX_STEPS * TABLE_CHAINS / job["timed_chains"]
     found: dict[str, Any] = {"runs": run.engine.choice.kernel, "ms_100k_300": times.median * scale}
     found |= {"p20": times.p20 * scale, "p80": times.p80 * scale, "steps_timed": n_steps}
+    found["launch_us"] = launch_microseconds(run)
     found["tflops"] = job["timed_chains"] * model.spec.flops_per_step / times.median / 1e12
     emit(found)

@@ -30,6 +30,7 @@ from kaleido_fast.benchmarking.tuning import (
     FusedRun,
     Measure,
     engine_measure,
+    launch_microseconds,
     steps_within,
     tune_model,
     write_table,
@@ -393,7 +394,7 @@ def _time(work: Work, entries: dict[str, Entry]) -> None:
 def _summary(work: Work, entry: Entry, seconds: list[float]) -> dict[str, Any]:
     times = spread(seconds)
     chain_steps = len(entry.z0) * entry.n_steps
-    whole = work.n_chains * MAX_STEPS / chain_steps
+    whole, run = work.n_chains * MAX_STEPS / chain_steps, entry.contestant.run
     return {
         "kind": entry.kind,
         "about": entry.about,
@@ -408,7 +409,7 @@ def _summary(work: Work, entry: Entry, seconds: list[float]) -> dict[str, Any]:
         "flops_per_second": chain_steps * work.model.spec.flops_per_step / times.median,
         **entry.deviation.record(),
         "build_seconds": entry.build_seconds,
-    }
+    } | ({"launch_microseconds": launch_microseconds(run)} if isinstance(run, FusedRun) else {})
 
 
 def _time_whole_runs(work: Work, entries: Mapping[str, Entry]) -> None:

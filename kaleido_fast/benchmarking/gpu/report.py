@@ -196,12 +196,13 @@ def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], W
     checks, tiles = [], []
     for name, network in facts["networks"].items():
         for precision, kernels in network["kernels"].items():
-            checks += [_job(request, "check", network=name, precision=precision, kernel=kernel) for kernel in kernels]
-            if precision != "bf16":  # takes the tile of fp16
+            if "checks" in request.stages:
+                case = {"network": name, "precision": precision}
+                checks += [_job(request, "check", **case, kernel=kernel) for kernel in kernels]
+            if "tuning" in request.stages and precision != "bf16":  # which takes the tile of fp16
                 found = network["tiles"][precision]
                 found = found[:3] if request.quick or request.interpreter else found
                 tiles += [_job(request, "prove", network=name, precision=precision, tile=tile) for tile in found]
-    jobs = (checks if "checks" in request.stages else []) + (tiles if "tuning" in request.stages else [])
     proved: dict[str, dict[str, list[Any]]] = {name: {} for name in request.networks}
 
     def finished(job: Job, found: dict[str, Any], problem: str) -> None:
@@ -216,7 +217,7 @@ def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], W
 
     n_workers = 1 if request.interpreter else min(WORKERS, os.cpu_count() or 1)
     share = PROOF_SHARE if NETWORK_STAGES & set(request.stages) else 1.0
-    run_jobs(jobs, [new_worker() for _ in range(n_workers)], report.until(share), finished)
+    run_jobs([*checks, *tiles], [new_worker() for _ in range(n_workers)], report.until(share), finished)
     good = sum(not entry["problem"] for entry in report.record["checks"])
     report.tell(
         f"checks: {good} of {len(report.record['checks'])} right; tiles proved: {_count(proved)} of {len(tiles)}"

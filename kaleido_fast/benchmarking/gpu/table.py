@@ -99,6 +99,7 @@ def _intro(record: Mapping[str, Any]) -> str:
 def speed_table(record: Mapping[str, Any]) -> str:
     """One line a network and precision of ours."""
     heads = ["network", "runs as", "ms", "p20 to p80", "TFLOP/s", "of peak", "x best torch", "x published", "x jax"]
+    heads.append("Python a launch, us")
     rows = []
     for name, network in _by_size(record["networks"]).items():
         timed = network["contestants"]
@@ -118,6 +119,7 @@ def speed_table(record: Mapping[str, Any]) -> str:
                     _times(entry, timed.get(best or "")) + (f" ({best})" if best else ""),
                     _times(entry, timed.get("published")),
                     _times(entry, timed.get("jax")) if entry["precision"] == "fp32" else "-",
+                    f"{entry['launch_microseconds']:.0f}" if "launch_microseconds" in entry else "-",
                 ]
             )
     return table(heads, rows)
