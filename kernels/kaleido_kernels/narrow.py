@@ -146,7 +146,8 @@ def narrow_kernel(
     USE_ASM: tl.constexpr,
 ):
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row0 = tl.program_id(0).to(tl.int64) * BLOCK
+    rows = row0 + tl.arange(0, BLOCK)
     cols = tl.arange(0, DIM_PADDED)
     row_mask = rows < n_chains
     mask = row_mask[:, None] & (cols < DIM)[None, :]
@@ -193,7 +194,10 @@ def narrow_kernel(
                 x = add_jitter(y, jitter, seed, chains, 0, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
         if KEEP_DRAWS:
             draw_offsets = (rows[:, None] * n_draws + number) * DIM + cols[None, :]
-            tl.store(draws_ptr + draw_offsets, x, mask=mask & (stop == stretch_end))
+            # A mask of its own: kept through the steps it costs registers, and with ieee products one that is spilled.
+            n_kept = tl.where(stop == stretch_end, n_chains, 0) - row0
+            kept = (tl.arange(0, BLOCK) < n_kept)[:, None] & (cols < DIM)[None, :]
+            tl.store(draws_ptr + draw_offsets, x, mask=kept)
         if CHECKS:
             # Halted rows are computed on beside the others, and their states stay as they were stored. When all have
             # halted, the stretches that are left are empty.
