@@ -134,6 +134,7 @@ INTEGERS = [
     integer("prmt.b32", permute, n=3),
     integer("shf.l.wrap.b32", lambda a, b, c: ((a | b << 32) << (c & 31)) >> 32, n=3),
     integer("shf.r.wrap.b32", lambda a, b, c: (a | b << 32) >> (c & 31), n=3),
+    integer("bfe.u32", lambda a: a >> 3 & 31, n=1),
     integer("cvt.s64.s32", lambda a: signed(a, 32), n=1, result="u64"),
     integer("cvt.u64.u32", lambda a: a, n=1, result="u64"),
     integer("cvt.u32.u64", lambda a: a, n=1, kind="u64", result="u32"),
@@ -147,7 +148,7 @@ def test_integer_instructions_compute_what_python_does(name, function, n, kind, 
     size = int(kind[1:])
     edges = st.sampled_from([0, 1, 2, 31, 32, 33, 2 ** (size - 1) - 1, 2 ** (size - 1), 2**size - 1])
     values = data.draw(arrays.arrays(f"u{size // 8}", (THREADS, n), elements=st.integers(0, 2**size - 1) | edges))
-    operands = ", ".join("%{" + letter + "}" for letter in "xyz"[:n])
+    operands = ", ".join("%{" + letter + "}" for letter in "xyz"[:n]) + (", 3, 5" if name == "bfe.u32" else "")
     out = np.zeros(THREADS, f"u{int(result[1:]) // 8}")
     run(per_thread(f"{name} %{{o}}, {operands};", n, kind, result), values, out)
     want = [function(*map(int, row)) & (2 ** int(result[1:]) - 1) for row in values]
@@ -170,7 +171,7 @@ FLOATS = [
     floating("min.f32", torch.fmin, 2),
     floating("abs.f32", torch.abs),
     floating("neg.f32", torch.neg),
-    floating("sqrt.rn.f32", torch.sqrt),
+    floating("sqrt.rn.f32", lambda x: x.double().sqrt().float()),
     floating("div.rn.f32", torch.div, 2),
     floating("fma.rn.f32", lambda a, b, c: (a.double() * b.double() + c.double()).float(), 3),
     floating("copysign.f32", lambda a, b: torch.copysign(b, a), 2),
@@ -222,6 +223,67 @@ def test_comparisons_with_nan(comparison, a, b, want):
     values = np.tile(np.array([[a, b]], np.float32), (THREADS, 1))
     body = per_thread(f"setp.{comparison} %p1, %{{x}}, %{{y}};\nselp.b32 %{{o}}, 1, 0, %p1;", 2, "u32", "u32")
     assert (run(body, values, np.zeros(THREADS, np.uint32)) == want).all()
+
+
+@pytest.mark.parametrize(
+    "line, a, b, want",
+    [
+        ("max.f32", 0.0, -0.0, 0.0),
+        ("max.f32", -0.0, 0.0, 0.0),
+        ("min.f32", 0.0, -0.0, -0.0),
+        ("min.f32", -0.0, 0.0, -0.0),
+        ("min.NaN.xorsign.abs.f32", -3.0, 2.0, -2.0),
+        ("add.ftz.f32", 1e-40, 0.0, 0.0),
+        ("max.ftz.f32", -1e-40, -1.0, -0.0),
+    ],
+)
+def test_signs_of_zeros_and_flushed_values(line, a, b, want):
+    values = np.tile(np.array([[a, b]], np.float32), (THREADS, 1))
+    out = run(per_thread(f"{line} %{{o}}, %{{x}}, %{{y}};", 2, "u32", "u32"), values, np.zeros(THREADS, np.uint32))
+    assert (out == np.array([want], np.float32).view(np.uint32)).all()
+
+
+def test_a_comparison_reads_its_third_predicate_before_it_writes():
+    body = "setp.ge.u32 %p2, %r0, 32;\nsetp.lt.and.u32 %p1|%p2, %r0, 48, %p2;\nselp.b32 %r5, 1, 0, %p1;\n"
+    body += "selp.b32 %r6, 2, 0, %p2;\nadd.s32 %r5, %r5, %r6;\n"
+    out = run(body + STORE + "st.global.b32 [%rd3], %r5;", np.zeros(1, np.int32), np.zeros(THREADS, np.int32))
+    assert out.tolist() == [0] * 32 + [1] * 16 + [2] * 16
+
+
+def test_comparisons_flush_where_they_are_asked_to():
+    values = np.tile(np.array([[1e-45, 0.0]], np.float32), (THREADS, 1))
+    for modifier, want in (("", 1), ("ftz.", 0)):
+        body = per_thread(f"setp.gt.{modifier}f32 %p1, %{{x}}, %{{y}};\nselp.b32 %{{o}}, 1, 0, %p1;", 2, "u32", "u32")
+        assert (run(body, values, np.zeros(THREADS, np.uint32)) == want).all()
+
+
+def test_guards_that_hold_for_nobody_do_nothing():
+    out = np.zeros(THREADS, np.int32)
+    body = "setp.lt.u32 %p1, %r0, 0;\n@%p1 trap;\n@%p1 bar.sync 0;\n@%p1 ret;\n"
+    assert (run(body + STORE + "st.global.b32 [%rd3], %r0;", out, out) == np.arange(THREADS)).all()
+    with pytest.raises(EmulatorError, match="trap"):
+        run("setp.lt.u32 %p1, %r0, 1;\n@%p1 trap;", out, out)
+    with pytest.raises(EmulatorError, match="a barrier with a guard"):
+        run("setp.lt.u32 %p1, %r0, 32;\n@%p1 bar.sync 0;", out, out)
+
+
+@pytest.mark.parametrize(
+    "line", ["shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1", "elect.sync %r5|%p2, -1", "cp.async.commit_group"]
+)
+def test_what_warps_do_as_a_whole_is_refused_of_a_part(line):
+    out = np.zeros(THREADS, np.int32)
+    with pytest.raises(EmulatorError, match="by part of a"):
+        run(f"setp.lt.u32 %p1, %r0, 16;\n@%p1 {line};", out, out)
+
+
+def test_a_tensor_may_begin_between_two_aligned_addresses():
+    kernel = parse_kernel(HEAD % 32 + "ld.global.b64 %rd5, [%rd0+4];\nst.global.b64 [%rd1], %rd5;\nret;\n}\n")
+    memory, source, out = GlobalMemory(), np.arange(5, dtype=np.int32), np.zeros(1, np.int64)
+    first = memory.add("source", source.view(np.uint8), 4).start
+    second = memory.add("result", out.view(np.uint8), 0).start
+    values = dict(zip(kernel.parameters, [first, second, 0], strict=True))
+    Block(kernel, memory, values, {}, 64, Conditions()).run(0, 1)
+    assert out.view(np.int32).tolist() == [1, 2]
 
 
 def test_a_narrow_parameter_keeps_its_sign_in_a_wide_register():
@@ -303,6 +365,8 @@ def test_copies_are_there_after_the_wait(early):
 
 def test_a_missing_wait_shows():
     source = np.arange(THREADS, dtype=np.int32)
+    all_of_them = COPY.replace("cp.async.commit_group;", "").replace("cp.async.wait_group 0;", "cp.async.wait_all;")
+    assert (run(all_of_them, source, np.zeros(THREADS, np.int32)) == source).all()
     for wait in ("", "cp.async.wait_group 1;"):
         with pytest.raises(RaceError, match="copy in flight"):
             run(COPY.replace("cp.async.wait_group 0;", wait), source, np.zeros(THREADS, np.int32))
@@ -352,6 +416,8 @@ def test_arrivals_and_bytes_that_do_not_add_up_are_told():
     begin = "mov.b32 %r5, 0;\nmbarrier.init.shared::cta.b64 [%r5], 1;\nsetp.lt.u32 %p1, %r0, 2;\n"
     with pytest.raises(RaceError, match=r"bytes more|more arrivals"):
         run(begin + "@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r5], 128;", out, out)
+    with pytest.raises(AccessError, match="an mbarrier in"):
+        run(begin.replace("mov.b32 %r5, 0", "mov.b32 %r5, 9999"), out, out)
     with pytest.raises(EmulatorError, match="no mbarrier at byte 8"):
         run(begin + "mbarrier.arrive.shared::cta.b64 _, [%r5+8];", out, out)
 
@@ -360,10 +426,9 @@ def test_arrivals_and_bytes_that_do_not_add_up_are_told():
     "line, message",
     [
         ("brev.b32 %r1, %r2;", r"brev\.b32"),
-        ("cvt.rp.f16.f32 %rs1, %r2;", "this form of cvt"),
         ("ld.acquire.gpu.global.b32 %r1, [%rd0];", "this form of ld"),
-        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1}, {%r2}, {%r3}, {%r1};", "no rule for this product"),
-        ("bra $nowhere;", "nowhere"),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1}, {%r2}, {%r3}, {%r1};", "this form of mma"),
+        ("bra $nowhere;", "no label"),
     ],
 )
 def test_an_instruction_without_a_rule_is_named(line, message):
@@ -371,11 +436,52 @@ def test_an_instruction_without_a_rule_is_named(line, message):
         run(line, np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
+FORMS = """
+cvt.rp.f16.f32 %rs1, %r2; cvt.rn.sat.f16.f32 %rs1, %r2; cvt.rn.satfinite.f16.f32 %rs1, %r2; cvt.rni.f32.f32 %r1, %r2;
+cvt.sat.f32.f32 %r1, %r2; cvt.ftz.f32.f32 %r1, %r2; cvt.rz.f32.s32 %r1, %r2; cvt.sat.u16.u32 %rs1, %r2;
+cvt.rzi.s64.f32 %rd1, %r2; cvt.pack.sat.s16.s32 %r1, %r2, %r3; cvt.u32.u16 %r1, %r2; cvt.s64.s32 %rd1, %rd2;
+mad.rn.f32 %r1, %r2, %r3, %r4; max.f32 %r1, %r2, %r3, %r4; add.s32 %r1, %r2; add.rz.f32 %r1, %r2, %r3;
+mul.rm.f32 %r1, %r2, %r3; fma.rz.f32 %r1, %r2, %r3, %r4; div.rz.f32 %r1, %r2, %r3; sqrt.rm.f32 %r1, %r2;
+add.sat.s32 %r1, %r2, %r3; add.sat.f32 %r1, %r2, %r3; max.relu.s32 %r1, %r2, %r3;
+fma.rn.relu.f16 %rs1, %rs2, %rs3, %rs4;
+add.cc.s32 %r1, %r2, %r3; addc.s32 %r1, %r2, %r3; shf.l.clamp.b32 %r1, %r2, %r3, %r4; prmt.b32.f4e %r1, %r2, %r3, %r4;
+tanh.approx.f16 %rs1, %rs2; ex2.approx.f16 %rs1, %rs2; add.f64 %rd1, %rd2, %rd3; bfe.u32 %r1, %r2, %r3, 4;
+bfe.u32 %r1, %r2, 30, 4; mov.b32 %r1, %rd2; mov.b64 %rd1, %r2; selp.f64 %rd1, %rd2, %rd3, %p1;
+setp.lt.s32 %p1, %r2, %r3, %p2; setp.lt.and.s32 %p1, %r2, %r3; set.eq.u32.u32 %r1, %r2, %r3;
+ld.volatile.global.b32 %r1, [%rd0]; ld.relaxed.gpu.global.b32 %r1, [%rd0]; st.release.gpu.global.b32 [%rd0], %r1;
+atom.global.add.u32 %r1, [%rd0], 1; red.global.add.u32 [%rd0], 1; vote.sync.ballot.b32 %r1, %p1, -1;
+ld.local.b32 %r1, [%r2];
+cp.async.ca.shared.global [%r1], [%rd0], 4, %p1; cp.async.mbarrier.arrive.noinc.shared.b64 [%r1];
+cp.async.bulk.tensor.1d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd0, {%r2}], [%r3];
+mbarrier.try_wait.shared::cta.b64 %p1, [%r1], %rd2; mbarrier.arrive.noComplete.shared::cta.b64 _, [%r1], 1;
+bar.arrive 0, 64; bar.red.popc.u32 %r1, 0, %p1; barrier.cluster.arrive; fence.proxy.tensormap::generic.release.gpu;
+ldmatrix.sync.aligned.m8n8.x4.shared.b8 {%r1, %r2, %r3, %r4}, [%r5];
+ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {%r1}, [%r5];
+wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%r1, %r2}, %rd1, %rd2, 1, 1, 1, 0, 0;
+mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%r1, %r2}, {%r1, %r2, %r3, %r4}, {%r5, %r6}, {%r1, %r2};
+"""
+"""Legal PTX whose modifiers or operands change what it does, and for which there is no rule."""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in FORMS.replace("\n", " ").split(";") if line.strip()])
+def test_a_form_without_a_rule_is_refused_and_not_taken_for_another(line):
+    with pytest.raises(UnknownInstructionError, match=re.escape(line.split()[0])):
+        run(line + ";", np.zeros(1, np.int32), np.zeros(1, np.int32))
+
+
 def test_other_targets_and_texts_are_refused():
     with pytest.raises(UnknownInstructionError, match="PTX for sm_80: the emulator knows sm_90 only"):
         parse_kernel((HEAD % 32).replace("sm_90a", "sm_80") + "ret;\n}\n")
     with pytest.raises(UnknownInstructionError, match="without an entry"):
         parse_kernel(".target sm_90a\n")
+    for old, new in (("sm_90a", "sm_900"), (".reqntid 32", ".reqntid 16, 2"), (".reqntid 32", ".reqntid 48")):
+        with pytest.raises(UnknownInstructionError):
+            parse_kernel((HEAD % 32).replace(old, new) + "ret;\n}\n")
+    for body in ("", "$a:\n$a:\nret;", "mov.b32 %r1, 1.5;\nret;", "elect.sync %r1|%p1|%p2, -1;\nret;"):
+        with pytest.raises(UnknownInstructionError):
+            parse_kernel(HEAD % 32 + body + "\n}\n")
+    with pytest.raises(UnknownInstructionError, match="a branch to %r1"):
+        run("bra %r1;", np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
 def test_every_rule_names_its_section_of_the_manual():

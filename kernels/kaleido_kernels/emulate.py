@@ -2,18 +2,20 @@
 
 ``python -m kaleido_kernels.emulate --net mnist --precision fp16 [--kernel wide] [--chains 300] [--steps 3]`` prints the
 largest error and where it is. Exit status 1 when an error is larger than the precision allows or the program breaks a
-rule of the machine, 2 when the command cannot run. See `kaleido_kernels.emulation` for what it cannot see.
+rule of the machine, 2 when the command cannot run or meets an instruction that it has no rule for. See
+`kaleido_kernels.emulation` for what it cannot see.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,8 +33,12 @@ N_PROGRAMS = 2
 """Programs of the wide kernel: each has several tiles of chains, as on a GPU."""
 GRAPH_BLOCK = 512
 """Chains of a block of the graph path: rows beyond the chains are computed too."""
-ALLOWED = {"fp32": 1e-6, "tf32": 6e-4, "fp16": 6e-4, "bf16": 4e-3}
-"""Allowed for each layer and step, in data units: about three times what rounding makes of the six networks."""
+ALLOWED = {"fp32": 1e-6, "tf32": 1.5e-3, "fp16": 6e-4, "bf16": 4e-3}
+"""Allowed for each layer and step, in data units: two to three times what rounding makes of the six networks at worst.
+
+The matrix units cut operands to TF32, the reference rounds them. Networks that contract forgive much: the kernels' own
+tests hold each of them more tightly.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.allowed  # false for NaN
+        return self.error <= self.allowed and self.residual_error <= 2 * self.allowed  # false for NaN
 
 
 def compare(
@@ -109,32 +115,51 @@ def _worst(error: Tensor) -> tuple[float, int, int]:
     return float(error.flatten()[place]), *divmod(place, error.shape[1])
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2."""
+        self.exit(2, f"error: {message}; --help lists what is allowed\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     about = "Compile a kernel for sm_90, run its PTX on the CPU and compare the states with plain torch."
-    parser = argparse.ArgumentParser(prog="python -m kaleido_kernels.emulate", description=about)
+    parser = OneLineParser(prog="python -m kaleido_kernels.emulate", description=about)
     parser.add_argument("--net", choices=list(NETWORKS), default="digits", help="reference network (default: digits)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--kernel", choices=("auto", *KERNELS), default="auto", help="default: what the plan takes")
     parser.add_argument("--arch", default="sm_90", help="the emulator knows sm_90, the default, and no other")
     parser.add_argument("--chains", type=_positive, default=300, metavar="N", help="default: 300")
     parser.add_argument("--steps", type=_positive, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, start states and chance (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of weights, start states and chance (default: 0)")
     parser.add_argument(
         "--copies",
         choices=("late", "early"),
         default="late",
         help="asynchronous copies take effect as late as allowed (default) or at once",
     )
-    parser.add_argument("--apart", action="store_true", help="groups of warps run apart, in an order by chance")
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="groups of warps run apart, in an order by chance (four warps with products of warp groups are one group)",
+    )
     return parser
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+    return _within(text, 1, 10_000_000)
+
+
+def _seed(text: str) -> int:
+    return _within(text, 0, 2**62)
+
+
+def _within(text: str, least: int, most: int) -> int:
+    if not re.fullmatch(r"-?\d+", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most:,}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from kaleido_kernels.emulation.block import Conditions
     from kaleido_kernels.emulation.driver import Emulator
-    from kaleido_kernels.emulation.errors import EmulatorError
+    from kaleido_kernels.emulation.errors import EmulatorError, UnknownInstructionError
 
     conditions = Conditions(early_copies=options.copies == "early", apart=options.apart, seed=options.seed)
     began = time.perf_counter()
@@ -156,12 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = compare(
             options.net, options.precision, options.kernel, options.chains, options.steps, emulator, options.seed
         )
-    except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
     except EmulatorError as problem:
-        print(f"{what}: WRONG: {problem}")
-        return 1
+        if not isinstance(problem, UnknownInstructionError):
+            print(f"{what}: WRONG: {problem}")
+            return 1
+        print(f"error: {what}: {problem}", file=sys.stderr)
+        return 2
+    except (ValueError, RuntimeError, OSError, MemoryError) as problem:
+        print(f"error: {what}: {str(problem).strip().splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(
         f"{what}, {found.kernel}: {'right' if found.passed else 'WRONG'}: largest error {found.error:.3g} at chain "
         f"{found.chain}, dim {found.dim} (allowed {found.allowed:.2g}), of residuals {found.residual_error:.2g}; "

@@ -1,7 +1,8 @@
 """Instructions that make a value from values: integers, floating point, comparison, logic, conversion.
 
-Each rule is a function from an instruction to (what is computed, types of the sources, type of the result). Results of
-``.approx`` instructions are exact but for tanh, whose 11 bits matter; fma is rounded by way of fp64.
+Each rule has the forms that it covers, modifiers included, and a function from an instruction to (what is computed,
+types of the sources, type of the result). Results of ``.approx`` instructions are exact but for tanh, whose 11 bits
+matter; fma is rounded by way of fp64.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kaleido_kernels.emulation.kinds import (
     rounded_bf16,
     rounded_tf32,
 )
-from kaleido_kernels.emulation.ptx import Instruction, Pair
+from kaleido_kernels.emulation.ptx import Immediate, Instruction, Pair
 from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Warps, kind_of
 
 Compute = Callable[..., Array]
@@ -33,18 +34,19 @@ INTEGER = "Integer Arithmetic Instructions"
 FLOAT = "Floating Point Instructions"
 LOGIC = "Logic and Shift Instructions"
 COMPARE = "Comparison and Selection Instructions"
-CONVERT = "Data Movement and Conversion Instructions: cvt"
 PRED = KINDS["pred"]
+INT = r"[su](16|32|64)"
+BITS = r"b(16|32|64)"
 
 
-def pure(section: str, form_of: Callable[[Instruction], Form]) -> Rule:
+def pure(section: str, forms: str, form_of: Callable[[Instruction], Form]) -> Rule:
     """A rule for an instruction whose result depends on its sources alone."""
 
     def build(warps: Warps, instruction: Instruction) -> Handler:
         compute, kinds, result = form_of(instruction)
-        operands = instruction.operands[1 : 1 + len(kinds)]
+        to, *operands = instruction.operands
         sources = [warps.typed(operand, kind) for operand, kind in zip(operands, kinds, strict=True)]
-        put = warps.target(instruction.operands[0])
+        put = warps.target(to, result.width)
         if len(sources) == 1:
             (a,) = sources
             return lambda mask: put(held(compute(a()), result), mask)
@@ -53,11 +55,11 @@ def pure(section: str, form_of: Callable[[Instruction], Form]) -> Rule:
             return lambda mask: put(held(compute(a(), b()), result), mask)
         return lambda mask: put(held(compute(*[source() for source in sources]), result), mask)
 
-    return Rule(section, build)
+    return Rule(section, forms, build)
 
 
 def same(compute_of: Callable[[Instruction, Kind], Compute], n_sources: int) -> Callable[[Instruction], Form]:
-    """Sources and result of the type of the last modifier, with ``.ftz`` and ``.sat`` where they are asked for."""
+    """Sources and result of the type of the last modifier, with ``.ftz`` where it is asked for."""
 
     def form(instruction: Instruction) -> Form:
         kind = kind_of(instruction)
@@ -67,20 +69,9 @@ def same(compute_of: Callable[[Instruction, Kind], Compute], n_sources: int) -> 
 
 
 def _modified(instruction: Instruction, compute: Compute) -> Compute:
-    parts = instruction.parts
-    if "ftz" in parts and kind_of(instruction).name == "f32":
-        exact = compute
-
-        def compute(*values: Array) -> Array:
-            return flushed(exact(*[flushed(value) for value in values]))
-
-    if "sat" in parts and kind_of(instruction).floating:
-        unbounded = compute
-
-        def compute(*values: Array) -> Array:
-            return np.nan_to_num(unbounded(*values), nan=0.0).clip(0, 1)
-
-    return compute
+    if "ftz" not in instruction.parts:
+        return compute
+    return lambda *values: flushed(compute(*[flushed(value) for value in values]))
 
 
 def plain(compute: Compute, n_sources: int = 2) -> Callable[[Instruction], Form]:
@@ -119,7 +110,6 @@ def product(instruction: Instruction) -> Form:
             return exact + c[0] if c else exact
 
         return whole, (kind, kind, wide) if adds else (kind, kind), wide
-    assert mode == "hi" and not adds
 
     def high(a: Array, b: Array) -> Array:
         if kind.bits == 64:
@@ -146,23 +136,26 @@ def divided(instruction: Instruction) -> Form:
 
 
 def extreme(instruction: Instruction) -> Form:
-    """min and max: of floats the number where the other is NaN, or NaN with ``.NaN``."""
+    """min and max: -0 is below +0; of floats the number where the other is NaN, or NaN with ``.NaN``."""
     kind, parts = kind_of(instruction), instruction.parts
     smaller = parts[0] == "min"
     if not kind.floating:
         return np.minimum if smaller else np.maximum, (kind, kind), kind
     if "NaN" in parts:
-        compute: Compute = np.minimum if smaller else np.maximum
+        choose: Compute = np.minimum if smaller else np.maximum
     else:
-        compute = np.fmin if smaller else np.fmax
-    if "xorsign" in parts:
-        size = compute
+        choose = np.fmin if smaller else np.fmax
 
-        def compute(a: Array, b: Array) -> Array:
-            found = size(np.abs(a), np.abs(b))
-            return np.where(np.signbit(a) ^ np.signbit(b), -found, found)
+    def compute(a: Array, b: Array) -> Array:
+        low_sign = np.signbit(a)
+        equal = np.where(low_sign, a, b) if smaller else np.where(low_sign, b, a)
+        return np.where(a == b, equal, choose(a, b))
 
-    return _modified(instruction, compute), (kind, kind), kind
+    def by_size(a: Array, b: Array) -> Array:
+        found = compute(np.abs(a), np.abs(b))
+        return np.where(np.signbit(a) ^ np.signbit(b), -found, found)
+
+    return _modified(instruction, by_size if "xorsign" in parts else compute), (kind, kind), kind
 
 
 def approximate_tanh(values: Array) -> Array:
@@ -196,8 +189,7 @@ def shifted(instruction: Instruction) -> Form:
 
 def funnel(instruction: Instruction) -> Form:
     """shf: 32 bits out of 64, from some bit on."""
-    left, wrap = instruction.parts[1] == "l", instruction.parts[2] == "wrap"
-    assert wrap
+    left = instruction.parts[1] == "l"
 
     def compute(low: Array, high: Array, amount: Array) -> Array:
         both, by = low.astype(U64) | high.astype(U64) << U64(32), (amount & U32(31)).astype(U64)
@@ -208,7 +200,6 @@ def funnel(instruction: Instruction) -> Form:
 
 def permuted(instruction: Instruction) -> Form:
     """prmt: each byte of the result is one of eight, or its sign."""
-    assert len(instruction.parts) == 2
 
     def compute(low: Array, high: Array, selector: Array) -> Array:
         both, result = low.astype(U64) | high.astype(U64) << U64(32), np.zeros_like(low)
@@ -236,14 +227,15 @@ def looked_up(instruction: Instruction) -> Form:
 
 
 def extracted(instruction: Instruction) -> Form:
-    """bfe: ``length`` bits from ``position`` on, with their sign for signed types."""
+    """bfe with a constant place: ``length`` bits from ``position`` on, with their sign for signed types."""
     kind = kind_of(instruction)
+    position, length = instruction.operands[2:]
+    assert isinstance(position, Immediate) and isinstance(length, Immediate)
+    first, n = position.bits, length.bits
+    assert 0 < n and first + n <= kind.bits, "a field that is empty or ends outside"
 
-    def compute(a: Array, position: Array, length: Array) -> Array:
-        first, n = int(position[0]) & 0xFF, int(length[0]) & 0xFF
-        assert (position == position[0]).all() and (length == length[0]).all() and first + n <= kind.bits and n
-        up, down = a.dtype.type(kind.bits - first - n), a.dtype.type(kind.bits - n)
-        return (a << up) >> down
+    def compute(a: Array, *constants: Array) -> Array:
+        return (a << a.dtype.type(kind.bits - first - n)) >> a.dtype.type(kind.bits - n)
 
     return compute, (kind, KINDS["u32"], KINDS["u32"]), kind
 
@@ -279,20 +271,29 @@ def build_setp(warps: Warps, instruction: Instruction) -> Handler:
     """setp: a comparison, combined with a third predicate where one is given, into one or two predicates."""
     kind, parts = kind_of(instruction), instruction.parts
     compare = comparison(parts[1], kind.floating)
-    combine = COMBINED.get(parts[2]) if len(parts) > 3 else None
-    a, b = (warps.typed(operand, kind) for operand in instruction.operands[1:3])
-    third = warps.predicate(instruction.operands[3]) if combine else None
-    result = instruction.operands[0]
-    put = warps.target(result.value if isinstance(result, Pair) else result)
-    put_other = warps.target(result.predicate) if isinstance(result, Pair) else None
+    compare = _flushing(compare) if "ftz" in parts else compare
+    combine = COMBINED.get(parts[2])
+    result, *operands = instruction.operands
+    assert len(operands) == (3 if combine else 2)
+    a, b = (warps.typed(operand, kind) for operand in operands[:2])
+    third = warps.predicate(operands[2]) if combine else None
+    put = warps.target(result.value if isinstance(result, Pair) else result, "pred")
+    put_other = warps.target(result.predicate, "pred") if isinstance(result, Pair) else None
 
     def setp(mask: Mask) -> None:
         found = compare(a(), b())
+        both = [found, ~found]
+        if combine is not None and third is not None:
+            both = [combine(value, third()) for value in both]
+        put(both[0], mask)
         if put_other is not None:
-            put_other(combine(~found, third()) if combine and third else ~found, mask)
-        put(combine(found, third()) if combine and third else found, mask)
+            put_other(both[1], mask)
 
     return setp
+
+
+def _flushing(compare: Compute) -> Compute:
+    return lambda a, b: compare(flushed(a), flushed(b))
 
 
 def selected(instruction: Instruction) -> Form:
@@ -314,7 +315,6 @@ def converted(instruction: Instruction) -> Form:
     result, source = KINDS[parts[-2]], KINDS[parts[-1]]
     relu = "relu" in parts
     if result.name in ("f16x2", "bf16x2"):
-        assert source.name == "f32" and "rn" in parts
 
         def pack(high: Array, low: Array) -> Array:
             halves = [_short(value, result, relu).astype(U32) for value in (high, low)]
@@ -322,16 +322,14 @@ def converted(instruction: Instruction) -> Form:
 
         return pack, (source, source), KINDS["b32"]
     if result.name == "tf32":
-        assert "rna" in parts
-        return lambda x: rounded_tf32(x), (source,), KINDS["b32"]
-    if result.name in ("f16", "bf16") and source.name == "f32":
-        assert "rn" in parts
+        return rounded_tf32, (source,), KINDS["b32"]
+    if result.name in ("f16", "bf16"):
         return lambda x: _short(x, result, relu), (source,), KINDS["b16"]
     if source.floating and not result.floating:
-        return _to_integer(parts, result), (source,), result
-    if not source.floating and not result.floating:
-        return _resized(source, result), (source,), KINDS[f"b{result.bits}"]
-    return lambda x: x.astype(result.seen), (source,), result
+        return _to_integer(parts[1], result), (source,), result
+    if result.floating:
+        return lambda x: x.astype(result.seen), (source,), result
+    return lambda x: _extended(x).astype(HELD[result.width]), (source,), KINDS[result.width]
 
 
 def _short(values: Array, kind: Kind, relu: bool) -> Array:
@@ -341,40 +339,21 @@ def _short(values: Array, kind: Kind, relu: bool) -> Array:
     return rounded_bf16(values) if kind.name.startswith("bf16") else values.astype(np.float16).view(np.uint16)
 
 
-def _to_integer(parts: tuple[str, ...], result: Kind) -> Compute:
-    rounding: dict[str, Compute] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
-    rounded = next(rounding[part] for part in parts if part in rounding)
+def _to_integer(rounding: str, result: Kind) -> Compute:
+    """fp32 to 32 bits: what does not fit is cut to the nearest that does, NaN is 0."""
+    rounded = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}[rounding]
     limits = np.iinfo(result.seen)
 
     def compute(x: Array) -> Array:
         inside = np.nan_to_num(rounded(x).astype(np.float64), nan=0.0).clip(float(limits.min), float(limits.max))
-        return inside.astype(np.int64 if result.name[0] == "s" else U64).astype(result.seen)
+        return inside.astype(np.int64).astype(result.seen)
 
     return compute
 
 
-def _resized(source: Kind, result: Kind) -> Compute:
-    """Integers of another size: signed ones keep their sign. An 8-bit source is the low byte of its register."""
-    target = HELD[f"b{result.bits}"]
-
-    def compute(x: Array) -> Array:
-        if source.size == 1:
-            x = (x & x.dtype.type(0xFF)).astype(np.uint8).view(np.int8 if source.name[0] == "s" else np.uint8)
-        cut = x.astype(np.int64).view(U64) if x.dtype.kind == "i" else x
-        cut = cut & cut.dtype.type(0xFF) if result.size == 1 else cut
-        return cut.astype(target)
-
-    return compute
-
-
-def bits_only(compute: Compute) -> Callable[[Instruction], Form]:
-    """A function of one source's bits, whatever they mean."""
-
-    def form(instruction: Instruction) -> Form:
-        kind = kind_of(instruction)
-        return compute, (kind,), kind
-
-    return form
+def _extended(x: Array) -> Array:
+    """Integers in 64 bits: signed ones keep their sign."""
+    return x.astype(np.int64).view(U64) if x.dtype.kind == "i" else x.astype(U64)
 
 
 def copied_sign(instruction: Instruction) -> Form:
@@ -383,44 +362,50 @@ def copied_sign(instruction: Instruction) -> Form:
     return lambda sign, size: np.copysign(size, sign), (kind, kind), kind
 
 
-def negative(x: Array) -> Array:
-    """-x; of unsigned bits, modulo their range."""
-    return -x if x.dtype.kind != "u" else (~x + x.dtype.type(1))
-
-
+FTZ = r"(ftz\.)?"
+COMPARISONS = "eq|ne|lt|le|gt|ge|lo|ls|hi|hs|equ|neu|ltu|leu|gtu|geu|num|nan"
 RULES: dict[str, Rule] = {
-    "add": pure(f"{INTEGER}: add; {FLOAT}: add", plain(np.add)),
-    "sub": pure(f"{INTEGER}: sub; {FLOAT}: sub", plain(np.subtract)),
-    "mul": pure(f"{INTEGER}: mul; {FLOAT}: mul", product),
-    "mad": pure(f"{INTEGER}: mad", product),
-    "fma": pure(f"{FLOAT}: fma", fused),
-    "div": pure(f"{INTEGER}: div; {FLOAT}: div", divided),
-    "rem": pure(f"{INTEGER}: rem", divided),
-    "min": pure(f"{INTEGER}: min; {FLOAT}: min", extreme),
-    "max": pure(f"{INTEGER}: max; {FLOAT}: max", extreme),
-    "abs": pure(f"{INTEGER}: abs; {FLOAT}: abs", plain(np.abs, 1)),
-    "neg": pure(f"{INTEGER}: neg; {FLOAT}: neg", plain(negative, 1)),
-    "bfe": pure(f"{INTEGER}: bfe", extracted),
-    "copysign": pure(f"{FLOAT}: copysign", copied_sign),
-    "rcp": pure(f"{FLOAT}: rcp", plain(in_double(np.reciprocal), 1)),
-    "sqrt": pure(f"{FLOAT}: sqrt", plain(in_double(np.sqrt), 1)),
-    "rsqrt": pure(f"{FLOAT}: rsqrt", plain(in_double(lambda x: 1 / np.sqrt(x)), 1)),
-    "sin": pure(f"{FLOAT}: sin", plain(in_double(np.sin), 1)),
-    "cos": pure(f"{FLOAT}: cos", plain(in_double(np.cos), 1)),
-    "lg2": pure(f"{FLOAT}: lg2", plain(in_double(np.log2), 1)),
-    "ex2": pure(f"{FLOAT}: ex2", plain(in_double(np.exp2), 1)),
-    "tanh": pure(f"{FLOAT}: tanh", plain(approximate_tanh, 1)),
-    "setp": Rule(f"{COMPARE}: setp", build_setp),
-    "selp": pure(f"{COMPARE}: selp", selected),
-    "and": pure(f"{LOGIC}: and", plain(np.bitwise_and)),
-    "or": pure(f"{LOGIC}: or", plain(np.bitwise_or)),
-    "xor": pure(f"{LOGIC}: xor", plain(np.bitwise_xor)),
-    "not": pure(f"{LOGIC}: not", bits_only(np.invert)),
-    "lop3": pure(f"{LOGIC}: lop3", looked_up),
-    "shl": pure(f"{LOGIC}: shl", shifted),
-    "shr": pure(f"{LOGIC}: shr", shifted),
-    "shf": pure(f"{LOGIC}: shf", funnel),
-    "prmt": pure("Data Movement and Conversion Instructions: prmt", permuted),
-    "cvt": pure(CONVERT, converted),
+    "add": pure(f"{INTEGER}: add; {FLOAT}: add", rf"add\.({INT}|(rn\.)?{FTZ}f32)", plain(np.add)),
+    "sub": pure(f"{INTEGER}: sub; {FLOAT}: sub", rf"sub\.({INT}|(rn\.)?{FTZ}f32)", plain(np.subtract)),
+    "mul": pure(
+        f"{INTEGER}: mul; {FLOAT}: mul",
+        rf"mul\.(lo\.{INT}|hi\.[su](32|64)|wide\.[su](16|32)|(rn\.)?{FTZ}f32)",
+        product,
+    ),
+    "mad": pure(f"{INTEGER}: mad", rf"mad\.(lo\.{INT}|wide\.[su](16|32))", product),
+    "fma": pure(f"{FLOAT}: fma", rf"fma\.rn\.{FTZ}f32", fused),
+    "div": pure(f"{INTEGER}: div; {FLOAT}: div", rf"div\.({INT}|(rn|full)\.{FTZ}f32)", divided),
+    "rem": pure(f"{INTEGER}: rem", rf"rem\.{INT}", divided),
+    "min": pure(f"{INTEGER}: min; {FLOAT}: min", rf"min\.({INT}|{FTZ}(NaN\.)?(xorsign\.abs\.)?f32)", extreme),
+    "max": pure(f"{INTEGER}: max; {FLOAT}: max", rf"max\.({INT}|{FTZ}(NaN\.)?(xorsign\.abs\.)?f32)", extreme),
+    "abs": pure(f"{INTEGER}: abs; {FLOAT}: abs", rf"abs\.(s(16|32|64)|{FTZ}f32)", plain(np.abs, 1)),
+    "neg": pure(f"{INTEGER}: neg; {FLOAT}: neg", rf"neg\.(s(16|32|64)|{FTZ}f32)", plain(np.negative, 1)),
+    "bfe": pure(f"{INTEGER}: bfe", r"bfe\.[su](32|64)", extracted),
+    "copysign": pure(f"{FLOAT}: copysign", r"copysign\.f32", copied_sign),
+    "rcp": pure(f"{FLOAT}: rcp", rf"rcp\.(rn|approx)\.{FTZ}f32", plain(in_double(np.reciprocal), 1)),
+    "sqrt": pure(f"{FLOAT}: sqrt", rf"sqrt\.(rn|approx)\.{FTZ}f32", plain(in_double(np.sqrt), 1)),
+    "rsqrt": pure(f"{FLOAT}: rsqrt", rf"rsqrt\.approx\.{FTZ}f32", plain(in_double(lambda x: 1 / np.sqrt(x)), 1)),
+    "sin": pure(f"{FLOAT}: sin", rf"sin\.approx\.{FTZ}f32", plain(in_double(np.sin), 1)),
+    "cos": pure(f"{FLOAT}: cos", rf"cos\.approx\.{FTZ}f32", plain(in_double(np.cos), 1)),
+    "lg2": pure(f"{FLOAT}: lg2", rf"lg2\.approx\.{FTZ}f32", plain(in_double(np.log2), 1)),
+    "ex2": pure(f"{FLOAT}: ex2", rf"ex2\.approx\.{FTZ}f32", plain(in_double(np.exp2), 1)),
+    "tanh": pure(f"{FLOAT}: tanh", r"tanh\.approx\.f32", plain(approximate_tanh, 1)),
+    "setp": Rule(f"{COMPARE}: setp", rf"setp\.({COMPARISONS})\.((and|or|xor)\.)?({INT}|{BITS}|{FTZ}f32)", build_setp),
+    "selp": pure(f"{COMPARE}: selp", r"selp\.([bsu](16|32|64)|f32)", selected),
+    "and": pure(f"{LOGIC}: and", rf"and\.({BITS}|pred)", plain(np.bitwise_and)),
+    "or": pure(f"{LOGIC}: or", rf"or\.({BITS}|pred)", plain(np.bitwise_or)),
+    "xor": pure(f"{LOGIC}: xor", rf"xor\.({BITS}|pred)", plain(np.bitwise_xor)),
+    "not": pure(f"{LOGIC}: not", rf"not\.({BITS}|pred)", plain(np.invert, 1)),
+    "lop3": pure(f"{LOGIC}: lop3", r"lop3\.b32", looked_up),
+    "shl": pure(f"{LOGIC}: shl", rf"shl\.{BITS}", shifted),
+    "shr": pure(f"{LOGIC}: shr", r"shr\.[bsu](16|32|64)", shifted),
+    "shf": pure(f"{LOGIC}: shf", r"shf\.[lr]\.wrap\.b32", funnel),
+    "prmt": pure("Data Movement and Conversion Instructions: prmt", r"prmt\.b32", permuted),
+    "cvt": pure(
+        "Data Movement and Conversion Instructions: cvt",
+        r"cvt\.(f32\.b?f16|rn\.(relu\.)?b?f16(x2)?\.f32|rna\.tf32\.f32|rn\.f32\.[su](32|64)|r[nzmp]i\.[su]32\.f32"
+        rf"|{INT}\.{INT})",
+        converted,
+    ),
 }
 """Instruction -> its rule."""

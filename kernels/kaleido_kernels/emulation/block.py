@@ -11,10 +11,10 @@ import numpy as np
 from kaleido_kernels.emulation import arithmetic, copies, movement, products
 from kaleido_kernels.emulation.copies import Copy, CopyDescriptor, MBarrier
 from kaleido_kernels.emulation.errors import DeadlockError, EmulatorError, RaceError
-from kaleido_kernels.emulation.kinds import Array
 from kaleido_kernels.emulation.memory import GlobalMemory, SharedMemory
+from kaleido_kernels.emulation.products import ProductGroup
 from kaleido_kernels.emulation.ptx import Immediate, Instruction, Kernel
-from kaleido_kernels.emulation.warps import Rule, Waiting, Warps
+from kaleido_kernels.emulation.warps import Rule, Waiting, Warps, immediate
 
 RULES: dict[str, Rule] = {**arithmetic.RULES, **movement.RULES, **copies.RULES, **products.RULES}
 """Every instruction that the emulator knows, besides those of `warps.FLOW`."""
@@ -101,8 +101,8 @@ class Block:
         self.named: dict[int, tuple[int, int]] = {}  # number of a barrier -> how often it opened, threads that came
         self.open_copies: list[list[Copy]] = [[] for _ in range(n_groups)]
         self.copy_groups: list[list[list[Copy]]] = [[] for _ in range(n_groups)]
-        self.open_products: list[list[tuple[Array, Array]]] = [[] for _ in range(n_groups)]
-        self.product_groups: list[list[list[tuple[Array, Array]]]] = [[] for _ in range(n_groups)]
+        self.open_products = [ProductGroup() for _ in range(n_groups)]
+        self.product_groups: list[list[ProductGroup]] = [[] for _ in range(n_groups)]
         self.waits_for: dict[int, MBarrier] = {}
         self.registers = [self.kernel.max_registers] * n_groups
         self.free_registers = 0
@@ -142,7 +142,7 @@ class Block:
         waiting.pop(-1 if self.conditions.order else dice.randrange(len(waiting)))()
 
     def _end(self, number: int) -> None:
-        if any(self.product_groups[number]) or self.open_products[number]:
+        if any(group.sums for group in (*self.product_groups[number], self.open_products[number])):
             raise RaceError(f"{self.kernel.name}: warps {number} end with products at work that nobody waits for")
 
     def _end_block(self) -> None:
@@ -170,9 +170,9 @@ class Block:
 
     def meet(self, group: Warps, instruction: Instruction) -> Iterator[Waiting]:
         """A barrier of the block or of a number of threads."""
-        counts = [item.bits for item in instruction.operands if isinstance(item, Immediate)]
-        if len(counts) != len(instruction.operands):
+        if not all(isinstance(item, Immediate) for item in instruction.operands):
             raise EmulatorError(f"a barrier whose number is in a register: {group.where()}")
+        counts = [immediate(item) for item in instruction.operands]
         number, threads = counts[0], counts[1] if len(counts) > 1 else self.kernel.n_threads
         self.publish(group.number)
         group.unsynced = ""
@@ -191,9 +191,7 @@ class Block:
 
     def change_registers(self, group: Warps, instruction: Instruction) -> Iterator[Waiting]:
         """setmaxnreg: registers given back, or waited for until others have given back enough."""
-        operand = instruction.operands[0]
-        assert isinstance(operand, Immediate)
-        held, wanted = self.registers[group.number], operand.bits
+        held, wanted = self.registers[group.number], immediate(instruction.operands[0])
         if (wanted > held) != ("inc" in instruction.parts) and wanted != held:
             raise RaceError(f"{instruction.text} with {held} registers: {group.where()}")
         need = (wanted - held) * group.n_threads

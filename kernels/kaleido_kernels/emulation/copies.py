@@ -14,7 +14,7 @@ from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceErr
 from kaleido_kernels.emulation.kinds import Array
 from kaleido_kernels.emulation.memory import Tensor, byte_places
 from kaleido_kernels.emulation.ptx import Address, Immediate, Instruction
-from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Warps, chosen, only_together
+from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Warps, chosen, immediate, only_together
 
 SYNC = "Parallel Synchronization and Communication Instructions"
 COPY = "Data Movement and Conversion Instructions"
@@ -109,10 +109,10 @@ def swizzled(places: Array, swizzle: int) -> Array:
 
 def build_cp_async(warps: Warps, instruction: Instruction) -> Handler:
     """cp.async of 4 to 16 bytes a thread; bytes beyond the source's size become zeros."""
-    target, source, size = instruction.operands[:3]
-    assert isinstance(size, Immediate) and instruction.parts[2] in ("ca", "cg")
+    target, source, size, *rest = instruction.operands
+    assert isinstance(size, Immediate) and len(rest) < 2
     to, start, n = warps.addresses(target), warps.addresses(source), size.bits
-    taken = warps.source(instruction.operands[3], "b32") if len(instruction.operands) > 3 else None
+    taken = warps.source(rest[0], "b32") if rest else None
     block = warps.block
 
     def copy(mask: Mask) -> None:
@@ -155,13 +155,15 @@ def build_commit(warps: Warps, instruction: Instruction) -> Handler:
 
 
 def build_wait_group(warps: Warps, instruction: Instruction) -> Handler:
-    """cp.async.wait_group: all but the last ``n`` groups are done."""
-    operand = instruction.operands[0] if instruction.operands else Immediate(0)
-    assert isinstance(operand, Immediate)
-    block, number, keep = warps.block, warps.number, operand.bits
+    """cp.async.wait_group: all but the last ``n`` groups are done; wait_all: all copies are, committed or not."""
+    waits_for_all = "wait_all" in instruction.parts
+    block, number, keep = warps.block, warps.number, 0 if waits_for_all else immediate(instruction.operands[0])
+    commit = build_commit(warps, instruction)
 
     def wait(mask: Mask) -> None:
         only_together(mask, "cp.async.wait_group")
+        if waits_for_all:
+            commit(mask)
         while len(block.copy_groups[number]) > keep:
             for take in block.copy_groups[number].pop(0):
                 take()
@@ -174,10 +176,7 @@ def build_wait_group(warps: Warps, instruction: Instruction) -> Handler:
 
 def build_tensor_copy(warps: Warps, instruction: Instruction) -> Handler:
     """cp.async.bulk.tensor.2d from global to shared memory, its bytes counted by an mbarrier."""
-    assert instruction.parts[4:] == ("2d", "shared::cta", "global", "mbarrier::complete_tx::bytes") or (
-        instruction.parts[4:] == ("2d", "shared::cluster", "global", "mbarrier::complete_tx::bytes")
-    ), instruction.opcode
-    target, source, signal = instruction.operands[:3]
+    target, source, signal = instruction.operands
     assert isinstance(source, Address) and len(source.coordinates) == 2
     to, at = warps.addresses(target), warps.addresses(signal)
     descriptor = warps.source(source.base, "b64")
@@ -218,18 +217,13 @@ def _start_copy(warps: Warps, descriptor: CopyDescriptor, where: tuple[int, int]
 # ---- mbarriers and fences
 
 
-def _count(instruction: Instruction, place: int) -> int:
-    operand = instruction.operands[place]
-    assert isinstance(operand, Immediate)
-    return operand.bits
-
-
 def build_mbarrier_init(warps: Warps, instruction: Instruction) -> Handler:
     """mbarrier.init."""
-    at, count = warps.addresses(instruction.operands[0]), _count(instruction, 1)
+    at, count = warps.addresses(instruction.operands[0]), immediate(instruction.operands[1])
 
     def init(mask: Mask) -> None:
         for address in np.unique(chosen(at(), mask)):
+            warps.block.shared.check(np.array([address]), 8, "an mbarrier in")
             warps.block.barriers[int(address)] = MBarrier(count, count)
 
     return init
@@ -251,8 +245,8 @@ def build_mbarrier_inval(warps: Warps, instruction: Instruction) -> Handler:
 def build_mbarrier_arrive(warps: Warps, instruction: Instruction) -> Handler:
     """mbarrier.arrive, with bytes to expect or without."""
     expects = "expect_tx" in instruction.parts
-    n_bytes = _count(instruction, 2) if expects else 0
-    count = _count(instruction, 2) if len(instruction.operands) > 2 and not expects else 1
+    n_bytes = immediate(instruction.operands[2]) if expects else 0
+    count = immediate(instruction.operands[2]) if len(instruction.operands) > 2 and not expects else 1
     at = warps.addresses(instruction.operands[1])
 
     def arrive(mask: Mask) -> None:
@@ -273,7 +267,6 @@ def build_fence(warps: Warps, instruction: Instruction) -> Handler:
     """fence and fence.proxy.async; ordinary fences change nothing here."""
     if "proxy" not in instruction.parts:
         return lambda mask: None
-    assert "async" in instruction.parts, instruction.opcode
     shared = "global" not in instruction.parts
     tensors = not any(part.startswith("shared") for part in instruction.parts)
 
@@ -289,15 +282,31 @@ def build_fence(warps: Warps, instruction: Instruction) -> Handler:
     return fence
 
 
+AT = r"(\.shared(::cta)?)?\.b64"
 RULES: dict[str, Rule] = {
-    "cp.async": Rule(f"{COPY}: cp.async", build_cp_async),
-    "cp.async.commit_group": Rule(f"{COPY}: cp.async.commit_group", build_commit),
-    "cp.async.wait_group": Rule(f"{COPY}: cp.async.wait_group/cp.async.wait_all", build_wait_group),
-    "cp.async.wait_all": Rule(f"{COPY}: cp.async.wait_group/cp.async.wait_all", build_wait_group),
-    "cp.async.bulk.tensor": Rule(f"{COPY}: cp.async.bulk.tensor", build_tensor_copy),
-    "mbarrier.init": Rule(f"{SYNC}: mbarrier.init", build_mbarrier_init),
-    "mbarrier.inval": Rule(f"{SYNC}: mbarrier.inval", build_mbarrier_inval),
-    "mbarrier.arrive": Rule(f"{SYNC}: mbarrier.arrive", build_mbarrier_arrive),
-    "fence": Rule(f"{SYNC}: membar/fence", build_fence),
+    "cp.async": Rule(f"{COPY}: cp.async", r"cp\.async\.(ca|cg)\.shared(::cta)?\.global(\.L2::\w+)*", build_cp_async),
+    "cp.async.commit_group": Rule(f"{COPY}: cp.async.commit_group", r"cp\.async\.commit_group", build_commit),
+    "cp.async.wait_group": Rule(
+        f"{COPY}: cp.async.wait_group/cp.async.wait_all", r"cp\.async\.wait_group", build_wait_group
+    ),
+    "cp.async.wait_all": Rule(
+        f"{COPY}: cp.async.wait_group/cp.async.wait_all", r"cp\.async\.wait_all", build_wait_group
+    ),
+    "cp.async.bulk.tensor": Rule(
+        f"{COPY}: cp.async.bulk.tensor",
+        r"cp\.async\.bulk\.tensor\.2d\.shared::(cta|cluster)\.global\.mbarrier::complete_tx::bytes",
+        build_tensor_copy,
+    ),
+    "mbarrier.init": Rule(f"{SYNC}: mbarrier.init", rf"mbarrier\.init{AT}", build_mbarrier_init),
+    "mbarrier.inval": Rule(f"{SYNC}: mbarrier.inval", rf"mbarrier\.inval{AT}", build_mbarrier_inval),
+    "mbarrier.arrive": Rule(
+        f"{SYNC}: mbarrier.arrive", rf"mbarrier\.arrive(\.expect_tx)?(\.release\.cta)?{AT}", build_mbarrier_arrive
+    ),
+    "fence": Rule(
+        f"{SYNC}: membar/fence",
+        r"fence(\.(sc|acq_rel))?\.(cta|cluster|gpu|sys)|fence\.mbarrier_init\.release\.cluster"
+        r"|fence\.proxy\.async(\.(global|shared::(cta|cluster)))?",
+        build_fence,
+    ),
 }
 """Instruction -> its rule."""

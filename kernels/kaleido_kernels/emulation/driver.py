@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kaleido_kernels.emulation.block import Block, Conditions
 from kaleido_kernels.emulation.copies import CopyDescriptor
-from kaleido_kernels.emulation.errors import AccessError, EmulatorError
+from kaleido_kernels.emulation.errors import AccessError, EmulatorError, UnknownInstructionError
 from kaleido_kernels.emulation.kinds import Array
 from kaleido_kernels.emulation.memory import PARAMETER_SPACING, PARAMETERS, GlobalMemory
 from kaleido_kernels.emulation.memory import Tensor as Piece
@@ -102,7 +102,9 @@ def ptx_of(source: Any, metadata: Any) -> str:
     group = get_cache_manager(metadata.hash).get_group(f"{name}.json") or {}
     path = group.get(f"{name}.ptx")
     if path is None:
-        raise EmulatorError(f"{name}: no PTX in Triton's cache; unset TRITON_STORE_BINARY_ONLY and compile again")
+        raise UnknownInstructionError(
+            f"{name}: no PTX in Triton's cache: unset TRITON_STORE_BINARY_ONLY, and use another TRITON_CACHE_DIR"
+        )
     return Path(path).read_text()
 
 

@@ -45,7 +45,7 @@ class ProxyStates:
         self._high[warps] = max(high, self._high.get(warps, high))
 
     def fence(self, warps: int) -> None:
-        """A proxy fence by all threads of ``warps``; what others published before is seen by it too."""
+        """A proxy fence by all threads of ``warps``. What others published before is taken for seen by everybody."""
         for owner in list(self._low):
             part = self.states[self._low[owner] : self._high[owner]]
             part[part == PUBLISHED] = CLEAN
@@ -101,10 +101,12 @@ class Tensor:
     def end(self) -> int:
         return self.start + self.data.size
 
-    def values(self, kind: Any) -> Array:
-        """Its bytes as values of a type, as many as there are whole ones."""
+    def values(self, kind: Any, places: Array) -> tuple[Array, Array]:
+        """Its bytes as values of a type, and the numbers of those at byte numbers ``places``, which are aligned."""
         size = np.dtype(kind).itemsize
-        return self.data[: self.data.size // size * size].view(kind)
+        skipped = -self.start % size  # a tensor may begin between two aligned addresses
+        n_values = (self.data.size - skipped) // size
+        return self.data[skipped : skipped + n_values * size].view(kind), (places - skipped) // size
 
 
 @dataclass
@@ -167,17 +169,28 @@ class SharedMemory:
         self.follow_proxies = follow_proxies
         self.in_flight = 0
 
-    def values(self, kind: Any) -> Array:
-        """Its bytes as values of a type."""
-        return self.data.view(kind)
+    def values(self, kind: Any, places: Array) -> tuple[Array, Array]:
+        """Its bytes as values of a type, and the numbers of those at byte numbers ``places``, which are aligned."""
+        data = self.data.view(kind)
+        return data, places // data.itemsize
+
+    def get(self, kind: Any, places: Array) -> Array:
+        """Values of a type at byte numbers."""
+        data, numbers = self.values(kind, places)
+        return data[numbers]
+
+    def put(self, kind: Any, places: Array, values: Array) -> None:
+        """Put values of a type at byte numbers."""
+        data, numbers = self.values(kind, places)
+        data[numbers] = values
 
     def check(self, addresses: Array, n_bytes: int, what: str) -> None:
-        """Raises `AccessError` for bytes outside or out of line."""
+        """Raises `AccessError` for bytes outside, or that are not aligned."""
         low, high = int(addresses.min()), int(addresses.max()) + n_bytes
         if low < 0 or high > self.data.size:
             raise AccessError(f"{what} bytes {low} to {high} of shared memory, which has {self.data.size}")
         if n_bytes & (n_bytes - 1) == 0 and (addresses % n_bytes).any():
-            raise AccessError(f"{what} {n_bytes} bytes of shared memory out of line")
+            raise AccessError(f"{what} {n_bytes} bytes of shared memory that are not aligned")
 
     def refuse_in_flight(self, places: Array, what: str) -> None:
         """Raises `RaceError` for bytes that a copy is on its way to."""

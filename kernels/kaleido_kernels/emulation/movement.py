@@ -6,13 +6,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kaleido_kernels.emulation.errors import EmulatorError, RaceError
+from kaleido_kernels.emulation.errors import EmulatorError
 from kaleido_kernels.emulation.kinds import HELD, U32, Array, Kind
 from kaleido_kernels.emulation.memory import SharedMemory, Tensor, byte_places
 from kaleido_kernels.emulation.ptx import Address, Instruction, Operand, Pair, Register, Symbol, Vector
-from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Target, Warps, chosen, kind_of, vector
+from kaleido_kernels.emulation.warps import (
+    Handler,
+    Mask,
+    Rule,
+    Target,
+    Warps,
+    all_of_their_warps,
+    chosen,
+    kind_of,
+    vector,
+)
 
 MOVE = "Data Movement and Conversion Instructions"
+SYNC = "Parallel Synchronization and Communication Instructions"
 
 
 def build_mov(warps: Warps, instruction: Instruction) -> Handler:
@@ -22,14 +33,14 @@ def build_mov(warps: Warps, instruction: Instruction) -> Handler:
     if isinstance(to, Vector):
         return _unpack(warps, to, warps.source(source, width), width)
     if isinstance(source, Vector):
-        return _pack(warps, source, warps.target(to), width)
-    put, value = warps.target(to), warps.source(source, width)
+        return _pack(warps, source, warps.target(to, width), width)
+    put, value = warps.target(to, width), warps.source(source, width)
     return lambda mask: put(value(), mask)
 
 
 def _unpack(warps: Warps, to: Vector, value: Callable[[], Array], width: str) -> Handler:
-    puts, bits = [warps.target(item) for item in to.items], int(width[1:]) // len(to.items)
-    piece = HELD[f"b{bits}"]
+    bits = int(width[1:]) // len(to.items)
+    piece, puts = HELD[f"b{bits}"], [warps.target(item, f"b{bits}") for item in to.items]
 
     def unpack(mask: Mask) -> None:
         word = value()
@@ -54,7 +65,7 @@ def _pack(warps: Warps, source: Vector, put: Target, width: str) -> Handler:
 
 def build_cvta(warps: Warps, instruction: Instruction) -> Handler:
     """cvta: addresses are generic here."""
-    put, value = warps.target(instruction.operands[0]), warps.source(instruction.operands[1], "b64")
+    put, value = warps.target(instruction.operands[0], "b64"), warps.source(instruction.operands[1], "b64")
     return lambda mask: put(value(), mask)
 
 
@@ -62,8 +73,8 @@ def build_shfl(warps: Warps, instruction: Instruction) -> Handler:
     """shfl.sync: a value of another lane of the warp; out of range, one's own."""
     mode = instruction.parts[2]
     result, source, lane_operand, clamp_operand, members = instruction.operands
-    put = warps.target(result.value if isinstance(result, Pair) else result)
-    put_found = warps.target(result.predicate) if isinstance(result, Pair) else None
+    put = warps.target(result.value if isinstance(result, Pair) else result, "b32")
+    put_found = warps.target(result.predicate, "pred") if isinstance(result, Pair) else None
     value, by, clamp = (warps.source(item, "b32") for item in (source, lane_operand, clamp_operand))
     everyone = warps.source(members, "b32")
     lane = warps.lane.astype(np.int64)
@@ -81,8 +92,7 @@ def build_shfl(warps: Warps, instruction: Instruction) -> Handler:
             other = {"up": lane - offset, "down": lane + offset, "bfly": lane ^ offset}[mode]
         found = other >= last if mode == "up" else other <= last
         place = first_of_warp + np.where(found, other, lane)
-        if mask is not None and not mask[place[mask]].all():
-            raise RaceError("shfl.sync reads a lane that does not take part")
+        all_of_their_warps(mask, "shfl.sync")
         put(value()[place], mask)
         if put_found is not None:
             put_found(found, mask)
@@ -94,10 +104,11 @@ def build_elect(warps: Warps, instruction: Instruction) -> Handler:
     """elect.sync: one lane of every warp, here the first."""
     pair = instruction.operands[0]
     assert isinstance(pair, Pair)
-    put, put_elected = warps.target(pair.value), warps.target(pair.predicate)
+    put, put_elected = warps.target(pair.value, "b32"), warps.target(pair.predicate, "pred")
     leader, elected = warps.constant(0, "b32"), warps.lane == 0
 
     def elect(mask: Mask) -> None:
+        all_of_their_warps(mask, "elect.sync")
         put(leader, mask)
         put_elected(elected, mask)
 
@@ -110,8 +121,7 @@ def build_ld(warps: Warps, instruction: Instruction) -> Handler:
     space = instruction.parts[1].split("::")[0]
     if space == "param":
         return _load_parameter(warps, instruction, kind)
-    assert space in ("global", "shared") and "acquire" not in instruction.parts
-    puts = [warps.target(item) for item in items]
+    puts = [warps.target(item, register_width(item)) for item in items]
     address = warps.addresses(instruction.operands[1])
     read = _shared_reader(warps) if space == "shared" else _global_reader(warps)
     size, n = kind.size, len(items)
@@ -119,7 +129,7 @@ def build_ld(warps: Warps, instruction: Instruction) -> Handler:
 
     def load(mask: Mask) -> None:
         places, piece = read(chosen(address(), mask), size * n)
-        data, first = piece.values(stored), places // size
+        data, first = piece.values(stored, places)
         for place, (put, width) in enumerate(zip(puts, widths, strict=True)):
             found = widened_to(width, data[first + place], kind)
             put(found if mask is None else _spread(found, mask), mask)
@@ -181,12 +191,12 @@ def _shared_reader(warps: Warps) -> Reader:
 def _load_parameter(warps: Warps, instruction: Instruction, kind: Kind) -> Handler:
     address = instruction.operands[1]
     assert isinstance(address, Address) and isinstance(address.base, Symbol) and address.offset == 0
-    put = warps.target(instruction.operands[0])
     value = warps.block.parameters[address.base.name]
     bits = int(np.float32(value).view(U32)) if isinstance(value, float) else value
     assert bits is not None and (kind.width == "b32" or not isinstance(value, float))
     cut = np.array([bits & ((1 << 8 * kind.size) - 1)], np.uint64).astype(np.dtype(f"u{kind.size}"))
     width = register_width(instruction.operands[0])
+    put = warps.target(instruction.operands[0], width)
     constant = warps.constant(int(widened_to(width, cut, kind)[0]), width)
     return lambda mask: put(constant, mask)
 
@@ -195,9 +205,8 @@ def build_st(warps: Warps, instruction: Instruction) -> Handler:
     """st to global or shared memory."""
     kind, items = kind_of(instruction), vector(instruction.operands[1])
     space = instruction.parts[1].split("::")[0]
-    assert space in ("global", "shared") and "release" not in instruction.parts
     address = warps.addresses(instruction.operands[0])
-    values = [warps.source(item, kind.width) for item in items]  # registers may be wider: their low part is stored
+    values = [warps.source(item, kind.width, wider=True) for item in items]  # of which the low part is stored
     size, n = kind.size, len(items)
     stored = np.dtype(f"u{size}").type
     to_shared = space == "shared"
@@ -208,12 +217,11 @@ def build_st(warps: Warps, instruction: Instruction) -> Handler:
         if to_shared:
             block.shared.check(places, size * n, "a store to")
             block.shared.stored(byte_places(places, size * n), number)
-            data = block.shared.values(stored)
+            data, first = block.shared.values(stored, places)
         else:
             tensor = block.memory.find(places, size * n)
-            places, data = places - tensor.start, tensor.values(stored)
-            block.memory.stored(tensor, places, size * n, number)
-        first = places // size
+            data, first = tensor.values(stored, places - tensor.start)
+            block.memory.stored(tensor, places - tensor.start, size * n, number)
         for place, value in enumerate(values):
             data[first + place] = chosen(value(), mask).astype(stored, copy=False)
 
@@ -225,17 +233,18 @@ def build_nothing(warps: Warps, instruction: Instruction) -> Handler:
     return lambda mask: None
 
 
+TYPE = r"[bsu](8|16|32|64)|f(32|64)"
+CACHED = r"(\.(ca|cg|cs|lu|cv|wb|wt|nc))?(\.L1::\w+)?(\.L2::\w+)?"
 RULES: dict[str, Rule] = {
-    "mov": Rule(f"{MOVE}: mov", build_mov),
-    "cvta": Rule(f"{MOVE}: cvta", build_cvta),
-    "ld": Rule(f"{MOVE}: ld", build_ld),
-    "ldu": Rule(f"{MOVE}: ldu", build_ld),
-    "st": Rule(f"{MOVE}: st", build_st),
-    "shfl.sync": Rule(f"{MOVE}: shfl.sync", build_shfl),
-    "elect.sync": Rule("Parallel Synchronization and Communication Instructions: elect.sync", build_elect),
-    "bar.warp.sync": Rule("Parallel Synchronization and Communication Instructions: bar.warp.sync", build_nothing),
-    "membar": Rule("Parallel Synchronization and Communication Instructions: membar/fence", build_nothing),
-    "nanosleep": Rule("Miscellaneous Instructions: nanosleep", build_nothing),
-    "griddepcontrol": Rule("Parallel Synchronization and Communication Instructions: griddepcontrol", build_nothing),
+    "mov": Rule(f"{MOVE}: mov", r"mov\.(pred|[bsu](16|32|64)|f(32|64))", build_mov),
+    "cvta": Rule(f"{MOVE}: cvta", r"cvta\.param\.u64|cvta(\.to)?\.global\.u64", build_cvta),
+    "ld": Rule(f"{MOVE}: ld", rf"ld\.(param|global{CACHED}|shared(::cta)?)(\.v[24])?\.({TYPE})", build_ld),
+    "st": Rule(f"{MOVE}: st", rf"st\.(global{CACHED}|shared(::cta)?)(\.v[24])?\.({TYPE})", build_st),
+    "shfl.sync": Rule(f"{MOVE}: shfl.sync", r"shfl\.sync\.(up|down|bfly|idx)\.b32", build_shfl),
+    "elect.sync": Rule(f"{SYNC}: elect.sync", r"elect\.sync", build_elect),
+    "bar.warp.sync": Rule(f"{SYNC}: bar.warp.sync", r"bar\.warp\.sync", build_nothing),
+    "membar": Rule(f"{SYNC}: membar/fence", r"membar\.(cta|gl|sys)", build_nothing),
+    "nanosleep": Rule("Miscellaneous Instructions: nanosleep", r"nanosleep\.u32", build_nothing),
+    "griddepcontrol": Rule(f"{SYNC}: griddepcontrol", r"griddepcontrol\.(launch_dependents|wait)", build_nothing),
 }
 """Instruction -> its rule."""

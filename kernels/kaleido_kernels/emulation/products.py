@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kaleido_kernels.emulation.copies import swizzled
 from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceError, UnknownInstructionError
 from kaleido_kernels.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
-from kaleido_kernels.emulation.ptx import Immediate, Instruction, Operand
-from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Source, Warps, only_together, vector
+from kaleido_kernels.emulation.ptx import Immediate, Instruction, Operand, registers_of
+from kaleido_kernels.emulation.warps import (
+    Handler,
+    Mask,
+    Rule,
+    Source,
+    Warps,
+    all_of_their_warps,
+    immediate,
+    only_together,
+    vector,
+)
 
 WARP = "Warp Level Matrix Multiply-Accumulate Instructions"
 GROUP = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"
 LANE = np.arange(32)
 SWIZZLE_BYTES = {1: 128, 2: 64, 3: 32}
 """Layout type in a matrix descriptor -> bytes of the swizzle (section "Matrix Descriptor Format")."""
+MMA = r"mma\.sync\.aligned\.m16n8k(?P<inner>8|16)\.row\.col\.f32\.(?P<kind>f16|bf16|tf32)\.(?P=kind)\.f32"
+WGMMA = r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k(8|16)\.f32\.(?P<kind>f16|bf16|tf32)\.(?P=kind)"
+"""Products that have a rule: fp32 sums of 16-bit or TF32 operands."""
 GROUP_THREADS = 128
 _GROUP_LANE = np.arange(GROUP_THREADS)
 GROUP_ROW = 16 * (_GROUP_LANE // 32) + (_GROUP_LANE % 32) // 4
@@ -39,8 +53,7 @@ def _matrix_rows(warps: Warps, address: Callable[[], Array], n: int) -> Callable
 
 def build_ldmatrix(warps: Warps, instruction: Instruction) -> Handler:
     """ldmatrix of 8 x 8 matrices of 16-bit values, transposed or not."""
-    assert instruction.parts[3] == "m8n8" and instruction.kind == "b16"
-    puts = [warps.target(item) for item in vector(instruction.operands[0])]
+    puts = [warps.target(item, "b32") for item in vector(instruction.operands[0])]
     rows_of = _matrix_rows(warps, warps.addresses(instruction.operands[1]), len(puts))
     transposed, block = "trans" in instruction.parts, warps.block
 
@@ -53,25 +66,23 @@ def build_ldmatrix(warps: Warps, instruction: Instruction) -> Handler:
         for place, put in enumerate(puts):
             if transposed:
                 pair = [rows[:, place, 2 * (LANE % 4) + i] + (LANE // 4) * 2 for i in range(2)]
-                low, high = (block.shared.values(U16)[at // 2].astype(U32) for at in pair)
+                low, high = (block.shared.get(U16, at).astype(U32) for at in pair)
                 put((low | high << U32(16)).ravel(), None)
             else:
-                put(block.shared.values(U32)[(rows[:, place, LANE // 4] + (LANE % 4) * 4) // 4].ravel(), None)
+                put(block.shared.get(U32, rows[:, place, LANE // 4] + (LANE % 4) * 4).ravel(), None)
 
     return load
 
 
 def build_stmatrix(warps: Warps, instruction: Instruction) -> Handler:
     """stmatrix, by whole warps."""
-    assert instruction.parts[3] == "m8n8" and instruction.kind == "b16"
     sources = [warps.source(item, "b32") for item in vector(instruction.operands[1])]
     rows_of = _matrix_rows(warps, warps.addresses(instruction.operands[0]), len(sources))
     transposed, block, number = "trans" in instruction.parts, warps.block, warps.number
 
     def store(mask: Mask) -> None:
-        on = np.ones(warps.n_threads // 32, bool) if mask is None else mask.reshape(-1, 32).all(1)
-        if mask is not None and not (mask.reshape(-1, 32).any(1) == on).all():
-            raise RaceError("stmatrix by part of a warp")
+        whole = all_of_their_warps(mask, "stmatrix")
+        on = np.broadcast_to(whole, (warps.n_threads // 32,))
         rows = rows_of()[on]
         block.shared.check(rows.ravel(), 16, "stmatrix writes")
         block.shared.stored((rows[..., None] + np.arange(16)).ravel(), number)
@@ -80,9 +91,9 @@ def build_stmatrix(warps: Warps, instruction: Instruction) -> Handler:
             if transposed:
                 for i, half in enumerate((values & U32(0xFFFF), values >> U32(16))):
                     at = rows[:, place, 2 * (LANE % 4) + i] + (LANE // 4) * 2
-                    block.shared.values(U16)[at // 2] = half.astype(U16)
+                    block.shared.put(U16, at, half.astype(U16))
             else:
-                block.shared.values(U32)[(rows[:, place, LANE // 4] + (LANE % 4) * 4) // 4] = values
+                block.shared.put(U32, rows[:, place, LANE // 4] + (LANE % 4) * 4, values)
 
     return store
 
@@ -118,12 +129,11 @@ def fragment(registers: list[Array], kind: str, row: Array, col: Array, shape: t
 
 def build_mma(warps: Warps, instruction: Instruction) -> Handler:
     """mma.sync of 16 x 8 results with fp32 sums."""
-    found = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", instruction.opcode)
-    if found is None or found[2] != found[3] or found[2] not in ("f16", "bf16", "tf32"):
-        raise UnknownInstructionError(f"{instruction.opcode}: no rule for this product")
-    inner, kind = int(found[1]), found[2]
+    found = re.fullmatch(MMA, instruction.opcode)
+    assert found is not None
+    inner, kind = int(found["inner"]), found["kind"]
     to, a, b, c = (vector(item) for item in instruction.operands[:4])
-    puts = [warps.target(item) for item in to]
+    puts = [warps.target(item, "b32") for item in to]
     a_bits, b_bits, c_bits = ([warps.source(item, "b32") for item in items] for items in (a, b, c))
     group, place = LANE // 4, LANE % 4
 
@@ -132,9 +142,10 @@ def build_mma(warps: Warps, instruction: Instruction) -> Handler:
         left = fragment([bits().reshape(-1, 32) for bits in a_bits], kind, group, 2 * place, (16, inner))
         right = _right_fragment([bits().reshape(-1, 32) for bits in b_bits], kind, group, place, inner)
         product = left @ right
-        for i, put in enumerate(puts):
-            value = product[:, group + 8 * (i // 2), 2 * place + i % 2].ravel()
-            put((value + c_bits[i]().view(F32)).view(U32), None)
+        pieces = [product[:, group + 8 * (i // 2), 2 * place + i % 2].ravel() for i in range(len(puts))]
+        sums = [(piece + bits().view(F32)).view(U32) for piece, bits in zip(pieces, c_bits, strict=True)]
+        for put, total in zip(puts, sums, strict=True):
+            put(total, None)
 
     return multiply
 
@@ -174,6 +185,20 @@ def operand_places(descriptor: int, n: int, transposed: bool) -> Array:
     return swizzled(places, width)
 
 
+@dataclass
+class ProductGroup:
+    """Products that are committed together, while they are at work.
+
+    Args:
+        reads: byte numbers of operands in shared memory, and what was there when the products were issued.
+        sums, operands: numbers of the registers that they fill and read.
+    """
+
+    reads: list[tuple[Array, Array]] = field(default_factory=list)
+    sums: frozenset[int] = frozenset()
+    operands: frozenset[int] = frozenset()
+
+
 class _SharedOperand:
     """Reads operands of one product from shared memory, and keeps what was read until the product is done."""
 
@@ -193,8 +218,8 @@ class _SharedOperand:
             raise AccessError(f"a product reads byte {last} of shared memory, which has {shared.data.size}")
         if shared.states.states[places].any():
             shared.states.refuse_unseen(places.ravel(), "a product reads")
-        bits = shared.values(U16)[places // 2]
-        block.open_products[self.warps.number].append((places, bits))
+        bits = shared.get(U16, places)
+        block.open_products[self.warps.number].reads.append((places, bits))
         if self.kind == "tf32":
             return cut_tf32(bits.view(U32))
         return _decoder(self.kind)(bits)
@@ -202,14 +227,11 @@ class _SharedOperand:
 
 def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
     """wgmma.mma_async with fp32 sums: takes effect when issued; its operands may not change until it is waited for."""
-    found = re.fullmatch(
-        r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k\d+\.f32\.(f16|bf16|tf32)\.\2", instruction.opcode
-    )
-    if found is None:
-        raise UnknownInstructionError(f"{instruction.opcode}: no rule for this product")
+    found = re.fullmatch(WGMMA, instruction.opcode)
+    assert found is not None
     if warps.n_threads % GROUP_THREADS:
         return _refused  # warps of another partition, which have the whole program but take their own way through it
-    n, kind = int(found[1]), found[2]
+    n, kind = int(found["n"]), found["kind"]
     inner = 8 if kind == "tf32" else 16
     to, a, b, scale, *rest = instruction.operands
     flags = [item.bits for item in rest if isinstance(item, Immediate)]
@@ -222,11 +244,14 @@ def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
     b_bits, keeps = warps.source(b, "b64"), warps.predicate(scale)
     read_b = _SharedOperand(warps, kind)
     numbers = [item.number for item in vector(to)]  # type: ignore[union-attr]
+    sums, operands = registers_of(to), registers_of(a) if a_registers else frozenset()
     n_groups = warps.n_threads // GROUP_THREADS
 
     def multiply(mask: Mask) -> None:
         only_together(mask, "wgmma.mma_async")
-        descriptors, keep = b_bits().reshape(n_groups, -1), keeps().reshape(n_groups, -1)[:, 0]
+        descriptors, keep = b_bits().reshape(n_groups, -1), keeps().reshape(n_groups, -1)
+        if (keep != keep[:, :1]).any():
+            raise EmulatorError("threads of a warp group keep their sums or not")
         product = np.empty((n_groups, GROUP_THREADS, n // 8, 4), F32)
         known: dict[int, Array] = {}
         for group in range(n_groups):
@@ -239,8 +264,14 @@ def build_wgmma(warps: Warps, instruction: Instruction) -> Handler:
         values = product.reshape(warps.n_threads, n // 2).T
         for number, value in zip(numbers, values, strict=True):
             before = warps.values[number].view(F32).reshape(n_groups, -1)
-            total = np.where(keep[:, None], before, F32(0)).ravel() + value
+            total = np.where(keep, before, F32(0)).ravel() + value
             warps.values[number] = total.view(U32)
+        work = warps.block.open_products[warps.number]
+        work.sums, work.operands = work.sums | sums, work.operands | operands
+        warps.sums_in_flight, warps.operands_in_flight = (
+            warps.sums_in_flight | sums,
+            warps.operands_in_flight | operands,
+        )
 
     return multiply
 
@@ -281,34 +312,39 @@ def build_wgmma_commit(warps: Warps, instruction: Instruction) -> Handler:
 
     def commit(mask: Mask) -> None:
         block.product_groups[number].append(block.open_products[number])
-        block.open_products[number] = []
+        block.open_products[number] = ProductGroup()
 
     return commit
 
 
 def build_wgmma_wait(warps: Warps, instruction: Instruction) -> Handler:
     """wgmma.wait_group: the operands of products that are done must still be what they were when issued."""
-    operand = instruction.operands[0]
-    assert isinstance(operand, Immediate)
-    block, number, keep = warps.block, warps.number, operand.bits
+    block, number, keep = warps.block, warps.number, immediate(instruction.operands[0])
 
     def wait(mask: Mask) -> None:
+        only_together(mask, "wgmma.wait_group")
         warps.unsynced = "a wait for products"
         while len(block.product_groups[number]) > keep:
-            for places, bits in block.product_groups[number].pop(0):
-                if not np.array_equal(block.shared.values(U16)[places // 2], bits):
+            for places, bits in block.product_groups[number].pop(0).reads:
+                if not np.array_equal(block.shared.get(U16, places), bits):
                     raise RaceError("an operand of a product was overwritten while the product was at work")
+        at_work = [*block.product_groups[number], block.open_products[number]]
+        warps.sums_in_flight = frozenset().union(*(group.sums for group in at_work))
+        warps.operands_in_flight = frozenset().union(*(group.operands for group in at_work))
 
     return wait
 
 
+MATRICES = r"matrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared(::cta)?\.b16"
 RULES: dict[str, Rule] = {
-    "ldmatrix": Rule(f"{WARP}: ldmatrix", build_ldmatrix),
-    "stmatrix": Rule(f"{WARP}: stmatrix", build_stmatrix),
-    "mma.sync": Rule(f"{WARP}: mma", build_mma),
-    "wgmma.mma_async": Rule(f"{GROUP}: wgmma.mma_async", build_wgmma),
-    "wgmma.fence": Rule(f"{GROUP}: wgmma.fence", build_wgmma_fence),
-    "wgmma.commit_group": Rule(f"{GROUP}: wgmma.commit_group", build_wgmma_commit),
-    "wgmma.wait_group": Rule(f"{GROUP}: wgmma.wait_group", build_wgmma_wait),
+    "ldmatrix": Rule(f"{WARP}: ldmatrix", rf"ld{MATRICES}", build_ldmatrix),
+    "stmatrix": Rule(f"{WARP}: stmatrix", rf"st{MATRICES}", build_stmatrix),
+    "mma.sync": Rule(f"{WARP}: mma", MMA, build_mma),
+    "wgmma.mma_async": Rule(f"{GROUP}: wgmma.mma_async", WGMMA, build_wgmma),
+    "wgmma.fence": Rule(f"{GROUP}: wgmma.fence", r"wgmma\.fence\.sync\.aligned", build_wgmma_fence),
+    "wgmma.commit_group": Rule(
+        f"{GROUP}: wgmma.commit_group", r"wgmma\.commit_group\.sync\.aligned", build_wgmma_commit
+    ),
+    "wgmma.wait_group": Rule(f"{GROUP}: wgmma.wait_group", r"wgmma\.wait_group\.sync\.aligned", build_wgmma_wait),
 }
 """Instruction -> its rule."""

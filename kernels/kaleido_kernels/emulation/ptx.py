@@ -85,6 +85,22 @@ class Negated:
 Operand = Register | Special | Immediate | Symbol | Vector | Pair | Address | Negated
 
 
+def registers_of(operand: Operand | None) -> frozenset[int]:
+    """Numbers of the registers that an operand names."""
+    if isinstance(operand, Register):
+        return frozenset((operand.number,))
+    inner: tuple[Operand, ...] = ()
+    if isinstance(operand, Vector):
+        inner = operand.items
+    elif isinstance(operand, Pair):
+        inner = (operand.value, operand.predicate)
+    elif isinstance(operand, Address):
+        inner = (operand.base, *operand.coordinates)
+    elif isinstance(operand, Negated):
+        inner = (operand.operand,)
+    return frozenset().union(*map(registers_of, inner))
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One statement: ``parts`` is its opcode split at dots; ``guard`` the predicate that lets a thread take part."""
@@ -148,15 +164,17 @@ def parse_kernel(text: str) -> Kernel:
         UnknownInstructionError: text without an entry, for another target than sm_90, or that cannot be read.
     """
     target = re.search(r"^\.target\s+(\w+)", text, re.M)
-    if target is None or not target[1].startswith("sm_90"):
+    if target is None or target[1] not in ("sm_90", "sm_90a"):
         raise UnknownInstructionError(f"PTX for {target[1] if target else 'no target'}: the emulator knows sm_90 only")
     entry = re.search(r"\.visible\s+\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", text, re.S)
     if entry is None:
         raise UnknownInstructionError("PTX without an entry: pass the text of a compiled kernel")
-    threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry[3])
+    threads = re.search(r"\.reqntid\s+(\d+)\s*(,\s*1\s*)*(?=[^,\d\s]|$)", entry[3])
     registers = re.search(r"\.maxnreg\s+(\d+)", entry[3])
-    if threads is None:
-        raise UnknownInstructionError(f"{entry[1]} does not say how many threads it has (.reqntid)")
+    if threads is None or int(threads[1]) % 32 or not int(threads[1]):
+        raise UnknownInstructionError(
+            f"{entry[1]} does not say how many whole warps it has in one dimension (.reqntid)"
+        )
     parameters = re.findall(r"\.param[^,]*?([\w$]+)(?:\[\d+\])?\s*(?:,|$)", entry[2].strip() + "\n")
     kernel = Kernel(entry[1], parameters, int(threads[1]), int(registers[1]) if registers else 0)
     _Body(kernel).read(text[entry.end() :])
@@ -207,9 +225,17 @@ class _Body:
                 self._label(piece[:-1], scopes[-1])
             else:
                 self._statement(piece, scopes[-1], source)
-        self.kernel.instructions += [self._instruction(*statement) for statement in self.statements]
+        for statement in self.statements:
+            try:
+                self.kernel.instructions.append(self._instruction(*statement))
+            except ValueError as problem:
+                raise UnknownInstructionError(f"{statement[0]!r} cannot be read: {problem}") from problem
+        if not self.kernel.instructions or self.kernel.instructions[-1].name not in ("ret", "exit", "trap", "bra"):
+            raise UnknownInstructionError(f"{self.kernel.name} does not end with ret")
 
     def _label(self, name: str, scope: _Scope) -> None:
+        if name in scope.labels:
+            raise UnknownInstructionError(f"label {name} stands twice")
         scope.labels.add(name)
         unique = scope.label(name)
         assert unique is not None
@@ -313,4 +339,5 @@ def _constant(token: str) -> int:
         return int(token[2:], 16)
     if token.startswith("0d"):
         return int.from_bytes(struct.pack(">Q", int(token[2:], 16)), "big")
-    return int(token.rstrip("U"), 0)
+    digits = token.rstrip("U")
+    return int(digits, 8 if re.match(r"-?0\d", digits) else 0)

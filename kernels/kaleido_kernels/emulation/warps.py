@@ -7,6 +7,7 @@ point at which others could run; then the block decides who is next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from kaleido_kernels.emulation.ptx import (
     Special,
     Symbol,
     Vector,
+    registers_of,
 )
 
 if TYPE_CHECKING:
@@ -45,12 +47,32 @@ Waiting = Callable[[], bool] | None
 
 @dataclass(frozen=True)
 class Rule:
-    """How an instruction is run: ``section`` of the PTX manual that says what it does, and who makes its handler."""
+    """How an instruction is run.
+
+    Args:
+        section: of the PTX manual, which says what it does.
+        forms: what the whole opcode must match: a modifier that has no rule must not be passed over.
+        build: makes its handler.
+    """
 
     section: str
+    forms: str
     build: Build
 
 
+FLOW_FORMS = {
+    "bra": r"bra(\.uni)?",
+    "brx.idx": r"brx\.idx(\.uni)?",
+    "ret": r"ret(\.uni)?",
+    "exit": "exit",
+    "trap": "trap",
+    "setmaxnreg": r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32",
+    "bar.sync": r"bar\.sync",
+    "barrier.sync": r"barrier\.sync(\.aligned)?",
+    "barrier.cta.sync": r"barrier\.cta\.sync(\.aligned)?",
+    "mbarrier.try_wait": r"mbarrier\.try_wait\.parity(\.acquire\.cta)?(\.shared(::cta)?)?\.b64",
+}
+"""Forms of the instructions of `FLOW`."""
 FLOW = {
     "bra": "Control Flow Instructions: bra",
     "brx.idx": "Control Flow Instructions: brx.idx",
@@ -64,6 +86,8 @@ FLOW = {
     "mbarrier.try_wait": "Parallel Synchronization and Communication Instructions: mbarrier.try_wait",
 }
 """Instructions that `Warps.run` itself knows, with their sections."""
+WRITES_NOTHING = ("st", "stmatrix", "bra", "brx", "bar", "barrier", "cp", "fence", "setmaxnreg", "ret", "exit")
+"""Instructions whose first operand is not a result."""
 LETS_OTHERS_RUN = ("mbarrier.arrive", "cp.async.bulk", "wgmma.commit_group", "wgmma.wait_group", "fence")
 
 
@@ -97,9 +121,19 @@ class Warps:
         self.here = 0
         self.unsynced = ""  # what the group did that others may only be told of after a barrier
         self.flow = [longest_match(item, FLOW) for item in self.kernel.instructions]
+        for item, kind in zip(self.kernel.instructions, self.flow, strict=True):
+            if kind is not None:
+                self._check_form(item, FLOW_FORMS[kind])
         self.handlers = [
             self._handler(item, rules) if flow is None else None
             for item, flow in zip(self.kernel.instructions, self.flow, strict=True)
+        ]
+        self.touched = [
+            frozenset().union(*map(registers_of, (item.guard, *item.operands))) for item in self.kernel.instructions
+        ]
+        self.written = [
+            frozenset() if item.name in WRITES_NOTHING else registers_of(item.operands[0] if item.operands else None)
+            for item in self.kernel.instructions
         ]
         self.yields = [item.opcode.startswith(LETS_OTHERS_RUN) for item in self.kernel.instructions]
         self.guards = [None if item.guard is None else self.predicate(item.guard) for item in self.kernel.instructions]
@@ -110,10 +144,8 @@ class Warps:
 
     def _handler(self, instruction: Instruction, rules: Mapping[str, Rule]) -> Handler:
         name = longest_match(instruction, rules)
-        if name is None:
-            raise UnknownInstructionError(
-                f"{instruction.text!r} ({instruction.source}): the emulator has no rule for {instruction.opcode}"
-            )
+        self._check_form(instruction, None if name is None else rules[name].forms)
+        assert name is not None
         try:
             return rules[name].build(self, instruction)
         except (KeyError, ValueError, AssertionError, AttributeError, IndexError) as problem:
@@ -121,17 +153,25 @@ class Warps:
                 f"{instruction.text!r} ({instruction.source}): this form of {name} has no rule ({problem!r})"
             ) from problem
 
+    def _check_form(self, instruction: Instruction, forms: str | None) -> None:
+        if forms is None or not re.fullmatch(forms, instruction.opcode):
+            known = "no rule" if forms is None else "no rule for this form"
+            raise UnknownInstructionError(
+                f"{instruction.text!r} ({instruction.source}): the emulator has {known} of {instruction.opcode}"
+            )
+
     def _place(self, label: Operand) -> int:
-        assert isinstance(label, Symbol)
-        if label.name not in self.kernel.labels:
-            raise UnknownInstructionError(f"a branch to {label.name}, which is nowhere")
+        if not isinstance(label, Symbol) or label.name not in self.kernel.labels:
+            raise UnknownInstructionError(f"a branch to {getattr(label, 'name', label)}, which is no label")
         return self.kernel.labels[label.name]
 
     # ---- operands
 
-    def source(self, operand: Operand, width: str) -> Source:
-        """A function that gives an operand's bits, one a thread."""
+    def source(self, operand: Operand, width: str, *, wider: bool = False) -> Source:
+        """A function that gives an operand's bits, one a thread; ``wider`` takes a register of more bits as it is."""
         if isinstance(operand, Register):
+            if operand.width != width and not wider:
+                raise ValueError(f"{operand.name} holds {operand.width}, not {width}")
             number = operand.number
             return lambda: self.values[number]
         if isinstance(operand, Immediate):
@@ -161,11 +201,13 @@ class Warps:
         """A function that gives a predicate."""
         return self.source(operand, "pred")
 
-    def target(self, operand: Operand) -> Target:
-        """A function that puts bits into a register, for some threads."""
+    def target(self, operand: Operand, width: str) -> Target:
+        """A function that puts bits into a register of this width, for some threads."""
         if operand == Symbol("_"):
             return lambda bits, mask: None
         assert isinstance(operand, Register), operand
+        if operand.width != width:
+            raise ValueError(f"{operand.name} holds {operand.width}, not {width}")
         number = operand.number
 
         def put(bits: Array, mask: Mask) -> None:
@@ -195,7 +237,7 @@ class Warps:
         if isinstance(base, Symbol):
             fixed = np.full(self.n_threads, self.symbol_address(base) + offset, np.int64)
             return lambda: fixed
-        bits = self.source(base, "b64")
+        bits = self.source(base, "b64", wider=True)  # shared memory has 32-bit addresses
         return lambda: bits().astype(np.int64) + offset
 
     def _special(self, name: str) -> Source:
@@ -220,84 +262,76 @@ class Warps:
         """Run to the end; yields what the group waits for, or None where others may run first."""
         self.values = [self.poison[register.width] for register in self.kernel.registers]
         self.unsynced = ""
-        pc = np.zeros(self.n_threads, np.int64)
-        alive, at_barrier = np.ones(self.n_threads, bool), np.zeros(self.n_threads, bool)
-        together, here = True, 0
-        flow, handlers, guards, block = self.flow, self.handlers, self.guards, self.block
-        while True:
-            active: Mask = None
-            released = False
-            if not together:
-                if not alive.any():
-                    return
-                free = alive & ~at_barrier
-                if not free.any():
-                    self._meet(pc[alive])
-                    at_barrier[:] = False
-                    free, released = alive.copy(), True
-                here = int(pc[free].min())
-                active = free & (pc == here)
-                if active.all():
-                    together, active = True, None
-            self.here = here
+        self.sums_in_flight, self.operands_in_flight = frozenset[int](), frozenset[int]()
+        threads = _Threads(self.n_threads)
+        flow, handlers, guards, yields, block = self.flow, self.handlers, self.guards, self.yields, self.block
+        while self._step(threads):
+            here = self.here = threads.here
             block.n_instructions += 1
-            mask = active
-            guard = guards[here]
+            mask, guard = threads.active, guards[here]
             if guard is not None:
-                mask = guard() if active is None else guard() & active
-                if mask.all():
-                    mask = None
+                mask = guard() if mask is None else guard() & mask
+                mask = None if mask.all() else mask
             kind = flow[here]
+            if self.sums_in_flight:
+                self._refuse_early_use()
             if kind is None:
-                if mask is None or guard is None or mask.any():
+                if guard is None or mask is None or mask.any():
                     self._do(handlers[here], mask)
-                    if self.yields[here]:
+                    if yields[here]:
                         yield None
-                following = here + 1
+                threads.go_on()
             elif kind == "bra":
-                following = self.targets[here]
-                if following <= here and block.n_instructions > block.last_instruction:
-                    raise DeadlockError(f"no end after {block.n_instructions:,} instructions: {self.where()}")
-                if mask is not None and guard is not None:  # None of those here, or some of them
-                    if together and not mask.any():
-                        following = here + 1
-                    else:
-                        together = False
-                        if active is None:
-                            pc[:] = here + 1
-                        else:
-                            pc[active] = here + 1
-                        pc[mask] = following
-                        continue
-            elif kind == "brx.idx":
-                following = self._indexed_branch(mask)
+                self._branch(threads, mask)
             elif kind in ("ret", "exit"):
-                if mask is None:
-                    return
-                alive &= ~mask
-                together = False
-                following = here + 1
-                if active is None:
-                    pc[:] = following
-                    continue
+                threads.end(mask)
+            elif mask is not None and not mask.any():
+                threads.go_on()
+            elif kind == "brx.idx":
+                threads.go_to(self._indexed_branch(mask))
             elif kind == "trap":
                 raise EmulatorError(f"trap: {self.where()}")
             elif kind == "setmaxnreg":
                 yield from block.change_registers(self, self.kernel.instructions[here])
-                following = here + 1
+                threads.go_on()
             elif kind == "mbarrier.try_wait":
                 yield from self._wait_at_mbarrier(mask)
-                following = here + 1
+                threads.go_on()
             else:
-                if active is not None and not released and not (active == alive).all():
-                    at_barrier |= active
+                if guard is not None and mask is not None:
+                    raise EmulatorError(f"a barrier with a guard that holds for some threads: {self.where()}")
+                if not threads.all_here():
+                    threads.wait_for_the_others()
                     continue
                 yield from block.meet(self, self.kernel.instructions[here])
-                following = here + 1
-            if together:
-                here = following
-            else:
-                pc[active] = following
+                threads.go_on()
+
+    def _refuse_early_use(self) -> None:
+        """Registers of products that nobody has waited for may not be used, nor operands in them overwritten."""
+        here = self.here
+        if self.kernel.instructions[here].name == "wgmma":
+            return
+        early = self.sums_in_flight & self.touched[here] | self.operands_in_flight & self.written[here]
+        if early:
+            names = ", ".join(self.kernel.registers[number].name for number in sorted(early)[:3])
+            raise RaceError(f"{names} of a product that is at work is used before a wait: {self.where()}")
+
+    def _step(self, threads: _Threads) -> bool:
+        try:
+            return threads.step()
+        except DeadlockError as problem:
+            raise DeadlockError(f"{problem}: {self.where()}") from problem
+
+    def _branch(self, threads: _Threads, taken: Mask) -> None:
+        to = self.targets[self.here]
+        if to <= self.here and self.block.n_instructions > self.block.last_instruction:
+            raise DeadlockError(f"no end after {self.block.n_instructions:,} instructions: {self.where()}")
+        if taken is None or taken is threads.active:
+            threads.go_to(to)
+        elif not taken.any():
+            threads.go_on()
+        else:
+            threads.part(taken, to)
 
     def _do(self, handler: Handler | None, mask: Mask) -> None:
         assert handler is not None
@@ -305,7 +339,7 @@ class Warps:
             handler(mask)
         except EmulatorError as problem:
             raise type(problem)(f"{problem}: {self.where()}") from problem
-        except (ValueError, TypeError, AssertionError) as problem:
+        except (ValueError, TypeError, AssertionError, KeyError, IndexError) as problem:
             raise EmulatorError(f"the emulator's rule failed ({problem!r}): {self.where()}") from problem
 
     def where(self) -> str:
@@ -314,18 +348,16 @@ class Warps:
         text = item.text if len(item.text) < 120 else item.text[:117] + "..."
         return f"{self.kernel.name}, block {self.block.index}, warps {self.number}, {item.source}: {text}"
 
-    def _meet(self, places: Array) -> None:
-        if len(set(places.tolist())) != 1:
-            raise DeadlockError(f"threads of one group wait at different barriers: {self.where()}")
-
     def _indexed_branch(self, mask: Mask) -> int:
         item = self.kernel.instructions[self.here]
         which = np.unique(self.source(item.operands[0], "b32")())
         if len(which) != 1 or mask is not None:
             raise EmulatorError(f"an indexed branch that threads take apart: {self.where()}")
         table = item.operands[1]
-        assert isinstance(table, Symbol)
-        return self.kernel.labels[self.kernel.branch_tables[table.name][int(which[0])]]
+        labels = self.kernel.branch_tables.get(table.name, ()) if isinstance(table, Symbol) else ()
+        if int(which[0]) >= len(labels):
+            raise EmulatorError(f"an indexed branch to number {int(which[0])} of {len(labels)}: {self.where()}")
+        return self._place(Symbol(labels[int(which[0])]))
 
     def _wait_at_mbarrier(self, mask: Mask) -> Iterator[Waiting]:
         item = self.kernel.instructions[self.here]
@@ -338,8 +370,73 @@ class Warps:
             self.block.waits_for[self.number] = barrier
             yield lambda: barrier.phase & 1 != parity
             self.block.waits_for.pop(self.number)
-        self.target(item.operands[0])(np.ones(self.n_threads, bool), mask)
+        self.target(item.operands[0], "pred")(np.ones(self.n_threads, bool), mask)
         yield None
+
+
+class _Threads:
+    """Where the threads of a group are: all at one instruction, or apart; then those at the first one run first."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.places = np.zeros(n_threads, np.int64)  # meaningful while threads are apart
+        self.alive, self.waiting = np.ones(n_threads, bool), np.zeros(n_threads, bool)
+        self.together, self.here = True, 0
+        self.active: Mask = None  # those at ``here``; None for all
+        self.released = False  # whether they are at a barrier to which all have come
+
+    def step(self) -> bool:
+        """Choose who runs next; false when all threads have ended."""
+        if self.together:
+            return True
+        if not self.alive.any():
+            return False
+        free = self.alive & ~self.waiting
+        self.released = not free.any()
+        if self.released:
+            if len(set(self.places[self.alive].tolist())) != 1:
+                raise DeadlockError("threads of one group wait at different barriers")
+            self.waiting[:] = False
+            free = self.alive.copy()
+        self.here = int(self.places[free].min())
+        self.active = free & (self.places == self.here)
+        if self.active.all():
+            self.together, self.active = True, None
+        return True
+
+    def go_to(self, place: int) -> None:
+        """Those who ran go on at ``place``."""
+        if self.together:
+            self.here = place
+        else:
+            self.places[self.active] = place
+
+    def go_on(self) -> None:
+        """Those who ran go on at the next instruction."""
+        self.go_to(self.here + 1)
+
+    def part(self, taken: Array, place: int) -> None:
+        """Some of those who ran go to ``place``, the others on."""
+        self._separate()
+        self.go_on()
+        self.places[taken] = place
+
+    def end(self, mask: Mask) -> None:
+        """Some of those who ran end, the others go on."""
+        self._separate()
+        self.alive &= ~mask if mask is not None else False
+        self.go_on()
+
+    def _separate(self) -> None:
+        if self.together:
+            self.together, self.active = False, np.ones(len(self.places), bool)
+
+    def all_here(self) -> bool:
+        """Whether all that have not ended have come to the same place."""
+        return self.active is None or self.released or bool((self.active == self.alive).all())
+
+    def wait_for_the_others(self) -> None:
+        """Those who ran wait until all have come."""
+        self.waiting |= self.active
 
 
 def chosen(values: Array, mask: Mask) -> Array:
@@ -352,10 +449,31 @@ def vector(operand: Operand) -> tuple[Operand, ...]:
     return operand.items if isinstance(operand, Vector) else (operand,)
 
 
+def immediate(operand: Operand) -> int:
+    """The value of an operand that must be a constant."""
+    if not isinstance(operand, Immediate):
+        raise ValueError(f"{operand} is no constant")
+    return operand.bits
+
+
 def only_together(mask: Mask, what: str) -> None:
-    """Raises `RaceError` if part of a group is about to do what all its threads must do together."""
+    """Raises `EmulatorError` if part of a group is about to do what the emulator knows for all of them only."""
     if mask is not None:
-        raise RaceError(f"{what} by part of the threads that must do it together")
+        raise EmulatorError(f"{what} by part of a group of warps: no rule for it")
+
+
+def all_of_their_warps(mask: Mask, what: str) -> Array:
+    """(warps,) bool of those that take part, each as a whole.
+
+    Raises:
+        EmulatorError: part of a warp.
+    """
+    if mask is None:
+        return np.ones(1, bool)
+    some, whole = (test(mask.reshape(-1, 32), axis=1) for test in (np.any, np.all))
+    if not (some == whole).all():
+        raise EmulatorError(f"{what} by part of a warp: no rule for it")
+    return whole
 
 
 def kind_of(instruction: Instruction) -> Kind:
