@@ -345,6 +345,11 @@ call, usual = launch()
 knobs.runtime.debug = False
 assert usual and not launch()[1]
 """,
+    "on AMD the sizes of tensors are compiled in": """
+with fake_device("gfx942") as other:
+    other.launcher_cls = launcher
+    assert launch()[1] and launch()[1]
+""",
     "other drivers have their own": """
 fake.device = "the first"
 launch()

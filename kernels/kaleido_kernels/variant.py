@@ -94,8 +94,9 @@ def _goes_unwatched(kernel: Any) -> bool:
         return False
     run = getattr(kernel.run, "__func__", None)
     replaced = run is None or run.__module__ != JITFunction.__module__ or hasattr(run, "__wrapped__")
-    special = knobs.runtime.debug or knobs.compilation.instrumentation_mode
-    return not (replaced or special or kernel.pre_run_hooks or knobs.runtime.add_stages_inspection_hook)
+    hooks = kernel.pre_run_hooks or getattr(knobs.runtime, "add_stages_inspection_hook", None)
+    special = getattr(knobs.runtime, "debug", None) or getattr(knobs.compilation, "instrumentation_mode", None)
+    return not (replaced or hooks or special)
 
 
 def use_asm_on(device: torch.device) -> bool:
