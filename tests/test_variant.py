@@ -24,10 +24,11 @@ def run_python(*arguments: str, interpret: str = "0") -> subprocess.CompletedPro
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-def run_script(script: str, *arguments: str) -> None:
-    """Runs Python text where kernels are compiled."""
+def run_script(script: str, *arguments: str) -> str:
+    """Runs Python text where kernels are compiled; returns what it printed."""
     result = run_python("-c", script, *arguments)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return result.stdout
 
 
 LAUNCHED = """
@@ -150,6 +151,36 @@ assert len(keys) == 1 + len(QUIET)
 
 def test_a_key_is_the_compiled_kernels_and_of_all_that_it_is_made_from():
     run_script(KEYS)
+
+
+ORDER = """
+import sys
+from kaleido_kernels import graph, narrow, stream, wide
+from kaleido_kernels.fake_driver import variant_key
+from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.launch import QUIET
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import Tile
+from kaleido_kernels.wide_plan import WideTile
+
+shape, kind = NetShape((3, 9, 3)), QUIET._replace(jitter="normal", init="normal")
+makers = {
+    "narrow": lambda: narrow.variant(shape, "fp16", Tile("narrow", 64, 4), kind),
+    "stream": lambda: stream.variant(shape, "fp16", Tile("stream", 64, 4, 2), kind),
+    "wide": lambda: wide.variant(shape, "fp16", WideTile(64, 64, 64, 64, 4, 2), kind),
+    "graph": lambda: graph.variant(shape, "fp16", GraphTile(16), kind),
+}
+keys = {name: variant_key(makers[name]()) for name in sys.argv[1:]}
+print(*(keys[name] for name in sorted(keys)))
+"""
+
+
+def test_a_key_does_not_depend_on_what_else_a_process_has_launched():
+    names = ["graph", "narrow", "stream", "wide"]
+    together = run_script(ORDER, *names).split()
+    assert run_script(ORDER, *names[::-1]).split() == together
+    for name, key in zip(names, together, strict=True):
+        assert run_script(ORDER, name).split() == [key], name
 
 
 RESTORED = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from triton.runtime import JITFunction, driver
 
 ALIGNMENT = 16
 """Bytes: pointers are compiled as multiples of this."""
+SHARED_MODULES = ("kaleido_kernels.philox", "kaleido_kernels.steps")
+"""Device functions that kernels share, those that are called first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ class Variant:
             what = ", ".join(sorted(odd)) or "compile-time constants before other arguments"
             raise ValueError(f"{self.kernel.__name__}: {what}: give each argument once, the constants last")
         pointers = (place for place, kind in enumerate(signature.values()) if kind.startswith("*"))
+        hash_in_order(self.kernel.__module__)
         for name, value in (("signature", signature), ("constants", constants), ("_pointers", tuple(pointers))):
             object.__setattr__(self, name, value)
 
@@ -83,6 +87,19 @@ class Variant:
 
     def _launch_by_jit(self, n_programs: int, arguments: Sequence[Any]) -> Any:
         return self.kernel[(n_programs,)](*arguments, **self.constants, **self.options)
+
+
+@functools.cache
+def hash_in_order(module: str) -> None:
+    """Let Triton hash device functions in one order, callees first, before it makes the first key of a kernel.
+
+    A constant that a helper uses enters a caller's key only if the helper was hashed before, so that keys would depend
+    on what else a process has launched, and kernels compiled beforehand would not be found.
+    """
+    for name in (*SHARED_MODULES, module):
+        for value in list(vars(importlib.import_module(name)).values()):
+            if isinstance(value, JITFunction) and value.__module__ == name:
+                value.cache_key
 
 
 def _goes_unwatched(kernel: Any) -> bool:
