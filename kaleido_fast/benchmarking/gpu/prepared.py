@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import kaleido_kernels
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, check_folder
+from kaleido_fast.files import atomic_path, check_folder, write_error
 from kaleido_fast.versions import library_versions
 
 MOST_BYTES = 16 * 2**20
@@ -86,7 +87,8 @@ def pack(cache: Path, archive: Path, commit: str | None) -> Manifest:
                     _add(bundle, f"{folder.name}/{path.name}", path.read_bytes())
     packed = lzma.compress(data.getvalue(), preset=6)
     if len(packed) > MOST_BYTES:
-        raise InputError(f"{len(folders)} kernels take {len(packed) / 2**20:.1f} MiB, at most 16 travel: name fewer")
+        size = f"{len(folders)} kernels take {len(packed) / 2**20:.1f} MiB, at most {MOST_BYTES / 2**20:.3g} travel"
+        raise InputError(f"{size}: name fewer networks with --only")
     with atomic_path(archive) as temporary:
         temporary.write_bytes(packed)
     return manifest
@@ -107,27 +109,75 @@ def unpack(archive: Path, cache: Path, here: Manifest) -> Manifest:
         here: what the kernels must be for.
 
     Raises:
-        InputError: no such archive, or one that is damaged or for other kernels; nothing was unpacked.
+        InputError: no such archive, one that is damaged or for other kernels (nothing was unpacked), or a cache that
+            cannot be written (each kernel that is there is whole).
     """
     files = _read(archive)
     try:
-        record = json.loads(files.pop(MANIFEST))
-        if record.pop("format") != FORMAT:
-            raise KeyError("format")
-        manifest = Manifest(**record)
-    except (KeyError, TypeError, ValueError) as problem:
+        manifest = _manifest(files.pop(MANIFEST, b""))
+    except ValueError as problem:
         raise InputError(f"{archive} is no archive of prepared kernels: make it with --prepare") from problem
     difference = here.difference(manifest)
     if difference:
         raise InputError(f"{archive} is not used: {difference}")
-    for name, data in files.items():
-        target = cache / name
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(_relocated(data, target.parent) if target.name.startswith(GROUP) else data)
+    try:
+        kernels = _kernels(files, cache)
+        if len(kernels) != manifest.kernels:
+            raise ValueError(f"it holds {len(kernels)} kernels of {manifest.kernels}")
+    except ValueError as problem:
+        raise InputError(f"archive {archive} is damaged: {problem}; make it again with --prepare") from problem
+    for folder, entries in kernels.items():
+        _write(cache / folder, entries)
     return manifest
+
+
+def _manifest(data: bytes) -> Manifest:
+    """The manifest that an archive holds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    record = json.loads(data)
+    kinds = {"format": str, "sources": str, "triton": str, "commit": str, "kernels": int}
+    if not isinstance(record, dict) or {name: type(value) for name, value in record.items()} != kinds:
+        raise ValueError("other entries than a manifest's")
+    if record.pop("format") != FORMAT:
+        raise ValueError("of another format")
+    return Manifest(**record)
+
+
+def _kernels(files: dict[str, bytes], cache: Path) -> dict[str, dict[str, bytes]]:
+    """Folder of the cache -> its files by name, as they are to be written: Triton's list last, with paths of here.
+
+    Triton takes a kernel that is listed for whole.
+
+    Raises:
+        ValueError: files that none of our archives has.
+    """
+    found: dict[str, dict[str, bytes]] = {}
+    for name, data in files.items():
+        folder, _, file = name.partition("/")
+        if not (folder and file):
+            raise ValueError(f"it holds {name!r}")
+        found.setdefault(folder, {})[file] = data
+    for folder, entries in found.items():
+        groups = [name for name in entries if name.startswith(GROUP)]
+        if len(groups) != 1:
+            raise ValueError(f"{folder!r} has {len(groups)} lists of its files")
+        entries[groups[0]] = _relocated(entries.pop(groups[0]), set(entries), cache / folder)
+    return found
+
+
+def _write(folder: Path, entries: dict[str, bytes]) -> None:
+    """Write what is not there yet, in the order of ``entries``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in entries.items():
+            if not (folder / name).exists():
+                with atomic_path(folder / name) as temporary:
+                    temporary.write_bytes(data)
+    except OSError as problem:
+        raise write_error(folder, problem) from problem
 
 
 def _read(archive: Path) -> dict[str, bytes]:
@@ -138,18 +188,24 @@ def _read(archive: Path) -> dict[str, bytes]:
             found = {member.name: bundle.extractfile(member).read() for member in members}  # type: ignore[union-attr]
     except OSError as problem:
         raise InputError(f"archive {archive} cannot be read: {problem.strerror or problem}") from problem
-    except (lzma.LZMAError, tarfile.TarError, EOFError) as problem:
+    except (lzma.LZMAError, tarfile.TarError, EOFError, ValueError) as problem:
         raise InputError(f"archive {archive} is damaged: {problem}; make it again with --prepare") from problem
     for name in found:
         parts = Path(name).parts
-        if len(parts) > 2 or ".." in parts or Path(name).is_absolute():
+        if len(parts) > 2 or ".." in parts or "\0" in name or "/".join(parts) != name or Path(name).is_absolute():
             raise InputError(f"archive {archive} holds {name!r}, which none of ours does: make it again with --prepare")
     return found
 
 
-def _relocated(group: bytes, folder: Path) -> bytes:
-    """Triton's list of a kernel's files with the paths that they have in ``folder``, those left out left out."""
+def _relocated(group: bytes, there: set[str], folder: Path) -> bytes:
+    """Triton's list of a kernel's files with the paths that they have in ``folder``, those left out left out.
+
+    Raises:
+        ValueError: it is no such list, or lists other files than ``there`` are.
+    """
     listed = json.loads(group)
-    names = [name for name in listed["child_paths"] if name.endswith(NEEDED)]
-    listed["child_paths"] = {name: str(folder.resolve() / name) for name in names}
-    return json.dumps(listed).encode()
+    paths = listed.get("child_paths") if isinstance(listed, dict) else None
+    names = [name for name in paths if name.endswith(NEEDED)] if isinstance(paths, dict) else []
+    if set(names) != there:
+        raise ValueError(f"{folder.name!r} holds other files than it lists")
+    return json.dumps({**listed, "child_paths": {name: os.path.realpath(folder / name) for name in names}}).encode()
