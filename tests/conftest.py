@@ -20,18 +20,15 @@ settings.load_profile("kaleido")
 torch.set_num_threads(1)
 
 
-EMULATED = ("late", "early", "apart", "compile")
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--emulate",
-        nargs="?",
-        const="late",
-        choices=EMULATED,
-        help="run compiled kernels in the emulator, and only their tests: asynchronous copies as late as allowed "
-        "(late, the default) or at once (early), or late with groups of warps that run apart (apart); or only compile "
-        "what they launch (compile), so that most of them fail",
+        "--emulate", action="store_true", help="run compiled kernels in the emulator, and only the tests of kernels"
+    )
+    parser.addoption(  # an option of its own: a value that may be left out takes the path of a test that follows
+        "--emulate-how",
+        choices=("late", "early", "apart"),
+        help="with --emulate: asynchronous copies as late as allowed (late, the default) or at once (early), or late "
+        "with groups of warps that run apart (apart)",
     )
 
 
@@ -43,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("--emulate"):
         os.environ["TRITON_INTERPRET"] = "0"
+    elif config.getoption("--emulate-how"):
+        raise pytest.UsageError("--emulate-how says how kernels are emulated: pass --emulate too")
     elif not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -50,15 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def emulator(pytestconfig: pytest.Config) -> Iterator[object]:
     """With ``--emulate``, what runs the launches of the whole session; else None."""
-    how = pytestconfig.getoption("--emulate")
-    if not how:
+    if not pytestconfig.getoption("--emulate"):
         yield None
         return
     from kaleido_kernels.emulation.block import Conditions
-    from kaleido_kernels.emulation.driver import CompileOnly, Emulator, emulated
+    from kaleido_kernels.emulation.driver import Emulator, emulated
 
-    conditions = Conditions(early_copies=how == "early", apart=how == "apart")
-    with emulated(CompileOnly() if how == "compile" else Emulator(conditions)) as found:
+    how = pytestconfig.getoption("--emulate-how")
+    with emulated(Emulator(Conditions(early_copies=how == "early", apart=how == "apart"))) as found:
         yield found
 
 

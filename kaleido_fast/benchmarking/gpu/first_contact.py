@@ -7,17 +7,21 @@ First whether states are right, several cases at a time, the networks that matte
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import kaleido_fast
 from kaleido_fast.benchmarking.gpu.contact import NETS, Case, cases, timed_cases
@@ -26,16 +30,16 @@ from kaleido_fast.benchmarking.gpu.prepared import Manifest, manifest_here, pack
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker, Worker, run_jobs
 from kaleido_fast.benchmarking.machine import source_commit
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import check_folder
+from kaleido_fast.files import check_folder, check_writable, write_error
 
 CHECKED, REPEATS, TIMED_CHAINS = 1000, 10, 100_000
 EMULATED_CHAINS = 150  # some whole tiles and a ragged one
-CASE_SECONDS = 60.0
+CASE_SECONDS, LOOK_SECONDS = 60.0, 120.0
 EMULATED_SECONDS = 1800.0
 WORKERS = 12
 LOG = "first_contact.jsonl"
 ROOT = Path(kaleido_fast.__file__).parent.parent
-HEAD = ("network", "precision", "kernel", "timed", "runs", "at_s", "problem")
+HEAD = ("line", "network", "precision", "kernel", "runs", "at_s", "problem")
 
 
 @dataclass(frozen=True)
@@ -70,37 +74,60 @@ class ContactRequest:
 
 
 def make_contact(
-    request: ContactRequest, out: Path, new_worker: Callable[[], Worker], tell: Callable[[str], None]
+    request: ContactRequest,
+    about: dict[str, Any],
+    out: Path,
+    new_worker: Callable[[], Worker],
+    tell: Callable[[str], None],
 ) -> tuple[int, int]:
     """Check all cases, then time some; every line is told and added to ``out`` as its case finishes.
 
+    Args:
+        request: what to do.
+        about: of the GPU, as `look_at` gives it: the first line that is added, so that runs can be told apart.
+        out: file of JSON lines.
+        new_worker: makes what does the cases.
+        tell: called with a line for people.
+
     Returns:
         Number of cases without a problem, and of all.
+
+    Raises:
+        InputError: ``out`` cannot be written.
     """
     began = time.monotonic()
     until = began + 60 * request.minutes
     right: list[bool] = []
-    with out.open("a", encoding="utf-8") as log:
 
-        def finished(job: Job, found: dict[str, Any], problem: str) -> None:
-            entry = {name: job[name] for name in ("network", "precision", "kernel", "timed")}
-            entry |= {**found, "problem": problem, "at_s": round(time.monotonic() - began, 1)}
-            right.append(not problem)
+    def finished(job: Job, found: dict[str, Any], problem: str) -> None:
+        entry: dict[str, Any] = {"line": "time" if job["timed"] else "check"}
+        entry |= {name: job[name] for name in ("network", "precision", "kernel")}
+        entry |= {**found, "problem": problem, "at_s": round(time.monotonic() - began, 1)}
+        right.append(not problem)
+        _log(out, entry)
+        tell(line_of(entry))
+
+    _log(out, {"line": "run", "date": datetime.now(UTC).isoformat(timespec="seconds"), **about})
+    checks = [request.job(case, timed=False) for case in cases(request.networks)]
+    workers = [new_worker() for _ in range(max(1, min(request.workers, os.cpu_count() or 1)))]
+    run_jobs(checks, workers, until, finished, request.seconds)
+    timings = [request.job(case, timed=True) for case in timed_cases(request.networks)]
+    run_jobs(timings, [new_worker()], until, finished, request.seconds)  # alone: nothing else may use the GPU
+    return sum(right), len(checks) + len(timings)
+
+
+def _log(out: Path, entry: dict[str, Any]) -> None:
+    try:
+        with out.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
-            log.flush()
-            tell(line_of(entry))
-
-        checks = [request.job(case, timed=False) for case in cases(request.networks)]
-        workers = [new_worker() for _ in range(max(1, min(request.workers, os.cpu_count() or 1)))]
-        run_jobs(checks, workers, until, finished, request.seconds)
-        timings = [request.job(case, timed=True) for case in timed_cases(request.networks)]
-        run_jobs(timings, [new_worker()], until, finished, request.seconds)  # alone: nothing else may use the GPU
-    return sum(right), len(right)
+    except OSError as problem:
+        raise write_error(out, problem) from problem
 
 
 def line_of(entry: dict[str, Any]) -> str:
     """A case's entry as a line for people."""
-    head = f"{entry['at_s']:6.1f} s  {entry['network']:9}{entry['precision']:5}{entry.get('runs', entry['kernel']):7}"
+    head = f"{entry['at_s']:6.1f} s  {entry['line']:6}{entry['network']:9}{entry['precision']:5}"
+    head += f"{entry.get('runs', entry['kernel']):7}"
     values = [f"{name} {_short(value)}" for name, value in entry.items() if name not in HEAD]
     if entry["problem"]:
         values.append(f"PROBLEM {entry['problem']}")
@@ -111,19 +138,28 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def look_at(device: str, worker: Worker, busy: bool) -> str:
-    """The GPU in one line.
+def look_at(device: str, worker: Worker, busy: bool) -> dict[str, Any]:
+    """What the GPU is, and what runs on it: name, capability, sizes, state, versions, commit.
 
     Raises:
         InputError: there is none, or it cannot be used for this; ``busy`` takes one that others use.
     """
     found: dict[str, Any] = {}
-    problem = worker.run({"kind": "look", "device": device, "busy": busy}, 120.0, found.update)
-    worker.close()
+    try:
+        problem = worker.run({"kind": "look", "device": device, "busy": busy}, LOOK_SECONDS, found.update)
+    finally:
+        worker.close()
     if problem:
         raise InputError(f"no GPU can be used here: {problem}")
-    if found["refused"]:
-        raise InputError(found["refused"])
+    refused = found.pop("refused")
+    if refused:
+        raise InputError(refused)
+    commit, changed = source_commit(ROOT / "kaleido_fast")
+    return {**found, "commit": commit, "changed": changed}
+
+
+def headline(found: dict[str, Any]) -> str:
+    """What `look_at` found, in one line."""
     capability = ".".join(map(str, found["capability"]))
     return (
         f"{found['name']}, capability {capability}, {found['multiprocessors']} multiprocessors, "
@@ -135,18 +171,19 @@ def _versions(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
-def prepare(archive: Path, tell: Callable[[str], None], workers: int) -> Manifest:
-    """Compile every variant that a first contact and the kernels' tests launch, and pack them.
+def prepare(archive: Path, tell: Callable[[str], None], workers: int, networks: Sequence[str] = NETS) -> Manifest:
+    """Compile every variant that a first contact with these networks and the kernels' own tests launch, and pack them.
 
     Raises:
-        InputError: a variant that does not compile, or an archive that cannot be written.
+        InputError: a variant that does not compile, a test that fails in the emulator, or an archive that cannot be
+            written.
     """
     check_folder(archive)
     with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as folder:
         cache = Path(folder)
         environment = {"TRITON_CACHE_DIR": str(cache), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
         request = ContactRequest("cpu", 0.0, chains=1, repeats=0, compile_only=True)
-        jobs = [request.job(case, timed=False) for case in cases()]
+        jobs = [request.job(case, timed=False) for case in cases(networks)]
 
         def finished(job: Job, found: dict[str, Any], problem: str) -> None:
             tell(f"{job['network']} {job['precision']} {job['kernel']}{': ' + problem if problem else ''}")
@@ -158,36 +195,57 @@ def prepare(archive: Path, tell: Callable[[str], None], workers: int) -> Manifes
         run_jobs(jobs, makers, time.monotonic() + 3600, finished, EMULATED_SECONDS)
         if problems:
             raise InputError(f"{len(problems)} of {len(jobs)} cases do not compile; the first: {problems[0]}")
-        tell("the kernels' tests")
-        _compile_tests(environment, workers)
+        tell("the kernels' tests, in the emulator")
+        _run_tests(environment, workers)
         return pack(cache, archive, source_commit(ROOT / "kaleido_fast")[0])
 
 
-def _compile_tests(environment: dict[str, str], workers: int) -> None:
-    """Compile what the tests launch: they run, but kernels do not, so that most fail."""
+def _run_tests(environment: Mapping[str, str], workers: int) -> None:
+    """Run the kernels' tests in the emulator: one that is only compiled stops at its first wrong value.
+
+    Raises:
+        InputError: they cannot be run, or not all pass, so that some of what they launch may not be compiled.
+    """
     tests = sorted(str(path) for path in (ROOT / "tests").glob("test_kernels_*.py"))
-    options = ["--emulate", "compile", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
+    options = ["--emulate", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
-    if result.returncode not in (0, 1):  # 1: some tests failed
-        raise InputError(f"the kernels' tests could not be run: {(result.stdout + result.stderr).strip()[-200:]}")
+    if result.returncode != 0:
+        lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        last = lines[-1][-200:] if lines else f"status {result.returncode}"
+        raise InputError(f"the kernels' tests do not all pass in the emulator, so nothing is packed: {last}")
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of minutes: give one such as 3", context, parameter)
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--prepare", "prepared", is_flag=True, help="Compile all kernels into ARCHIVE; needs no GPU.")
 @click.option("--archive", type=click.Path(path_type=Path), help="Archive of compiled kernels, to write or to use.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(), help=f"Folder of {LOG} [here].")
-@click.option("--minutes", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="For everything.")
-@click.option("--only", default="", metavar="NAMES", help=f"Networks, separated by commas, of {', '.join(NETS)} [all].")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), help=f"Folder of {LOG}; made if needed [here].")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.1),
+    default=3.0,
+    show_default=True,
+    callback=_finite,
+    help="For everything.",
+)
+@click.option("--only", metavar="NAMES", help=f"Networks, separated by commas, of {', '.join(NETS)} [all].")
 @click.option("--busy", is_flag=True, help="Use a GPU that others use as well; its times mean little.")
 @click.option("--emulate", is_flag=True, help="Try the whole path without a GPU, in the emulator: minutes a network.")
 @click.option("--workers", type=click.IntRange(min=1), default=WORKERS, show_default=True, help="Processes at a time.")
+@click.pass_context
 def command(
+    context: click.Context,
     prepared: bool,
     archive: Path | None,
     out: Path,
     minutes: float,
-    only: str,
+    only: str | None,
     busy: bool,
     emulate: bool,
     workers: int,
@@ -197,16 +255,10 @@ def command(
     The line holds what ran, the largest error and where, whether repeats had the same bits, or milliseconds for 100,000
     chains x 300 steps. Exit status 1 when a case had a problem, 2 when there is no GPU for it.
     """
-    if prepared:
-        if archive is None:
-            raise click.UsageError("--prepare needs --archive FILE: where the compiled kernels go")
-        manifest = prepare(archive, lambda text: click.echo(text, err=True), min(workers, os.cpu_count() or 1))
-        click.echo(
-            f"{archive}: {manifest.kernels} kernels for Triton {manifest.triton}, {archive.stat().st_size:,} bytes"
-        )
-        return
     networks = _networks(only)
-    check_folder(out / LOG)
+    if prepared:
+        _prepare(context, archive, networks, workers)
+        return
     with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as data:
         environment = {"XDG_DATA_HOME": data}  # no tiles that were measured here before
         if emulate:
@@ -216,20 +268,48 @@ def command(
         def new_worker() -> ProcessWorker:
             return ProcessWorker(environment, "emulate" if emulate else "run")
 
-        click.echo(look_at(request.device, new_worker(), busy))
+        about = look_at(request.device, new_worker(), busy)  # before all else: the first line says if there is no GPU
+        _make_folder(out)
+        click.echo(headline(about))
         if archive is not None:
             _use(archive)
-        right, made = make_contact(request, out / LOG, new_worker, click.echo)
+        right, made = make_contact(request, about, out / LOG, new_worker, click.echo)
     click.echo(f"{right} of {made} cases without a problem; {out / LOG}")
     sys.exit(0 if right == made else 1)
 
 
-def _networks(only: str) -> tuple[str, ...]:
-    names = [name for name in only.split(",") if name]
+def _prepare(context: click.Context, archive: Path | None, networks: Sequence[str], workers: int) -> None:
+    """What ``--prepare`` does; options of a run on a GPU are refused."""
+    given = ("out", "minutes", "busy", "emulate")
+    idle = [f"--{name}" for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if idle:
+        raise click.UsageError(f"--prepare runs nothing on a GPU: leave out {' and '.join(idle)}")
+    if archive is None:
+        raise click.UsageError("--prepare needs --archive FILE: where the compiled kernels go")
+    tell = partial(click.echo, err=True)
+    manifest = prepare(archive, tell, min(workers, os.cpu_count() or 1), networks)
+    size = archive.stat().st_size
+    click.echo(f"{archive}: {manifest.kernels} kernels for Triton {manifest.triton}, {size:,} bytes")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"folder {folder} cannot be made: {problem.strerror}; name another with --out") from problem
+    check_writable(folder / LOG)
+
+
+def _networks(only: str | None) -> tuple[str, ...]:
+    if only is None:
+        return NETS
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--only {only!r} names no network: name some of {', '.join(NETS)}, or leave it out")
     for name in names:
         if name not in NETS:
             raise unknown_name("network", name, NETS)
-    return tuple(name for name in NETS if name in names) or NETS
+    return tuple(name for name in NETS if name in names)
 
 
 def _request(networks: Sequence[str], minutes: float, emulate: bool, workers: int) -> ContactRequest:
@@ -241,7 +321,8 @@ def _request(networks: Sequence[str], minutes: float, emulate: bool, workers: in
 
 def _use(archive: Path) -> None:
     """Unpack an archive where Triton looks; one that is of no use is told, and kernels are compiled anew."""
-    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # noqa: PTH111 - as Triton does; Path raises where there is no home
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home) / ".triton" / "cache")
     here = manifest_here(source_commit(ROOT / "kaleido_fast")[0])
     try:
         click.echo(f"{archive}: {unpack(archive, cache, here).kernels} kernels in the cache")
@@ -250,7 +331,10 @@ def _use(archive: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    """Run the command line; bad input ends in one line on standard error and exit status 2.
+
+    Lines that nobody reads any more end it with status 1, which click does.
+    """
     try:
         command.main(standalone_mode=False)
     except (click.ClickException, InputError) as problem:
