@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -591,10 +592,15 @@ def test_a_process_that_does_not_end_is_left(fake_workers, monkeypatch):
     assert worker.run({"name": "a"}, 60.0, lambda value: None) == ""
     process = worker._started.process
     monkeypatch.setattr(workers, "END_SECONDS", 0.2)
+    closing = threading.Thread(target=worker.close, daemon=True)
     with monkeypatch.context() as patch:
         patch.setattr(workers.os, "killpg", lambda *args: None)
-        worker.close()
-    assert worker._started is None and worker.run({"name": "b"}, 60.0, lambda value: None) == ""
+        patch.setattr(process, "kill", lambda: None)
+        closing.start()
+        closing.join(30.0)
+    assert (
+        not closing.is_alive() and worker._started is None and worker.run({"name": "b"}, 60.0, lambda value: None) == ""
+    )
     worker.close()
     process.kill()
     process.wait()
