@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def make_contact(
         _log(out, entry)
         tell(line_of(entry))
 
-    _log(out, {"line": "run", "date": datetime.now(UTC).isoformat(timespec="seconds"), **about})
+    _log(out, {"line": "run", "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about})
     checks = [request.job(case, timed=False) for case in cases(request.networks)]
     workers = [new_worker() for _ in range(max(1, min(request.workers, os.cpu_count() or 1)))]
     run_jobs(checks, workers, until, finished, request.seconds)
