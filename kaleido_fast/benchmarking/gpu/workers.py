@@ -230,12 +230,19 @@ def run_jobs(
         for thread in threads:
             thread.start()
         for _ in threads:
-            problem = ended.get()
+            problem = _get(ended)
             if problem is not None:
                 raise problem
     finally:
         stopped.set()
         _close(workers, threads)
+
+
+def _get(ended: queue.Queue[BaseException | None]) -> BaseException | None:
+    """The next one, looked for now and then: a wait without a limit slept through Ctrl-C on a busy machine."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ended.get(timeout=0.2)
 
 
 def _close(workers: Sequence[Worker], threads: Sequence[threading.Thread]) -> None:
