@@ -677,6 +677,8 @@ def invoke(*options: str):
     ("options", "text"),
     [
         (["--only", "mnisst"], "did you mean 'mnist'"),
+        (["--only", " , "], "names nothing"),
+        (["--quick", "--minutes", "nan"], "no number of minutes"),
         (["--device", "cuda:99"], "this machine has"),
         (["--quick", "--out", "a file/folder"], "cannot be made: Not a directory"),
         (["--quick", "--only", "mnisst", "--out", "new"], "did you mean 'mnist'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -80,7 +81,11 @@ def command(
 def _request(
     only: tuple[str, ...], minutes: float, quick: bool, device: str, folder: Path, emulate: bool = False
 ) -> ReportRequest:
-    names = [name for text in only for name in text.split(",") if name]
+    if not math.isfinite(minutes):
+        raise InputError(f"--minutes {minutes} is no number of minutes: give one such as 9.5")
+    names = [name.strip() for text in only for name in text.split(",") if name.strip()]
+    if only and not names:
+        raise InputError(f"--only {','.join(only)!r} names nothing: name networks or stages, or leave it out")
     for name in names:
         if name not in WORTH and name not in STAGES:
             raise unknown_name("network or stage", name, (*WORTH, *STAGES))
