@@ -268,17 +268,18 @@ def test_number_of_threads_changes_no_bit_and_report_stays_in_the_calling_thread
 @pytest.mark.parametrize("count", [1, 3])
 def test_report_can_stop_a_run_on_all_threads(threads, count):
     threads(count)
-    engine = CpuEngine(MODEL, SampleRequest(n_chains=20_000, burn_in=2000))
-    draws = torch.full((20_000, 1, 5), torch.nan)
+    n = 200_000  # seconds of work: on a busy machine the thread that reports may wait for its turn
+    engine = CpuEngine(MODEL, SampleRequest(n_chains=n, burn_in=2000))
+    draws = torch.full((n, 1, 5), torch.nan)
 
     def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.advance(torch.arange(20_000), None, 0, 2001, draws, stop)
+        engine.advance(torch.arange(n), None, 0, 2001, draws, stop)
     assert not [t for t in threading.enumerate() if t.name.startswith("kaleido")], "a thread outlived the run"
     unfinished = int(draws.isnan().any(dim=2).sum())
-    assert unfinished > 10_000, f"{20_000 - unfinished} chains were run to their end"
+    assert unfinished > n // 2, f"{n - unfinished} chains were run to their end"
 
 
 def test_residual_is_nan_where_one_value_is():
