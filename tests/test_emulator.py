@@ -512,6 +512,25 @@ loop:
     assert (out == 112).all()
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arch", "sm_80"], "the emulator knows sm_90 only"),
+        (["--net", "digits"], "TRITON_INTERPRET is set"),
+        (["--chains", "none"], "no whole number from 1"),
+        (["--net", "digitz"], "invalid choice"),
+    ],
+)
+def test_a_command_that_cannot_run_says_why_in_one_line(arguments, message):
+    pytest.importorskip("triton")
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root / "kernels")}
+    command = [sys.executable, "-m", "kaleido_kernels.emulate", *arguments]
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert message in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["installed", "3.6.0", "3.8.0"])
 def test_all_compiled_kernels_are_right_under_each_release_of_triton(version, tmp_path):
