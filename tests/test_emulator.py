@@ -485,7 +485,10 @@ def test_other_targets_and_texts_are_refused():
 
 
 def test_every_rule_names_its_section_of_the_manual():
-    for name, section in [*((name, rule.section) for name, rule in RULES.items()), *FLOW.items()]:
+    sections = {name: section for name, (section, _) in FLOW.items()} | {
+        name: rule.section for name, rule in RULES.items()
+    }
+    for name, section in sections.items():
         assert re.fullmatch(r"[A-Z].*Instructions: .+", section), f"{name}: {section}"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from kaleido_kernels.emulation.copies import swizzled
 from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceError, UnknownInstructionError
 from kaleido_kernels.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
+from kaleido_kernels.emulation.movement import build_nothing
 from kaleido_kernels.emulation.ptx import Immediate, Instruction, Operand, registers_of
 from kaleido_kernels.emulation.warps import (
     Handler,
@@ -301,11 +302,6 @@ def _one(descriptors: Array) -> int:
     return int(descriptors[0])
 
 
-def build_wgmma_fence(warps: Warps, instruction: Instruction) -> Handler:
-    """wgmma.fence orders registers, which are in order here."""
-    return lambda mask: None
-
-
 def build_wgmma_commit(warps: Warps, instruction: Instruction) -> Handler:
     """wgmma.commit_group."""
     block, number = warps.block, warps.number
@@ -341,7 +337,7 @@ RULES: dict[str, Rule] = {
     "stmatrix": Rule(f"{WARP}: stmatrix", rf"st{MATRICES}", build_stmatrix),
     "mma.sync": Rule(f"{WARP}: mma", MMA, build_mma),
     "wgmma.mma_async": Rule(f"{GROUP}: wgmma.mma_async", WGMMA, build_wgmma),
-    "wgmma.fence": Rule(f"{GROUP}: wgmma.fence", r"wgmma\.fence\.sync\.aligned", build_wgmma_fence),
+    "wgmma.fence": Rule(f"{GROUP}: wgmma.fence", r"wgmma\.fence\.sync\.aligned", build_nothing),
     "wgmma.commit_group": Rule(
         f"{GROUP}: wgmma.commit_group", r"wgmma\.commit_group\.sync\.aligned", build_wgmma_commit
     ),

@@ -60,32 +60,24 @@ class Rule:
     build: Build
 
 
-FLOW_FORMS = {
-    "bra": r"bra(\.uni)?",
-    "brx.idx": r"brx\.idx(\.uni)?",
-    "ret": r"ret(\.uni)?",
-    "exit": "exit",
-    "trap": "trap",
-    "setmaxnreg": r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32",
-    "bar.sync": r"bar\.sync",
-    "barrier.sync": r"barrier\.sync(\.aligned)?",
-    "barrier.cta.sync": r"barrier\.cta\.sync(\.aligned)?",
-    "mbarrier.try_wait": r"mbarrier\.try_wait\.parity(\.acquire\.cta)?(\.shared(::cta)?)?\.b64",
-}
-"""Forms of the instructions of `FLOW`."""
+CONTROL = "Control Flow Instructions"
+BARRIER = "Parallel Synchronization and Communication Instructions: bar{.cta}, barrier{.cta}"
 FLOW = {
-    "bra": "Control Flow Instructions: bra",
-    "brx.idx": "Control Flow Instructions: brx.idx",
-    "ret": "Control Flow Instructions: ret",
-    "exit": "Control Flow Instructions: exit",
-    "trap": "Miscellaneous Instructions: trap",
-    "setmaxnreg": "Miscellaneous Instructions: setmaxnreg",
-    "bar.sync": "Parallel Synchronization and Communication Instructions: bar{.cta}, barrier{.cta}",
-    "barrier.sync": "Parallel Synchronization and Communication Instructions: bar{.cta}, barrier{.cta}",
-    "barrier.cta.sync": "Parallel Synchronization and Communication Instructions: bar{.cta}, barrier{.cta}",
-    "mbarrier.try_wait": "Parallel Synchronization and Communication Instructions: mbarrier.try_wait",
+    "bra": (f"{CONTROL}: bra", r"bra(\.uni)?"),
+    "brx.idx": (f"{CONTROL}: brx.idx", r"brx\.idx(\.uni)?"),
+    "ret": (f"{CONTROL}: ret", r"ret(\.uni)?"),
+    "exit": (f"{CONTROL}: exit", "exit"),
+    "trap": ("Miscellaneous Instructions: trap", "trap"),
+    "setmaxnreg": ("Miscellaneous Instructions: setmaxnreg", r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32"),
+    "bar.sync": (BARRIER, r"bar\.sync"),
+    "barrier.sync": (BARRIER, r"barrier\.sync(\.aligned)?"),
+    "barrier.cta.sync": (BARRIER, r"barrier\.cta\.sync(\.aligned)?"),
+    "mbarrier.try_wait": (
+        "Parallel Synchronization and Communication Instructions: mbarrier.try_wait",
+        r"mbarrier\.try_wait\.parity(\.acquire\.cta)?(\.shared(::cta)?)?\.b64",
+    ),
 }
-"""Instructions that `Warps.run` itself knows, with their sections."""
+"""Instructions that `Warps.run` itself knows: their sections, and the forms that it covers."""
 WRITES_NOTHING = ("st", "stmatrix", "bra", "brx", "bar", "barrier", "cp", "fence", "setmaxnreg", "ret", "exit")
 """Instructions whose first operand is not a result."""
 LETS_OTHERS_RUN = ("mbarrier.arrive", "cp.async.bulk", "wgmma.commit_group", "wgmma.wait_group", "fence")
@@ -123,7 +115,7 @@ class Warps:
         self.flow = [longest_match(item, FLOW) for item in self.kernel.instructions]
         for item, kind in zip(self.kernel.instructions, self.flow, strict=True):
             if kind is not None:
-                self._check_form(item, FLOW_FORMS[kind])
+                self._check_form(item, FLOW[kind][1])
         self.handlers = [
             self._handler(item, rules) if flow is None else None
             for item, flow in zip(self.kernel.instructions, self.flow, strict=True)
