@@ -1,5 +1,6 @@
 """Python's time for a launch on a warm model, in microseconds: no GPU is needed, and none is used.
 
+\b
     python benchmarks/launch_overhead.py
     python benchmarks/launch_overhead.py --network points1d --network mnist --precision fp32
 

@@ -128,11 +128,11 @@ def make_parser() -> argparse.ArgumentParser:
     about = "Compile a kernel for sm_90, run its PTX on the CPU and compare the states with plain torch."
     parser = OneLineParser(prog="python -m kaleido_kernels.emulate", description=about)
     parser.add_argument("--net", choices=list(NETWORKS), default="digits", help="reference network (default: digits)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of operands (default: fp32)")
     parser.add_argument("--kernel", choices=("auto", *KERNELS), default="auto", help="default: what the plan takes")
     parser.add_argument("--arch", default="sm_90", help="the emulator knows sm_90, the default, and no other")
-    parser.add_argument("--chains", type=_positive, default=300, metavar="N", help="default: 300")
-    parser.add_argument("--steps", type=_positive, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--chains", type=_positive, default=300, metavar="N", help="chains to run (default: 300)")
+    parser.add_argument("--steps", type=_positive, default=3, metavar="N", help="steps of each (default: 3)")
     parser.add_argument("--seed", type=_seed, default=0, help="of weights, start states and chance (default: 0)")
     parser.add_argument(
         "--copies",
