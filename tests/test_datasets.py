@@ -258,14 +258,19 @@ def test_folder_with_training_and_test_images(tmp_path):
     refused(tmp_path, "several IDX files")
 
 
-def test_real_mnist(mnist_images):
+def test_real_mnist(mnist_images, tmp_path):
     data = load_dataset(mnist_images)
     assert data.data.shape == (10_000, 784)
     assert data.labels is not None
     assert data.labels.bincount(minlength=10).min() > 800
     ink = float(data.scaling.undo(data.data).mean())
     assert 30 < ink < 37, f"mean grey level {ink}, the literature's is 33.3 of 255"
-    assert len(load_dataset(mnist_images.parent, limit=100)) == 100
+    # A folder of its own: the data's folder may hold other sets too, and is refused then.
+    for name in ("mnist10k-images-idx3-ubyte.gz", "mnist10k-labels-idx1-ubyte.gz"):
+        (tmp_path / name).symlink_to(mnist_images.with_name(name).resolve())
+    folder = load_dataset(tmp_path, limit=100)
+    assert len(folder) == 100
+    assert folder.labels is not None
 
 
 # --- bad input
