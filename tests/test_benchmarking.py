@@ -21,6 +21,7 @@ from kaleido_fast import ModelCard, save_checkpoint
 from kaleido_fast.benchmarking import bars, cases, ceiling, cold, contest, machine, peers, report, runner, timing
 from kaleido_fast.benchmarking.acceptance import WrongStatesError, measure_deviation, refuse_wrong
 from kaleido_fast.benchmarking.cases import SIZES, Size, Subject
+from kaleido_fast.benchmarking.faults import DeviceLostError
 from kaleido_fast.benchmarking.peers import PEERS, Setting, build_peer, choose_peers, loops
 from kaleido_fast.cli import main
 from kaleido_fast.errors import InputError
@@ -595,6 +596,51 @@ def test_a_wrong_or_failing_peer_is_not_timed_and_says_why(monkeypatch):
     assert result.peers == []
     assert "differs from the reference" in result.skipped["eager"]
     assert result.skipped["chunked"] == "no compiler"
+
+
+def failing_peer(monkeypatch, answers: bool) -> None:
+    """Peer eager fails on points2d; whether the device ``answers`` after that."""
+    failed = []
+
+    def build(peer, setting):
+        if peer.name == "eager" and setting.model.spec == cases.network_spec("points2d"):
+            failed.append(peer.name)
+            raise RuntimeError("CUDA error: an illegal memory access\nlong traceback")
+        return build_peer(peer, setting)
+
+    monkeypatch.setattr(runner, "build_peer", build)
+    monkeypatch.setattr(runner, "device_answers", lambda device: answers or not failed)
+
+
+def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    failing_peer(monkeypatch, answers=False)
+    Path("README.md").write_text(f"{report.BEGIN}\nolder\n{report.END}\n")
+    nets = ("--net", "points1d,points2d", "--peers", "eager,chunked", "--json", "bench.json", "--readme", "README.md")
+    status, output, errors = call(monkeypatch, capsys, *SMALL, *nets)
+    assert status == 2
+    assert "points1d" in output
+    assert errors.count("\n") == 1
+    assert "eager: CUDA error: an illegal memory access" in errors
+    assert "points2d not measured, README.md left as it is" in errors
+    record = json.loads(Path("bench.json").read_text())
+    assert [entry["network"] for entry in record["results"]] == ["points1d"]
+    assert (record["unmeasured"], "takes no more work" in record["lost"]) == (["points2d"], True)
+    assert "older" in Path("README.md").read_text()
+
+
+def test_a_device_lost_before_anything_was_measured_is_an_error(monkeypatch):
+    failing_peer(monkeypatch, answers=False)
+    subjects = [Subject("points2d", network="points2d"), Subject("points1d", network="points1d")]
+    with pytest.raises(DeviceLostError, match="eager: CUDA error"):
+        runner.run_bench(small_request(subjects=subjects))
+
+
+def test_a_peer_that_fails_on_a_device_that_still_answers_costs_itself_alone(monkeypatch):
+    failing_peer(monkeypatch, answers=True)
+    (result,) = runner.run_bench(small_request(subjects=[Subject("points2d", network="points2d")])).results
+    assert result.peers == ["chunked"]
+    assert result.skipped["eager"] == "CUDA error: an illegal memory access"
 
 
 def test_engine_all_skips_what_cannot_run_and_a_name_is_refused():

@@ -29,6 +29,8 @@ def as_record(report: BenchReport) -> dict[str, Any]:
         "quick": report.quick,
         **report.about,
         "results": [_result_record(result) for result in report.results],
+        "lost": report.lost,
+        "unmeasured": report.unmeasured,
     }
 
 

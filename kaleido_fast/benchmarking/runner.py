@@ -23,6 +23,7 @@ from kaleido_fast.benchmarking.contest import (
     resolve_engine,
     start_states,
 )
+from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.machine import describe_run
 from kaleido_fast.benchmarking.peers import Peer, Setting, build_peer, forget_compiled
 from kaleido_fast.benchmarking.timing import Ratio, Spread, Timed, compare, spread, time_alternating
@@ -137,11 +138,16 @@ class NetworkResult:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Results of all networks, and where they were measured."""
+    """Results of all networks, and where they were measured.
+
+    ``lost``: what took the device away, empty if nothing did; the networks ``unmeasured`` were left for it.
+    """
 
     results: list[NetworkResult]
     about: dict[str, Any]
     quick: bool
+    lost: str = ""
+    unmeasured: list[str] = field(default_factory=list)
 
 
 def run_bench(request: BenchRequest, progress: Progress = lambda share, text: None) -> BenchReport:
@@ -149,6 +155,7 @@ def run_bench(request: BenchRequest, progress: Progress = lambda share, text: No
 
     Raises:
         InputError: an engine asked for by name cannot run here.
+        DeviceLostError: the device failed before any network was measured. Later, what was measured is returned.
     """
     about = describe_run(request.device)
     engines, skipped = find_engines(request, request.subjects[0].model())
@@ -157,7 +164,13 @@ def run_bench(request: BenchRequest, progress: Progress = lambda share, text: No
     for i, subject in enumerate(request.subjects):
         model = subject.model().requires_grad_(False).to(request.device)
         part = _Part(progress, i / len(request.subjects), 1 / len(request.subjects), subject.name)
-        results.append(_run_network(request, subject, model, engines, part, first=i == 0))
+        try:
+            results.append(_run_network(request, subject, model, engines, part, first=i == 0))
+        except DeviceLostError as problem:
+            if not results:
+                raise
+            unmeasured = [left.name for left in request.subjects[i:]]
+            return BenchReport(results, about, request.quick, str(problem), unmeasured)
         del model
         gc.collect()
     progress(1.0, "done")
@@ -229,7 +242,11 @@ def _run_network(
         done += 1
         part.at(0.4 + 0.6 * done / total, f"timing {name}")
 
-    seconds = time_alternating(runs, request.n_rounds, synchronise=_synchroniser(request.device), after=after)
+    try:
+        seconds = time_alternating(runs, request.n_rounds, synchronise=_synchroniser(request.device), after=after)
+    except Exception as problem:
+        _refuse_lost("timing", request.device, problem)
+        raise
     return NetworkResult(
         subject=subject,
         size=size,
@@ -293,12 +310,19 @@ def _prepare(
         except (
             Exception
         ) as problem:  # a peer is somebody else's library: whatever it raises is a reason to leave it out
+            _refuse_lost(name, request.device, problem)
             if name in engines:
                 raise
             failed[name] = one_line(problem)
             continue
         ready[name] = _Ready(contestant, "engine" if name in engines else "peer", built, deviation)
     return ready, failed
+
+
+def _refuse_lost(name: str, device: torch.device, problem: Exception) -> None:
+    """Stop if what failed took the device with it: all that follows would fail too, and be blamed for it."""
+    if not device_answers(device):
+        raise DeviceLostError(name, problem) from problem
 
 
 def _engine_builder(request: BenchRequest, model: KaleidoMLP, name: str) -> Callable[[], Contestant]:
@@ -316,6 +340,7 @@ def _warms_up(name: str, entry: _Ready, z0: Tensor, failed: dict[str, str]) -> b
     try:
         entry.contestant.run(z0, 1)
     except Exception as problem:
+        _refuse_lost(name, z0.device, problem)
         failed[name] = one_line(problem)
         return False
     return True

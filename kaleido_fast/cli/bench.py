@@ -74,7 +74,7 @@ def command(json_path: Path | None, readme: Path | None, picture: Path | None, q
         results = run_bench(request, progress)
     if json_path is not None and json_path != TERMINAL:
         report.write_json(results, json_path)
-    if readme is not None:
+    if readme is not None and not results.lost:
         report.write_readme(results, readme)
     if picture is not None:
         bars.save_bars(results, picture)
@@ -82,6 +82,9 @@ def command(json_path: Path | None, readme: Path | None, picture: Path | None, q
         click.echo(json.dumps(report.as_record(results)))
     elif not quiet:
         _print(results)
+    if results.lost:
+        kept = f", {readme} left as it is" if readme is not None else ""
+        raise InputError(f"{results.lost}: {', '.join(results.unmeasured)} not measured{kept}; run it again")
 
 
 def make_request(
