@@ -269,7 +269,9 @@ def test_a_prepared_archive_spares_all_compiling(tmp_path):
     assert made.returncode == 0, made.stdout + made.stderr
     kernels = unpack(archive, cache, manifest_here(None)).kernels
     environment = {"TRITON_CACHE_DIR": str(cache), "TRITON_INTERPRET": "0"}
-    request = ContactRequest("cpu", 60.0, chains=1, repeats=0, timed_chains=1, workers=2, compile_only=True)
+    sizes = {"chains": 1, "repeats": 0, "timed_chains": 1}
+    long = first_contact.EMULATED_SECONDS  # the reference of cifar alone takes two minutes on a CPU
+    request = ContactRequest("cpu", 60.0, **sizes, seconds=long, workers=2, compile_only=True)
     right, all_cases = make_contact(
         request, ABOUT, tmp_path / "log", lambda: ProcessWorker(environment, "compile"), lambda line: None
     )
