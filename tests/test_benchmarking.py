@@ -616,17 +616,19 @@ def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     failing_peer(monkeypatch, answers=False)
     Path("README.md").write_text(f"{report.BEGIN}\nolder\n{report.END}\n")
-    nets = ("--net", "points1d,points2d", "--peers", "eager,chunked", "--json", "bench.json", "--readme", "README.md")
-    status, output, errors = call(monkeypatch, capsys, *SMALL, *nets)
+    nets = ("--net", "points1d,points2d", "--peers", "eager,chunked", "--json", "bench.json")
+    files = ("--readme", "README.md", "--picture", "bars.png")
+    status, output, errors = call(monkeypatch, capsys, *SMALL, *nets, *files)
     assert status == 2
     assert "points1d" in output
     assert errors.count("\n") == 1
     assert "eager: CUDA error: an illegal memory access" in errors
-    assert "points2d not measured, README.md left as it is" in errors
+    assert "points2d not measured, README.md left as it is, bars.png left as it is" in errors
     record = json.loads(Path("bench.json").read_text())
     assert [entry["network"] for entry in record["results"]] == ["points1d"]
     assert (record["unmeasured"], "takes no more work" in record["lost"]) == (["points2d"], True)
     assert "older" in Path("README.md").read_text()
+    assert not Path("bars.png").exists()
 
 
 def test_a_device_lost_before_anything_was_measured_is_an_error(monkeypatch):

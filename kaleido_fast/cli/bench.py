@@ -76,14 +76,14 @@ def command(json_path: Path | None, readme: Path | None, picture: Path | None, q
         report.write_json(results, json_path)
     if readme is not None and not results.lost:
         report.write_readme(results, readme)
-    if picture is not None:
+    if picture is not None and not results.lost:
         bars.save_bars(results, picture)
     if json_path == TERMINAL:
         click.echo(json.dumps(report.as_record(results)))
     elif not quiet:
         _print(results)
     if results.lost:
-        kept = f", {readme} left as it is" if readme is not None else ""
+        kept = "".join(f", {path} left as it is" for path in (readme, picture) if path is not None)
         raise InputError(f"{results.lost}: {', '.join(results.unmeasured)} not measured{kept}; run it again")
 
 
