@@ -28,6 +28,7 @@ import numpy as np
 
 from kaleido_fast import names
 from kaleido_fast.benchmarking.cases import network_spec, random_network
+from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.cli.options import Name, NumberOr
 from kaleido_fast.errors import InputError
 from kaleido_fast.plan import H200, DeviceFacts, SampleRequest, make_plan
@@ -586,18 +587,8 @@ def make_job(n_chains: int, n_steps: int, given: dict[str, Any]) -> Job:
 
 
 def main() -> None:
-    """Run the command; bad input is one line and exit status 2, a wrong prediction of --check too."""
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as problem:
-        sys.exit(_refuse(problem.format_message()))
-    except InputError as problem:
-        sys.exit(_refuse(str(problem)))
-
-
-def _refuse(text: str) -> int:
-    click.echo(f"costs.py: {text}", err=True)
-    return 2
+    """Run the command line and end this process; a wrong prediction of --check is an error too."""
+    run_program(command, "costs.py", "give the command again")
 
 
 if __name__ == "__main__":

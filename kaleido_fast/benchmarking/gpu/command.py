@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import kaleido_fast
 from kaleido_fast.benchmarking.gpu.report import FORMAT, FORMAT_VERSION, STAGES, WORTH, ReportRequest, make_report
 from kaleido_fast.benchmarking.gpu.table import readme_part
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
+from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.benchmarking.report import check_readme, write_between
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.errors import InputError, unknown_name
@@ -24,7 +24,6 @@ from kaleido_fast.files import check_writable
 
 BEGIN = "<!-- gpu report: begin -->"
 END = "<!-- gpu report: end -->"
-INTERRUPTED = 130
 RESULTS = Path(kaleido_fast.__file__).parent.parent / "benchmarks" / "results"
 
 
@@ -147,15 +146,5 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit status 2."""
-    try:
-        status = command.main(standalone_mode=False)
-    except (click.ClickException, InputError) as problem:
-        text = problem.format_message() if isinstance(problem, click.ClickException) else str(problem)
-        click.echo(f"gpu_report: {' '.join(text.split())}", err=True)
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("gpu_report: interrupted; what was measured is written", err=True)
-        sys.exit(INTERRUPTED)
-    sys.stdout.flush()
-    sys.exit(status if isinstance(status, int) else os.EX_OK)
+    """Run the command line and end this process."""
+    run_program(command, "gpu_report", "what was measured is written")

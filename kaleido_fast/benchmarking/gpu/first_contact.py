@@ -29,6 +29,7 @@ from kaleido_fast.benchmarking.gpu.jobs import Job
 from kaleido_fast.benchmarking.gpu.prepared import Manifest, manifest_here, pack, unpack
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker, Worker, run_jobs
 from kaleido_fast.benchmarking.machine import source_commit
+from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_folder, check_writable, write_error
 
@@ -331,16 +332,5 @@ def _use(archive: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit status 2.
-
-    Lines that nobody reads any more end it with status 1, which click does.
-    """
-    try:
-        command.main(standalone_mode=False)
-    except (click.ClickException, InputError) as problem:
-        text = problem.format_message() if isinstance(problem, click.ClickException) else str(problem)
-        click.echo(f"first_contact: {' '.join(text.split())}", err=True)
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("first_contact: interrupted; what was found is written", err=True)
-        sys.exit(130)
+    """Run the command line and end this process."""
+    run_program(command, "first_contact", "what was found is written")
