@@ -89,11 +89,12 @@ class Crew:
         """A store for torch's process groups; of crews of several workers only."""
         raise InputError("one process has no process group")
 
-    def leave(self, patience: float = LEAVE) -> None:
+    def leave(self, patience: float = LEAVE, last: float = LEAVE) -> None:
         """Say good-bye: the leader is last, because the store may live in its process.
 
         Args:
             patience: seconds that it waits for the others.
+            last: of these, seconds for the last one when all others have gone: it may be lost.
         """
 
 
@@ -228,13 +229,15 @@ class TorchCrew(Crew):
         self.check()
         time.sleep(_POLL)
 
-    def leave(self, patience: float = LEAVE) -> None:
+    def leave(self, patience: float = LEAVE, last: float = LEAVE) -> None:
         try:
-            gone = self.store.add("gone", 1)
+            missing = self.size - self.store.add("gone", 1)
             until = time.monotonic() + patience
-            while self.hosts_store and gone < self.size and time.monotonic() < until:
+            while self.hosts_store and missing > 0 and time.monotonic() < until:
+                if missing == 1:
+                    until = min(until, time.monotonic() + last)
                 time.sleep(_POLL)
-                gone = self.store.add("gone", 0)
+                missing = self.size - self.store.add("gone", 0)
         except RuntimeError:
             return
 

@@ -26,7 +26,9 @@ from kaleido_fast.files import remove_parts
 from kaleido_fast.locks import output_lock, read_token
 
 _PATIENCE = datetime.timedelta(minutes=10)  # for a worker that neither answers nor hangs up
-_END = 2.0  # seconds that the first worker waits for the others where training has failed
+# Seconds that the first worker waits where training has failed: for the others, which are late on a busy machine, and
+# for the last of them, which may be the one that is lost.
+_END = (20.0, 2.0)
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -166,11 +168,11 @@ def find_team() -> Iterator[Team]:
     """
     crew = find_crew()
     team = Team() if crew.size == 1 else TorchTeam(crew)
-    patience = LEAVE
+    patience = (LEAVE, LEAVE)
     try:
         yield team
     except InputError as problem:
-        patience = _END  # one may be lost; the others notice at their step
+        patience = _END
         if crew.fail(str(problem)):
             raise CrewError(str(problem), told=True) from problem
         raise
@@ -180,7 +182,7 @@ def find_team() -> Iterator[Team]:
     finally:
         if isinstance(team, TorchTeam):
             team.close()
-        crew.leave(patience)
+        crew.leave(*patience)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from conftest import random_mlp
 from killing import Task, command_run, contents, errors_of, start_workers, train_task, wait_until, with_args
 
 from kaleido_fast import InputError, ModelCard, load_checkpoint, sample_to, save_checkpoint
+from kaleido_fast.crew import TorchCrew
 from kaleido_fast.locks import output_lock
 from kaleido_fast.storing.joining import join_stores
 
@@ -155,6 +157,22 @@ def test_a_lost_worker_ends_training_in_one_line(tmp_path, three_workers, victim
     assert "has ended" in left
     assert "Traceback" not in left
     assert end_together(tmp_path / "run", 3) == three_workers
+
+
+def leading_crew(size: int) -> TorchCrew:
+    """The first worker of several, with a store of this process."""
+    crew = object.__new__(TorchCrew)
+    crew.rank, crew.size, crew.hosts_store = 0, size, True
+    crew.store = torch.distributed.HashStore()
+    return crew
+
+
+def test_the_first_worker_waits_for_survivors_longer_than_for_the_one_that_is_lost():
+    crew = leading_crew(3)
+    survivor = threading.Timer(0.6, crew.store.add, ("gone", 1))  # the third never says good-bye
+    survivor.start()
+    crew.leave(60.0, 0.1)
+    assert crew.store.add("gone", 0) == 2
 
 
 @pytest.mark.parametrize("victims", [[0, 1, 2], [1]])
