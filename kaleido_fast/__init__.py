@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kaleido_fast.checkpoint import save_checkpoint as save_checkpoint
     from kaleido_fast.datasets import Dataset as Dataset
     from kaleido_fast.datasets import load_dataset as load_dataset
+    from kaleido_fast.errors import GeneralModuleWarning as GeneralModuleWarning
     from kaleido_fast.errors import InputError as InputError
     from kaleido_fast.errors import SamplingInterruptedError as SamplingInterruptedError
     from kaleido_fast.errors import SamplingMemoryError as SamplingMemoryError
@@ -43,6 +44,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Dataset": "datasets",
     "Draws": "storing.draws",
+    "GeneralModuleWarning": "errors",
     "InputError": "errors",
     "KaleidoMLP": "model",
     "ModelCard": "checkpoint",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, spectral_radii
 from kaleido_fast.errors import InputError
-from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.model import KaleidoMLP, plain_mlp
 from kaleido_fast.neighbours import distance_blocks
 from kaleido_fast.pictures import captioned_grid, sample_images
 from kaleido_fast.quality import nearest_examples
@@ -115,9 +115,7 @@ def attractors(
             more distinct end states than the catalogue holds.
     """
     check_distance(distance)
-    module = resolve_subject(model).module
-    if not isinstance(module, KaleidoMLP):
-        raise InputError(f"attractors of a {type(module).__name__}: a KaleidoMLP or a plain Sequential is needed")
+    module = plain_mlp(model if isinstance(model, nn.Module) else resolve_subject(model).module)
     spec = module.spec
     if result.final.shape[1] != spec.dim:
         raise InputError(f"the run has {result.final.shape[1]} values a chain, the model {spec.dim}")

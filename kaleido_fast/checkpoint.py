@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
-from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
 
@@ -101,14 +101,23 @@ def bundled_path(name: str) -> Path:
     return Path(__file__).parent / "data" / f"{name}.safetensors"
 
 
-def save_checkpoint(path: str | Path, model: KaleidoMLP, card: ModelCard) -> str:
+def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     """Write a checkpoint; it appears under ``path`` only when whole. Returns the model's hash.
 
+    Args:
+        path: the file.
+        model: a `KaleidoMLP`, or a Sequential that is one (see `kaleido_fast.model.plain_mlp`). Parametrised, pruned
+            and normed layers are stored with the weights in force.
+        card: what else to say of it.
+
     Raises:
+        UnknownModuleError: a model that weights alone do not describe: hooks, a forward of its own, other layers.
         InputError: weights that are not finite, or a path that cannot be written.
     """
+    model = plain_mlp(model)
     check_finite(model)
-    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in model.state_dict().items()}
+    # Copies: layers may be shared, and safetensors takes no shared memory.
+    tensors = {name: t.to("cpu", torch.float32, copy=True).contiguous() for name, t in named_weights(model)}
     spec, card_text = model.spec.to_json(), card.to_json()
     header = {"version": VERSION, "spec": spec, "card": card_text, "checksum": _checksum(spec, card_text, tensors)}
     with atomic_path(Path(path)) as temporary:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -11,6 +13,10 @@ class InputError(ValueError):
 
     The text is one line: what was given, what is allowed, what to do. The command line prints it and exits with 2.
     """
+
+
+class GeneralModuleWarning(UserWarning):
+    """A module is run as it is, by the reference engine, for it is not understood exactly; the text says why."""
 
 
 class CrewError(InputError):
@@ -66,3 +72,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return InputError(f"unknown {kind} {name!r}: known are {', '.join(names)}{hint}")
+
+
+def warn_caller(text: str, category: type[Warning]) -> None:
+    """Warn at the line outside of this package that led here, so that Python shows it once for that line."""
+    level, frame = 1, sys._getframe()
+    inside = (__name__.partition(".")[0], "torch")  # torch's: the wrappers of functions that it is not to compile
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import cast
@@ -13,8 +13,16 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.recognition import (
+    UnknownModuleError,
+    linear_in_force,
+    look_through,
+    read_sequential,
+    why_not_exactly,
+)
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -27,7 +35,6 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 BOUND_RANGES: dict[str, tuple[float, float]] = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 MAX_WIDTH = 1 << 20
-AS_IT_IS = "fast_sample with dim= and data_range= runs the module as it is, by engine 'reference'"
 
 
 @dataclass(frozen=True)
@@ -181,100 +188,104 @@ class KaleidoMLP(nn.Module):
     @classmethod
     def from_sequential(
         cls,
-        sequential: nn.Sequential,
+        sequential: nn.Module,
         *,
         sample_shape: tuple[int, ...] = (),
         data_range: tuple[float, float] | None = None,
     ) -> KaleidoMLP:
         """Take over a plain ``nn.Sequential`` of Linear layers, one kind of activation between, and a bound at the end.
 
-        Dropout and Identity are passed over (sampling is inference). Parameters are shared, not copied.
+        Dropout, Identity and Flatten are passed over (sampling is inference). Parameters are shared, not copied; layers
+        whose weights torch makes from other tensors (parametrised, pruned, normed ones) give copies of the weights in
+        force.
 
         Raises:
-            InputError: a module or an order that the engines cannot take, named with its position.
+            UnknownModuleError: a module or an order that the engines cannot take, named with its position: also a
+                subclass with a forward of its own and a module with a forward hook.
+            InputError: sizes or a data range that do not fit.
         """
-        modules = [m for m in _flatten(sequential) if not isinstance(m, (nn.Identity, nn.Dropout))]
-        linears, activations = _split_alternating(modules)
-        names = {_activation_name(module, 2 * i + 1) for i, module in enumerate(activations[:-1])}
-        if len(names) > 1:
-            kinds = ", ".join(sorted(name for name, _ in names))
-            raise InputError(
-                f"hidden activations are mixed ({kinds}): the engines take one kind in all hidden layers ({AS_IT_IS})"
-            )
-        activation, slope = names.pop() if names else ("relu", 0.01)
-        bound = _bound_name(activations[-1])
-        widths = (linears[0].in_features, *(layer.out_features for layer in linears))
-        for i, (layer, expected) in enumerate(zip(linears, widths, strict=False)):
-            if layer.in_features != expected:
-                raise InputError(
-                    f"linear layer {i} takes {layer.in_features} values but gets {expected} from the one before"
-                )
+        stack = read_sequential(sequential)
         spec = ModelSpec(
-            widths=widths,
-            activation=activation,
-            bound=bound,
+            widths=(stack.linears[0].in_features, *(layer.out_features for layer in stack.linears)),
+            activation=stack.activation,
+            bound=stack.bound,
             sample_shape=sample_shape,
-            bias=tuple(layer.bias is not None for layer in linears),
-            negative_slope=slope,
+            bias=tuple(layer.bias is not None for layer in stack.linears),
+            negative_slope=stack.negative_slope,
         )
         if data_range is not None:
             spec = replace(spec, low=data_range[0], high=data_range[1])
-        return cls(spec, linears)
+        return cls(spec, stack.linears)
 
 
-def _flatten(sequential: nn.Sequential) -> list[nn.Module]:
-    flat: list[nn.Module] = []
-    for module in sequential:
-        flat.extend(_flatten(module) if isinstance(module, nn.Sequential) else [module])
-    return flat
+def plain_mlp(model: nn.Module, *, data_range: tuple[float, float] | None = None) -> KaleidoMLP:
+    """The `KaleidoMLP` that computes exactly what a module computes in evaluation, read from it without running it.
+
+    Wrappers that change nothing are looked through: `torch.compile`, ``DataParallel``, ``AveragedModel``. Layers whose
+    weights torch makes from other tensors (parametrised, pruned, normed ones) are taken with the weights in force.
+
+    Args:
+        model: a `KaleidoMLP`, given back as it is where its layers are plain; or a Sequential, as in
+            `KaleidoMLP.from_sequential`.
+        data_range: (low, high) for a Sequential; None for the range of its bound.
+
+    Raises:
+        UnknownModuleError: a module that is not understood exactly; what and why.
+        InputError: a data range that does not lie inside the bound's.
+    """
+    model = look_through(model)
+    if not isinstance(model, KaleidoMLP):
+        return KaleidoMLP.from_sequential(model, data_range=data_range)
+    why = why_not_exactly(model, KaleidoMLP)
+    if why:
+        raise UnknownModuleError(f"the model {why}")
+    layers = [linear_in_force(layer, f"layer {i}") for i, layer in enumerate(model.layers)]
+    spec = model.spec
+    shapes = [(layer.in_features, layer.out_features, layer.bias is not None) for layer in layers]
+    if shapes != list(zip(spec.widths, spec.widths[1:], spec.bias, strict=False)):
+        raise UnknownModuleError(f"the model's layers ({shapes}) are not those of its specification")
+    if all(mine is theirs for mine, theirs in zip(layers, model.layers, strict=True)):
+        return model
+    return KaleidoMLP(spec, layers)
 
 
-def _split_alternating(modules: list[nn.Module]) -> tuple[list[nn.Linear], list[nn.Module]]:
-    """Linear, activation, Linear, ..., bound: refuse any other order."""
-    for i, module in enumerate(modules):
-        if (i % 2 == 0) != isinstance(module, nn.Linear):
-            wanted = "a Linear layer" if i % 2 == 0 else "an activation"
-            raise InputError(f"module {i} of the Sequential is {type(module).__name__}, where {wanted} is expected")
-    if not modules or len(modules) % 2:
-        raise InputError("the Sequential does not end with a bound: append nn.Tanh() or nn.Sigmoid()")
-    return cast("list[nn.Linear]", modules[::2]), modules[1::2]
+def why_not_plain(model: KaleidoMLP) -> str:
+    """Why a `KaleidoMLP` is not described by the weights of its layers as they lie; empty if it is."""
+    for name, module, kind in (
+        ("the model", model, KaleidoMLP),
+        *((f"layer {i}", layer, nn.Linear) for i, layer in enumerate(model.layers)),
+    ):
+        why = why_not_exactly(module, kind) or ("is parametrised" if is_parametrized(module) else "")
+        if why:
+            return f"{name} {why}"
+    return ""
 
 
-def _activation_name(module: nn.Module, position: int) -> tuple[str, float]:
-    if isinstance(module, nn.LeakyReLU):
-        return "leaky_relu", float(module.negative_slope)
-    if isinstance(module, nn.GELU):
-        return ("gelu_tanh" if module.approximate == "tanh" else "gelu"), 0.01
-    for kind, name in ((nn.ReLU, "relu"), (nn.SiLU, "silu"), (nn.Tanh, "tanh")):
-        if isinstance(module, kind):
-            return name, 0.01
-    known = ["ReLU", "LeakyReLU", "GELU", "SiLU", "Tanh"]
-    unknown = unknown_name(f"activation at position {position}:", type(module).__name__, known)
-    raise InputError(f"{unknown} ({AS_IT_IS})")
+# Compilers call it while they trace, and take its answer as a constant: what `torch.compiler.assume_constant_result`
+# says of a function, without loading the compiler (1 s).
+why_not_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _bound_name(module: nn.Module) -> str:
-    if isinstance(module, nn.Tanh):
-        return "tanh"
-    if isinstance(module, nn.Sigmoid):
-        return "sigmoid"
-    raise InputError(
-        f"the Sequential ends with {type(module).__name__}: the output must be bounded by nn.Tanh() or nn.Sigmoid()"
-    )
+def named_weights(model: KaleidoMLP) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a plain model, as ``state_dict()`` has them where no hook changes it."""
+    for i, layer in enumerate(model.linears):
+        yield f"layers.{i}.weight", layer.weight.detach()
+        if layer.bias is not None:
+            yield f"layers.{i}.bias", layer.bias.detach()
 
 
 def model_hash(model: KaleidoMLP) -> str:
     """SHA-256 over the specification and the weights as fp32 bytes: names a model in records of runs."""
     digest = hashlib.sha256(model.spec.to_json().encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_weights(model):
         digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def check_finite(model: KaleidoMLP) -> None:
     """Refuse a model with NaN or infinite weights, naming the first such tensor."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_weights(model):
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(f"model weight {name} holds {bad} NaN or infinite values: every weight must be finite")

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kaleido_fast.devices import device_facts, refuse_capture
 from kaleido_fast.errors import InputError
-from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
 from kaleido_fast.names import (
     DEFAULT_BURN_IN,
     DEFAULT_CHECK_EVERY,
@@ -29,6 +29,7 @@ from kaleido_fast.names import (
 )
 from kaleido_fast.packed import PACKED
 from kaleido_fast.plan import SampleRequest, make_plan
+from kaleido_fast.recognition import look_through
 from kaleido_fast.sampling import (
     Meter,
     Run,
@@ -96,7 +97,9 @@ def sample_op(
     which must look at residuals as it goes.
 
     Args:
-        model: a `KaleidoMLP` (`KaleidoMLP.from_sequential` makes one of a plain Sequential, once).
+        model: a `KaleidoMLP` (`KaleidoMLP.from_sequential` makes one of a plain Sequential, once). One with forward
+            hooks or changed layers is refused; parametrised and normed layers are taken with the weights in force,
+            but not inside of a compiled program, which also does not see hooks that are added after it was compiled.
         n_chains: number of chains; None for as many as ``z0`` has.
         z0: (n_chains, D) start states on the model's device, of any floating type and layout. Their values are not
             looked at: keep them inside the data range.
@@ -106,11 +109,7 @@ def sample_op(
         InputError: a value outside of what is said, or a call inside the capture of a CUDA graph.
         SamplingMemoryError: the memory ran out; it says what to pass.
     """
-    if not isinstance(model, KaleidoMLP):
-        raise InputError(
-            f"sample_op takes a KaleidoMLP, not a {type(model).__name__}: make one with KaleidoMLP.from_sequential, "
-            "or call fast_sample"
-        )
+    model = _weights_known(model)
     if n_chains is None:
         if z0 is None:
             raise InputError("sample_op without n_chains and z0: pass one of them")
@@ -152,6 +151,23 @@ def sample_op(
             block_chains,
         )
     return SampledChains(*outputs)
+
+
+def _weights_known(model: nn.Module) -> KaleidoMLP:
+    """The network as a `KaleidoMLP` that its weights describe in full; while compiling it must be one already."""
+    compiling = torch.compiler.is_compiling()
+    inner = model if compiling else look_through(model)
+    if not isinstance(inner, KaleidoMLP):
+        raise InputError(
+            f"sample_op takes a KaleidoMLP, not a {type(model).__name__}: make one with KaleidoMLP.from_sequential, "
+            "or call fast_sample"
+        )
+    if not compiling:
+        return plain_mlp(inner)
+    why = why_not_plain(inner)
+    if why:
+        raise InputError(f"sample_op inside a compiled program takes a plain KaleidoMLP: {why}")
+    return inner
 
 
 def _sample(

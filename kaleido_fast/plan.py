@@ -276,8 +276,13 @@ class SamplePlan:
         )
 
 
-def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts) -> tuple[str, str]:
+def choose_engine(
+    request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, why_general: str = ""
+) -> tuple[str, str]:
     """The engine for a request and the reason. ``spec`` is None for a module that only the reference can run.
+
+    Args:
+        why_general: why the model has no ``spec``.
 
     Raises:
         InputError: an engine asked for by name that cannot run this.
@@ -286,9 +291,10 @@ def choose_engine(request: SampleRequest, spec: ModelSpec | None, facts: DeviceF
     if spec is None:
         if asked not in ("auto", "reference"):
             raise InputError(
-                f"engine {asked!r} takes a KaleidoMLP or a plain Sequential: use engine='reference' for this"
+                f"engine {asked!r} takes a KaleidoMLP or a plain Sequential, and "
+                f"{why_general or 'this is none'}: use engine='reference' for this"
             )
-        return "reference", "the model is not a plain MLP"
+        return "reference", why_general or "the model is not a plain MLP"
     able = {name: _why_not(name, request, spec, facts) for name in ("triton", "cpu")}
     if asked in able:
         if able[asked]:
@@ -375,6 +381,7 @@ def make_plan(
     *,
     streamed: bool = False,
     block_chains: int | None = None,
+    why_general: str = "",
 ) -> SamplePlan:
     """Choose engine, tiles, blocks and memory for a request on a device.
 
@@ -382,11 +389,12 @@ def make_plan(
 
     Args:
         block_chains: chains at work at once; None for as many as are useful, fewer where memory is short.
+        why_general: why the model has no ``spec``.
 
     Raises:
         InputError: the engine cannot run it, or the draws do not fit the device's memory.
     """
-    engine, reason = choose_engine(request, spec, facts)
+    engine, reason = choose_engine(request, spec, facts, why_general)
     width = max(spec.widths) if spec else dim
     rows = tile_rows(width, facts.kind)
     item = 8 if request.precision == "fp64" else 4

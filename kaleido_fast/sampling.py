@@ -18,11 +18,18 @@ from kaleido_fast.devices import Device, current_stream, device_facts, devices_f
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.reference import ReferenceEngine
-from kaleido_fast.errors import InputError, SamplingInterruptedError, SamplingMemoryError
-from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.errors import (
+    GeneralModuleWarning,
+    InputError,
+    SamplingInterruptedError,
+    SamplingMemoryError,
+    warn_caller,
+)
+from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
 from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, make_plan, merge_options
+from kaleido_fast.recognition import UnknownModuleError, look_through
 from kaleido_fast.result import (
     ChainArrays,
     SampleResult,
@@ -54,7 +61,17 @@ Callback = Callable[[SampleProgress], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is sampled: a module with all that the engines need to know of it."""
+    """What is sampled: a module with all that the engines need to know of it.
+
+    Args:
+        module: the network.
+        spec: of an MLP that is understood exactly; None for a module that is run as it is.
+        dim, data_range: D and (low, high).
+        recommended: options that its checkpoint recommends.
+        model_hash: names it in records.
+        packed: its weights as engines keep them, where it has a ``spec``.
+        why_general: why it has none.
+    """
 
     module: nn.Module
     spec: ModelSpec | None
@@ -63,6 +80,7 @@ class Subject:
     recommended: dict[str, Any]
     model_hash: str
     packed: PackedModel | None = None
+    why_general: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,7 +260,19 @@ def prepare_run(
     facts = device_facts(first)
     if others:  # what fits the fullest of them fits all
         facts = replace(facts, memory=min(facts.memory, *(device_facts(other).memory for other in others)))
-    plan = make_plan(request, subject.spec, facts, subject.dim, streamed=streamed, block_chains=block_chains)
+    plan = make_plan(
+        request,
+        subject.spec,
+        facts,
+        subject.dim,
+        streamed=streamed,
+        block_chains=block_chains,
+        why_general=subject.why_general,
+    )
+    if subject.spec is None and request.engine == "auto":
+        warn_caller(
+            f"this model runs as it is, by the slower engine 'reference': {subject.why_general}", GeneralModuleWarning
+        )
     return Run(subject, request, plan, first, tuple(others))
 
 
@@ -273,26 +303,51 @@ def resolve_subject(
     """Find out what ``model`` is; see `fast_sample` for what it may be."""
     if isinstance(model, (str, Path)):
         checkpoint = load_checkpoint(model)
-        return _mlp_subject(checkpoint.model, checkpoint.card.sampling)
-    if isinstance(model, KaleidoMLP):
-        return _mlp_subject(model, {})
-    if isinstance(model, nn.Sequential):
-        try:
-            return _mlp_subject(KaleidoMLP.from_sequential(model, data_range=data_range), {})
-        except InputError:
-            if data_range is None:
-                raise  # without a range it cannot run as a general module either: say what the fused path lacks
-    if not isinstance(model, nn.Module):
+        subject = _mlp_subject(checkpoint.model, checkpoint.card.sampling)
+    elif not isinstance(model, nn.Module):
         raise InputError(
             f"model is a {type(model).__name__}: give a module, a checkpoint's path or a bundled model's name"
         )
+    else:
+        try:
+            mlp = plain_mlp(model, data_range=data_range)
+        except InputError as problem:
+            reason = problem.reason if isinstance(problem, UnknownModuleError) else str(problem)
+            return _general_subject(model, dim, data_range, z0, reason)
+        subject = _mlp_subject(mlp, {})
+    _check_own_size(subject, dim, data_range)
+    return subject
+
+
+def _check_own_size(subject: Subject, dim: int | None, data_range: tuple[float, float] | None) -> None:
+    """Refuse a size or range that was passed and is not the network's own."""
+    if dim not in (None, subject.dim) or (data_range is not None and tuple(data_range) != subject.data_range):
+        low, high = subject.data_range
+        raise InputError(
+            f"dim {dim} and data_range {data_range} for a network that has its own: D {subject.dim:,}, "
+            f"range [{low:g}, {high:g}]; leave them out"
+        )
+
+
+def _general_subject(
+    model: nn.Module, dim: int | None, data_range: tuple[float, float] | None, z0: Tensor | None, reason: str
+) -> Subject:
+    """A module that is run as it is, and why it must be; a `KaleidoMLP` that was changed still knows its size."""
+    inner = look_through(model)
+    if isinstance(inner, KaleidoMLP):
+        # Engines take a KaleidoMLP for one that is understood: this one is called, from inside of a Sequential.
+        own_range = (inner.spec.low, inner.spec.high)
+        subject = Subject(nn.Sequential(model), None, inner.spec.dim, own_range, {}, "", why_general=reason)
+        _check_own_size(subject, dim, data_range)
+        return subject
     if dim is None and isinstance(z0, Tensor) and z0.ndim == 2:
         dim = z0.shape[1]
     if dim is None or data_range is None:
         raise InputError(
-            f"a {type(model).__name__} does not say its size and range: pass dim= and data_range=(low, high)"
+            f"{reason}: it can only run as it is, and does not say its size and range: pass dim= and "
+            "data_range=(low, high)"
         )
-    return Subject(model, None, dim, data_range, {}, "")
+    return Subject(model, None, dim, data_range, {}, "", why_general=reason)
 
 
 def _mlp_subject(model: KaleidoMLP, recommended: dict[str, Any]) -> Subject:
