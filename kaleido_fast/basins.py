@@ -20,6 +20,7 @@ from kaleido_fast.pictures import captioned_grid, sample_images
 from kaleido_fast.quality import nearest_examples
 from kaleido_fast.result import Outcome, SampleResult
 from kaleido_fast.sampling import fast_sample, resolve_subject
+from kaleido_fast.scalars import real_number, whole_number
 
 DEFAULT_DISTANCE = 0.05
 MAX_ATTRACTORS = 10_000
@@ -114,7 +115,7 @@ def attractors(
         InputError: no chain of the run settled, a distance that is not above 0, a model or data of another size, or
             more distinct end states than the catalogue holds.
     """
-    check_distance(distance)
+    distance = check_distance(distance)
     module = plain_mlp(model if isinstance(model, nn.Module) else resolve_subject(model).module)
     spec = module.spec
     if result.final.shape[1] != spec.dim:
@@ -142,10 +143,20 @@ def attractors(
     )
 
 
-def check_distance(distance: float) -> None:
-    """Refuse a distance that tells no end states apart: `InputError`."""
-    if not 0 < distance < float("inf"):
+def check_distance(distance: float) -> float:
+    """The distance as a float; one that tells no end states apart is refused: `InputError`."""
+    number = real_number(distance)
+    if number is None or not 0 < number < float("inf"):
         raise InputError(f"distance is {distance!r}: give a finite number of half data ranges, above 0")
+    return number
+
+
+def check_sigma(sigma: float) -> float:
+    """Noise as a float; a value below 0, or none at all, is refused: `InputError`."""
+    number = real_number(sigma)
+    if number is None or not 0 <= number < float("inf"):
+        raise InputError(f"sigma is {sigma!r}: give a finite number of half data ranges, 0 or more")
+    return number
 
 
 def recovered(
@@ -160,8 +171,7 @@ def recovered(
     Raises:
         InputError: a sigma below 0, or examples of another size than the model's or outside its range.
     """
-    if not 0 <= sigma < float("inf"):
-        raise InputError(f"sigma is {sigma!r}: give a finite number of half data ranges, 0 or more")
+    sigma, seed = check_sigma(sigma), whole_number("seed", seed, 0, 2**64 - 1)
     spec = model.spec
     half = (spec.high - spec.low) / 2
     noise = torch.randn(examples.shape, generator=torch.Generator().manual_seed(seed))

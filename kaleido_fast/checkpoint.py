@@ -23,6 +23,7 @@ from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
+from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -35,6 +36,8 @@ class Scaling:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
+        refuse_truth_values(scale=self.scale, offset=self.offset)
         if not (self.scale > 0 and abs(self.scale) < float("inf") and abs(self.offset) < float("inf")):
             raise InputError(f"scaling with scale {self.scale} and offset {self.offset}: both finite, scale above 0")
 
@@ -73,7 +76,7 @@ class ModelCard:
 
     def to_json(self) -> str:
         """The card as canonical JSON text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True, default=json_number)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:

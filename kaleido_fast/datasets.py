@@ -20,6 +20,7 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
 from kaleido_fast.model import BOUND_RANGES, BOUNDS, MAX_WIDTH
 from kaleido_fast.readers import RawData, read_array_file, read_folder, read_idx_file
+from kaleido_fast.scalars import plain_number, real_number
 
 __all__ = ["DOWNLOADED", "NAMES", "Dataset", "Scaling", "load_dataset"]
 
@@ -102,11 +103,12 @@ class Dataset:
         Raises:
             InputError: a negative count, or one that leaves nothing to train on.
         """
-        if held_out == 0:
+        held_out = plain_number(held_out)
+        if held_out == 0 and not isinstance(held_out, bool):
             return self, None
-        if not 0 < held_out < len(self):
+        if isinstance(held_out, bool) or not isinstance(held_out, int) or not 0 < held_out < len(self):
             raise InputError(
-                f"held_out = {held_out} of {len(self)} examples: give 0 to {len(self) - 1}, so that some are left"
+                f"held_out = {held_out!r} of {len(self)} examples: give 0 to {len(self) - 1}, so that some are left"
             )
         order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(self)).astype(np.int64))
         train, kept = order[held_out:].sort().values, order[:held_out].sort().values
@@ -188,6 +190,7 @@ def _read_labels(path: Path) -> np.ndarray:
 def _limited(raw: RawData, limit: int | None) -> RawData:
     if limit is None:
         return raw
+    limit = plain_number(limit)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InputError(f"limit = {limit!r}: give a whole number of examples, at least 1")
     n = len(raw.values)
@@ -228,7 +231,7 @@ def _find_scaling(raw: RawData, bound: tuple[float, float], value_range: tuple[f
             f"data {raw.name}: values from {seen_low:g} to {seen_high:g} are outside of [{low:g}, {high:g}]: "
             "pass value_range=(lowest, highest) to have them scaled"
         )
-    bottom, top = (float(end) for end in known)
+    bottom, top = (math.nan if end is None else end for end in map(real_number, known))
     if not (math.isfinite(top - bottom) and bottom < top):
         raise InputError(f"value_range = ({bottom:g}, {top:g}): give two finite numbers, the lower one first")
     if seen_low < bottom or seen_high > top:

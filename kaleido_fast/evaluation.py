@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kaleido_fast.basins import recovered
+from kaleido_fast.basins import check_sigma, recovered
 from kaleido_fast.checkpoint import Checkpoint, Scaling
 from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, load_dataset
@@ -19,6 +19,7 @@ from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.pictures import image_grid, is_image_shape
+from kaleido_fast.plan import MAX_COUNT
 from kaleido_fast.quality import (
     InkRange,
     authentic_share,
@@ -31,6 +32,7 @@ from kaleido_fast.quality import (
 )
 from kaleido_fast.result import SampleResult, outcome_shares, quantiles, residual_quantiles
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.draws import Draws
 
 N_CHAINS = 1000
@@ -259,6 +261,10 @@ def evaluate(
         InputError: fewer examples or samples than k, no labels where classes are asked for, samples with NaN, or
             draws of another model.
     """
+    n_chains = whole_number("n_chains", n_chains, 1, MAX_COUNT)
+    n_compared = whole_number("n_compared", n_compared, 1, MAX_COUNT)
+    k, seed = whole_number("k", k, 0, MAX_COUNT), whole_number("seed", seed, 0, 2**64 - 1)
+    sigmas = tuple(check_sigma(sigma) for sigma in sigmas)
     if draws is not None:
         check_draws(draws, checkpoint)
         n_chains = min(n_chains, len(draws))

@@ -23,6 +23,7 @@ from kaleido_fast.recognition import (
     read_sequential,
     why_not_exactly,
 )
+from kaleido_fast.scalars import plain_fields
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -64,6 +65,7 @@ class ModelSpec:
     negative_slope: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_widths(self.widths)
         if self.activation not in ACTIVATIONS:
             raise unknown_name("activation", self.activation, ACTIVATIONS)

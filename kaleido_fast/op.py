@@ -41,6 +41,7 @@ from kaleido_fast.sampling import (
     memory_advice,
     refuse_tol_with_jitter,
 )
+from kaleido_fast.scalars import plain_number, refuse_truth_values
 
 
 class SampledChains(NamedTuple):
@@ -114,6 +115,24 @@ def sample_op(
         if z0 is None:
             raise InputError("sample_op without n_chains and z0: pass one of them")
         n_chains = z0.shape[0]
+    if not torch.compiler.is_compiling():  # compilers have numbers of their own
+        seed, jitter = plain_number(seed), plain_number(jitter)  # torch takes numpy's numbers for all others,
+        refuse_truth_values(  # and truth values too
+            n_chains=n_chains,
+            first_chain=first_chain,
+            burn_in=burn_in,
+            n_draws=n_draws,
+            thin=thin,
+            seed=seed,
+            jitter=jitter,
+            settle=settle,
+            tol=tol,
+            patience=patience,
+            check_every=check_every,
+            max_period=max_period,
+            polish=polish,
+            block_chains=block_chains,
+        )
     if not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed}: it must be a whole number from 0 to 2**64 - 1")
     spec = model.spec

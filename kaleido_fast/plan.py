@@ -25,6 +25,7 @@ from kaleido_fast.names import (
     NOISES,
     PRECISIONS,
 )
+from kaleido_fast.scalars import plain_fields, whole_number
 from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GraphTile, graph_bytes
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import Choice, GpuFacts, choose
@@ -45,6 +46,9 @@ class Trace:
 
     chains: tuple[int, ...]
     steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class SampleRequest:
     trace: Trace | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_count("n_chains", self.n_chains, 1, MAX_COUNT)
         _check_count("first_chain", self.first_chain, 0, MAX_COUNT)
         _check_count("burn_in", self.burn_in, 0, MAX_STEPS)
@@ -412,8 +417,7 @@ def make_plan(
         kernel = f"fused loop over tiles of {full_tile(spec.widths)} chains"
     fixed = kept + scratch + 2 * (spec.n_parameters if spec else 0) * item  # weights as given and as packed
     if block_chains is not None:
-        _check_count("block_chains", block_chains, 1, MAX_COUNT)
-        block = block_chains
+        block = whole_number("block_chains", block_chains, 1, MAX_COUNT)
     elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
         while block > rows and fixed + _block_bytes(request, dim, block) > facts.memory:
             block = rows * max(1, block // rows // 2)
@@ -460,8 +464,7 @@ def _gib(n_bytes: int) -> str:
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}: it must be a whole number from {least:,} to {most:,}")
+    whole_number(name, value, least, most)
 
 
 def _check_name(kind: str, value: object, known: tuple[str, ...]) -> None:

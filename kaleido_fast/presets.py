@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kaleido_fast.errors import unknown_name
+from kaleido_fast.scalars import plain_fields
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class TrainingRecipe:
     warmup: int = 100
     held_out: int = 0
     attempts: int = 1
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
 
 @dataclass(frozen=True)

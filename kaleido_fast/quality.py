@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.neighbours import check_points, distance_blocks, nearest
+from kaleido_fast.scalars import plain_number
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def manifold_scores(real: Tensor, samples: Tensor, *, k: int = 5) -> ManifoldSco
     Raises:
         InputError: sets of different D, with k or fewer points, or with NaN.
     """
+    k = plain_number(k)
     _check_sets(real, samples, k)
     real_radii, sample_radii = _ball_squares(real, k), _ball_squares(samples, k)
     precise = torch.zeros(len(samples), dtype=torch.bool, device=real.device)
@@ -68,7 +70,7 @@ def _check_sets(real: Tensor, samples: Tensor, k: int) -> None:
         raise InputError(
             f"real examples {tuple(real.shape)} and samples {tuple(samples.shape)}: both must be (n, D) with one D"
         )
-    if not 1 <= k < min(len(real), len(samples)):
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < min(len(real), len(samples)):
         raise InputError(
             f"k = {k} neighbours among {len(real)} examples and {len(samples)} samples: "
             "k must be at least 1 and below both"

@@ -28,6 +28,7 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_writable
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
+from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate
 from kaleido_fast.versions import library_versions
@@ -123,6 +124,7 @@ def train(
     """
     found = None if preset is None else find_preset(preset)
     state_path = None if state is None else Path(state)
+    seed = plain_number(seed)
     with find_team() as team:
         data, spec, recipe = _resolve(dataset, found, spec, recipe)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
@@ -223,7 +225,8 @@ def check_recipe(recipe: TrainingRecipe) -> None:
             raise InputError(f"recipe: {name} = {value!r}: give a whole number, at least {least}")
     for name, low, high in (("learning_rate", 0.0, 1.0), ("noise", 0.0, 10.0), ("pair_mix", 0.0, 1.0)):
         value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        number = real_number(value)
+        if number is None or not low <= number <= high:
             raise InputError(f"recipe: {name} = {value!r}: give a number from {low:g} to {high:g}")
     if recipe.learning_rate == 0:
         raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_writable
+from kaleido_fast.scalars import plain_fields
 
 if TYPE_CHECKING:
     from kaleido_fast.reproducing.report import Report
@@ -76,6 +77,9 @@ class Job:
     cache: Path | None = None
     progress: bool = False
     tell: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
 
 def chosen(name: str) -> list[Kaleidoscope]:

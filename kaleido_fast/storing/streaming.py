@@ -29,7 +29,7 @@ from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, T
 from kaleido_fast.files import check_folder, check_writable
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.plan import SamplePlan, SampleRequest, streamed_block
+from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
     Block,
@@ -43,6 +43,7 @@ from kaleido_fast.sampling import (
     prepare_run,
     run_blocks,
 )
+from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.storing.npy_output import NpyOutput, read_finished, read_partial, remove_rest
@@ -235,8 +236,7 @@ class _Task:
         chunk = self.chunk_chains
         if chunk is None:  # whatever is at work at once: block_chains changes no byte
             chunk = streamed_block(run.plan.tile_rows, run.subject.dim * run.request.n_draws)
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise InputError(f"chunk_chains is {chunk!r}: it must be a whole number, at least 1")
+        chunk = whole_number("chunk_chains", chunk, 1, MAX_COUNT)
         tile = run.plan.tile_rows
         if chunk < n and chunk % tile:
             rounded = -(-chunk // tile) * tile
