@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kaleido_fast.arrays import as_points
 from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.datasets import Dataset
 from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, plain_mlp
@@ -97,7 +99,7 @@ def attractors(
     model: nn.Module | str | Path,
     *,
     distance: float = DEFAULT_DISTANCE,
-    data: Tensor | None = None,
+    data: Any = None,
 ) -> Catalogue:
     """Gather the end states of a run.
 
@@ -109,7 +111,8 @@ def attractors(
         result: a run without jitter, with ``tol``.
         model: the network that was sampled: a `KaleidoMLP`, a plain ``nn.Sequential``, or a checkpoint.
         distance: above 0, in units of half the data range.
-        data: (m, D) training examples in model values, for the nearest one of each attractor.
+        data: training examples in model values, for the nearest one of each attractor: a tensor or array (m, D), or a
+            `Dataset`.
 
     Raises:
         InputError: no chain of the run settled, a distance that is not above 0, a model or data of another size, or
@@ -120,8 +123,7 @@ def attractors(
     spec = module.spec
     if result.final.shape[1] != spec.dim:
         raise InputError(f"the run has {result.final.shape[1]} values a chain, the model {spec.dim}")
-    if data is not None and (data.ndim != 2 or data.shape[1] != spec.dim):
-        raise InputError(f"data of shape {tuple(data.shape)}: give (m, {spec.dim}), as the model")
+    examples = None if data is None else as_points(data.data if isinstance(data, Dataset) else data, spec.dim)
     leaders = _Leaders(spec.dim, distance * (spec.high - spec.low) / 2 * spec.dim**0.5)
     for states, periods in _end_states(result, module):
         leaders.add(states, periods)
@@ -129,8 +131,8 @@ def attractors(
     if not len(states):
         raise InputError("no chain of this run settled: sample with jitter=0, a tol, and more burn_in")
     nearest = nearest_mse = None
-    if data is not None:
-        nearest, nearest_mse = nearest_examples(states, data.cpu())
+    if examples is not None:
+        nearest, nearest_mse = nearest_examples(states, examples)
     return Catalogue(
         states,
         counts,

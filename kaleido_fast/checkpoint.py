@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
-from kaleido_fast.names import DEFAULT_MODEL
+from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
 
@@ -131,6 +131,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
 def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
     """Read a checkpoint from a path or the name of a bundled model.
 
+    Where a file has the name of a bundled model, ``builtin:digits`` is the one and ``./digits`` the other.
+
     Raises:
         InputError: missing, truncated, changed, foreign or of an unknown version; shapes that do not fit the
             specification; weights that are not finite.
@@ -150,14 +152,23 @@ def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
+    name = str(source)
+    by_name = name.startswith(BUILT_IN_PREFIX)
+    name = name.removeprefix(BUILT_IN_PREFIX)
+    path, bundled = Path(name), bundled_path(name)
+    if by_name and name not in PRESETS:
+        raise unknown_name("bundled model", name, PRESETS)
+    if path.is_file() and not by_name:
+        if isinstance(source, str) and name in PRESETS and bundled.is_file():
+            raise InputError(
+                f"{name!r} is a bundled model, and a file of that name lies here: write {BUILT_IN_PREFIX}{name} for "
+                f"the one, ./{name} for the other"
+            )
         return path
-    bundled = bundled_path(str(source))
-    if str(source) in PRESETS:
+    if name in PRESETS:
         if bundled.is_file():
             return bundled
-        raise InputError(f"no trained model {source!r} is bundled: make one with kaleido-fast train --preset {source}")
+        raise InputError(f"no trained model {name!r} is bundled: make one with kaleido-fast train --preset {name}")
     if path.is_dir():
         raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
     if path.suffix or len(path.parts) > 1:

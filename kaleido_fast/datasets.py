@@ -15,16 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaleido_fast.arrays import as_classes, place_channels, read_memory, to_array
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
+from kaleido_fast.image_files import check_background
 from kaleido_fast.model import BOUND_RANGES, BOUNDS, MAX_WIDTH
-from kaleido_fast.readers import RawData, read_array_file, read_folder, read_idx_file
+from kaleido_fast.names import BACKGROUND, BUILT_IN_PREFIX
+from kaleido_fast.raw_data import RawData
+from kaleido_fast.readers import read_npz_file
 from kaleido_fast.scalars import plain_number, real_number
+from kaleido_fast.sources import KINDS, read_file, read_path
 
-__all__ = ["DOWNLOADED", "NAMES", "Dataset", "Scaling", "load_dataset"]
+__all__ = ["DOWNLOADED", "NAMES", "DataWarning", "Dataset", "Scaling", "built_in", "load_dataset"]
 
 SPLIT_SEED = 0
+FAINT = 31  # bytes up to here are seldom pictures with black at 0 and white at 255
 _OPENML_IDS = {"mnist": 554, "fashion-mnist": 40996, "cifar10": 40927}  # ids are fixed for ever, names are not
 _OPENML_SHAPES = {"mnist": (28, 28), "fashion-mnist": (28, 28), "cifar10": (3, 32, 32)}
 DOWNLOADED = tuple(_OPENML_IDS)
@@ -115,40 +121,62 @@ class Dataset:
         return self.take(train, f"{self.name}[train]"), self.take(kept, f"{self.name}[held out]")
 
 
+class DataWarning(UserWarning):
+    """How data were read, where that is not the only way to read them."""
+
+
 def load_dataset(
-    name_or_path: str | Path,
+    source: Any,
     *,
     bound: str = "tanh",
     limit: int | None = None,
-    labels: str | Path | None = None,
+    labels: Any = None,
     value_range: tuple[float, float] | None = None,
+    background: str = BACKGROUND,
+    channels: str | None = None,
 ) -> Dataset:
     """Read a data set and scale it into the range of ``bound``.
 
     Args:
-        name_or_path: a name (points1d, points2d, digits, mnist, fashion-mnist, cifar10), or a path: an IDX file (gz or
-            not), an .npy or .npz file, a folder with an IDX file of images, or a folder of image files of one size.
-            An array (n, ...) holds n examples; one of shape (n,) holds n examples of one value.
+        source: one of
+
+            - a name: points1d, points2d, digits, mnist, fashion-mnist, cifar10. Where a file or folder of that name
+              lies here too, write ``builtin:mnist`` for the one, ``./mnist`` for the other;
+            - a path: an IDX or .npy file (gz or not), an .npz file, a table as text (.csv, .tsv, .txt), a picture or
+              its frames, a folder of pictures of one size, a folder of such folders (the classes), or one with an IDX
+              file of images;
+            - an array or tensor (n, ...) of n examples, or (n,) of n examples of one value; pictures of Pillow.
+
         bound: tanh ([-1, 1]) or sigmoid ([0, 1]).
         limit: keep that many examples, evenly spaced through the data (so that sorted classes all come in).
-        labels: an IDX, .npy or .npz file of classes, where they are not found beside the data.
+        labels: classes, (n,) or (n, 1), or a file of them, where they are not found with the data.
         value_range: raw values that become the ends of the bound's range. Known for bytes (0, 255), truth values
-            (0, 1) and named data; without it other numbers must lie in the bound's range and are taken as they are.
+            (0, 1), pictures of 8 and 16 bits, and named data; without it other numbers must lie in the bound's range
+            and are taken as they are.
+        background: what transparent pictures are laid over: the name of a colour, or #rrggbb.
+        channels: where arrays of pictures have their colours: "first", "last", "none" (there is no such axis); None
+            finds out, and asks where it cannot be told.
+
+    Warns:
+        DataWarning: what was decided in reading, such as for transparent pictures or left-out frames.
 
     Raises:
         InputError: an unknown name, a missing, damaged or unsuitable file, values that are not finite or out of range.
     """
     if bound not in BOUNDS:
         raise unknown_name("bound", bound, BOUNDS)
-    raw = _read_raw(name_or_path)
+    check_background(background)
+    raw = _read_raw(source, background, channels)
     if labels is not None:
-        raw = replace(raw, labels=_read_labels(Path(labels)))
+        raw = replace(raw, labels=_read_labels(labels, background))
     raw = _checked(_limited(raw, limit))
     scaling = _find_scaling(raw, BOUND_RANGES[bound], value_range)
+    for note in (*raw.notes, *_doubts(raw, value_range)):
+        warnings.warn(f"data {raw.name}: {note}", DataWarning, stacklevel=2)
     return Dataset(
         name=raw.name,
         data=_scaled(raw.values, scaling, BOUND_RANGES[bound]),
-        labels=None if raw.labels is None else torch.from_numpy(raw.labels.astype(np.int64)),
+        labels=None if raw.labels is None else torch.from_numpy(raw.labels),
         sample_shape=raw.values.shape[1:],
         scaling=scaling,
         sha256=_digest(raw.values),
@@ -163,28 +191,57 @@ def _digest(values: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _read_raw(name_or_path: str | Path) -> RawData:
-    name = str(name_or_path)
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]()
-    if name in _OPENML_IDS:
-        return _fetch_openml(name)
-    return _read_path(Path(name_or_path))
+def built_in(name: str) -> str:
+    """How to write the name of a built-in data set so that no file or folder here can stand in its place."""
+    return BUILT_IN_PREFIX + name
 
 
-def _read_path(path: Path) -> RawData:
-    if path.is_dir():
-        return read_folder(path)
-    if path.is_file():
-        return read_array_file(path) if path.suffix in (".npy", ".npz") else read_idx_file(path)
-    if path.suffix or len(path.parts) > 1:
-        raise InputError(f"data {path} does not exist: give an IDX, .npy or .npz file, or a folder of images")
-    raise unknown_name("data set", str(path), NAMES)
+def _read_raw(source: Any, background: str, channels: str | None) -> RawData:
+    if not isinstance(source, (str, Path)):
+        return place_channels(read_memory(source, background), channels)
+    name, path = str(source), Path(source)
+    if name.startswith(BUILT_IN_PREFIX):
+        name = name.removeprefix(BUILT_IN_PREFIX)
+        if name not in NAMES:
+            raise unknown_name("built-in data set", name, NAMES)
+        return _read_named(name)
+    if isinstance(source, str) and name in NAMES and path.exists():
+        raise InputError(
+            f"{name!r} is a built-in data set, and a {'folder' if path.is_dir() else 'file'} of that name lies here: "
+            f"write {built_in(name)} for the one, ./{name} for the other"
+        )
+    if name in NAMES and not path.exists():
+        return _read_named(name)
+    if not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            raise InputError(f"data {path} does not exist: give {KINDS}")
+        raise unknown_name("data set", name, NAMES)
+    raw = read_path(path, background, channels)
+    # A card with a built-in name would have the built-in data taken for these.
+    return replace(raw, name=f"./{raw.name}") if raw.name in NAMES else raw
 
 
-def _read_labels(path: Path) -> np.ndarray:
-    raw = _read_path(path)
+def _read_named(name: str) -> RawData:
+    return _BUILT_IN[name]() if name in _BUILT_IN else _fetch_openml(name)
+
+
+def _read_labels(source: Any, background: str) -> np.ndarray:
+    if not isinstance(source, (str, Path)):
+        return to_array(source, "labels")
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"labels {path}: no such file; give an IDX, .npy, .npz or CSV file of whole numbers")
+    raw = read_file(path, background, "none")
     return raw.labels if raw.labels is not None else raw.values
+
+
+def _doubts(raw: RawData, value_range: tuple[float, float] | None) -> Iterator[str]:
+    """What looks as if it were meant otherwise."""
+    if value_range is None and raw.value_range == (0.0, 255.0) and 0 < raw.values.max() <= FAINT:
+        yield (
+            f"bytes up to {raw.values.max()} only, of which 255 is white: "
+            f"value_range=(0, {raw.values.max()}) (--value-range) makes that the end of the range"
+        )
 
 
 def _limited(raw: RawData, limit: int | None) -> RawData:
@@ -212,12 +269,7 @@ def _checked(raw: RawData) -> RawData:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise InputError(f"data {raw.name}: {bad} values are NaN or infinite: every value must be finite")
-    if labels is not None and (labels.shape != values.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(
-            f"data {raw.name}: labels of shape {labels.shape} and type {labels.dtype} for {len(values)} examples: "
-            "give one whole number per example"
-        )
-    return raw
+    return raw if labels is None else replace(raw, labels=as_classes(labels, len(values), raw.name))
 
 
 def _find_scaling(raw: RawData, bound: tuple[float, float], value_range: tuple[float, float] | None) -> Scaling:
@@ -299,7 +351,7 @@ def _fetch_openml(name: str) -> RawData:
                 "check the network, or give the path of its IDX file or of an .npz file instead"
             ) from problem
         _keep_bytes(cached, name, bunch)
-    raw = read_array_file(cached)
+    raw = read_npz_file(cached)
     return replace(raw, name=name)
 
 

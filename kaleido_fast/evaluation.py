@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 from kaleido_fast.basins import check_sigma, recovered
 from kaleido_fast.checkpoint import Checkpoint, Scaling
 from kaleido_fast.classifier import Trees
-from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, load_dataset
+from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, built_in, load_dataset
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
+from kaleido_fast.names import BACKGROUND
 from kaleido_fast.pictures import image_grid, is_image_shape
 from kaleido_fast.plan import MAX_COUNT
 from kaleido_fast.quality import (
@@ -141,11 +142,13 @@ class Evaluation:
 
 def find_reference(
     checkpoint: Checkpoint,
-    source: str | Path | None = None,
+    source: Any = None,
     *,
-    held_out: str | Path | None = None,
-    labels: str | Path | None = None,
+    held_out: Any = None,
+    labels: Any = None,
     value_range: tuple[float, float] | None = None,
+    background: str = BACKGROUND,
+    channels: str | None = None,
 ) -> Reference:
     """The examples that a model was trained on and those that it has not seen.
 
@@ -153,10 +156,12 @@ def find_reference(
 
     Args:
         checkpoint: the model.
-        source: its training data, whole, by name or path; by default what its card names, if that needs no download.
-        held_out: other examples to compare with, by name or path.
+        source: its training data, whole: a `Dataset`, or what `load_dataset` takes; by default what its card names, if
+            that needs no download.
+        held_out: other examples to compare with, likewise.
         labels, value_range: as `load_dataset` takes them, for ``source``; the range also for ``held_out``, and for that
             alone where ``source`` is left out.
+        background, channels: as `load_dataset` takes them, for both.
 
     Raises:
         InputError: no data at hand, data of another shape than the model's, or not those it was trained on.
@@ -165,21 +170,23 @@ def find_reference(
     if source is None:
         value_range = None if held_out is not None else value_range
         named = card.dataset.get("name")
-        source = named if named in NAMES and named not in DOWNLOADED else None
+        source = built_in(named) if named in NAMES and named not in DOWNLOADED else None
         if source is None and held_out is None:
             known = f" ({named})" if named else ""
             raise InputError(f"the data{known} that {checkpoint.path} was trained on are not at hand: pass their path")
+    read = partial(load_dataset, bound=spec.bound, background=background, channels=channels)
     train, kept, notes = None, None, []
     if source is None:
         notes.append("no training data at hand: distances to it and its basins are left out")
     else:
-        data = load_dataset(source, bound=spec.bound, labels=labels, value_range=value_range)
+        data = source if isinstance(source, Dataset) else read(source, labels=labels, value_range=value_range)
         _check_shape(data, spec)
-        train, kept = _divide(data, source, checkpoint, value_range)
+        again = None if data is source else partial(read, source, value_range=value_range)
+        train, kept = _divide(data, again, checkpoint)
         if not card.dataset.get("sha256"):
             notes.append("the model does not say what it was trained on: all of the data count as training data")
     if held_out is not None:
-        kept = load_dataset(held_out, bound=spec.bound, value_range=of_held_out)
+        kept = held_out if isinstance(held_out, Dataset) else read(held_out, value_range=of_held_out)
         _check_shape(kept, spec)
     if kept is None:
         notes.append("no held-out examples: samples are compared with the training examples themselves")
@@ -195,14 +202,17 @@ def _check_shape(data: Dataset, spec: ModelSpec) -> None:
 
 
 def _divide(
-    data: Dataset, source: str | Path, checkpoint: Checkpoint, value_range: tuple[float, float] | None
+    data: Dataset, again: Callable[..., Dataset] | None, checkpoint: Checkpoint
 ) -> tuple[Dataset, Dataset | None]:
-    """Training examples, and those not seen: left out by a limit, or kept back while training."""
-    card, spec = checkpoint.card, checkpoint.model.spec
+    """Training examples, and those not seen: left out by a limit, or kept back while training.
+
+    ``again`` reads the data with a ``limit``, where they were read.
+    """
+    card = checkpoint.card
     used, rest = data, None
     n, digest = card.dataset.get("n_examples", len(data)), card.dataset.get("sha256") or data.sha256
-    if data.sha256 != digest and n < len(data):
-        used = load_dataset(source, bound=spec.bound, limit=n, value_range=value_range)
+    if data.sha256 != digest and n < len(data) and again is not None:
+        used = again(limit=n)
         seen = torch.zeros(len(data), dtype=torch.bool)
         seen[torch.arange(n) * len(data) // n] = True
         rest = data.take((~seen).nonzero()[:, 0])

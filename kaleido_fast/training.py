@@ -21,7 +21,7 @@ import torch
 
 from kaleido_fast.checkpoint import ModelCard
 from kaleido_fast.crew import local_device
-from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import Diagnostics, diagnose
 from kaleido_fast.errors import InputError, unknown_name
@@ -85,7 +85,7 @@ class UnstableModelWarning(UserWarning):
 
 
 def train(
-    dataset: Dataset | str | Path | None = None,
+    dataset: Any = None,
     *,
     preset: str | None = None,
     spec: ModelSpec | None = None,
@@ -105,7 +105,7 @@ def train(
     weights then agree with those of one process to rounding, and to the bit for one number of workers.
 
     Args:
-        dataset: a `Dataset`, or what `load_dataset` takes; by default the preset's.
+        dataset: a `Dataset`, or what `load_dataset` takes (an array, a path, a name); by default the preset's.
         preset: name of a reference network; gives data set, network, recipe and recommended sampling settings, each
             of which an argument overrides.
         spec: the network; without it and without a preset, 6 layers, 256 wide (512 above 256 dimensions).
@@ -158,7 +158,7 @@ def train(
 
 
 def _resolve(
-    dataset: Dataset | str | Path | None,
+    dataset: Any,
     preset: Preset | None,
     spec: ModelSpec | None,
     recipe: TrainingRecipe | str | None,
@@ -170,7 +170,7 @@ def _resolve(
         spec = ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
     if not isinstance(dataset, Dataset):
         limit = preset.limit if preset is not None else None
-        source = dataset if dataset is not None else cast("Preset", preset).dataset
+        source = dataset if dataset is not None else built_in(cast("Preset", preset).dataset)
         dataset = load_dataset(source, bound=spec.bound if spec else "tanh", limit=limit)
     spec = spec or default_spec(dataset)
     if spec.dim != dataset.dim:

@@ -181,7 +181,7 @@ def test_idx_types_and_ranks(tmp_path, code, rank):
     values = np.random.default_rng(2).integers(-100, 100, shape).astype(IDX_TYPES[code])
     (tmp_path / "x.idx").write_bytes(idx_bytes(values))
     data = load_dataset(tmp_path / "x.idx", value_range=(-100, 100))
-    assert data.sample_shape == ((1,) if rank == 1 else shape[1:])
+    assert data.sample_shape == ((1,) if rank == 1 else shape[1:3])  # an axis of one colour is none
     assert np.abs(data.data.numpy().reshape(shape) - values.astype(float) / 100).max() < 1e-6
 
 
@@ -285,11 +285,9 @@ def test_colour_and_size_mixtures(tmp_path):
 
 
 def test_odd_images(tmp_path):
-    Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / "a.png")
-    refused(tmp_path, "8 bits")
     Image.fromarray(np.zeros((1500, 1500), np.uint8)).save(tmp_path / "a.png")
     refused(tmp_path, "1500 x 1500")
-    refused(tmp_path / "a.png", "not an IDX file")
+    refused(tmp_path / "a.png", "1500 x 1500")
 
 
 @pytest.mark.parametrize(

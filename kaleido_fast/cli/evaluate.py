@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS
 from kaleido_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ SIGMAS = (0.1, 0.3, 1.0)
 )
 @click.option("--labels", help="File of classes for --data, where they are not found beside it.")
 @click.option("--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range.")
+@BACKGROUND
+@CHANNELS
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples.")
 @click.option(
     "--compared",
@@ -61,6 +64,8 @@ def command(
     draws: Path | None,
     labels: str | None,
     value_range: tuple[float, float] | None,
+    background: str,
+    channels: str | None,
     out: Path,
     sheet: Path | None,
     sigmas: tuple[float, ...],
@@ -95,7 +100,13 @@ def command(
         _refuse_sampling(draws, sampling)
         options["draws"] = open_draws(draws)
         check_draws(options["draws"], checkpoint)
-    reference = find_reference(checkpoint, source, held_out=held_out, labels=labels, value_range=value_range)
+    reading: dict[str, Any] = {
+        "labels": labels,
+        "value_range": value_range,
+        "background": background,
+        "channels": channels,
+    }
+    reference = find_reference(checkpoint, source, held_out=held_out, **reading)
     evaluation = evaluate(
         checkpoint,
         reference,

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
 
 
@@ -57,3 +58,16 @@ class Shape(click.ParamType):
         if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or min(shape) < 2:
             self.fail(f"{value!r}: give two whole numbers from 2 on, such as 28,28, or 32,32,3 for colour", param, ctx)
         return shape
+
+
+BACKGROUND = click.option(
+    "--background",
+    default=names.BACKGROUND,
+    show_default=True,
+    help="What transparent pictures are laid over: the name of a colour, or #rrggbb.",
+)
+CHANNELS = click.option(
+    "--channels",
+    type=Name("channels", names.CHANNELS),
+    help="Where arrays of pictures have their colours; none: nowhere [default: found out].",
+)

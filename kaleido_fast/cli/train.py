@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
 
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     "source",
-    help="Data set by name (points1d, points2d, digits, mnist, fashion-mnist, cifar10) or path: IDX, .npy, .npz, or a "
-    "folder of images [default: the preset's].",
+    help="Data set by name (points1d, points2d, digits, mnist, fashion-mnist, cifar10) or path: IDX, .npy, .npz, CSV, "
+    "a picture, a folder of pictures or of folders of them (classes) [default: the preset's].",
 )
-@click.option("--labels", help="File of classes (IDX, .npy, .npz), where they are not found beside the data.")
+@click.option("--labels", help="File of classes (IDX, .npy, .npz, CSV), where they are not found beside the data.")
 @click.option(
     "--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range, such as 0 16."
 )
+@BACKGROUND
+@CHANNELS
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many examples.")
 @click.option("--out", type=click.Path(path_type=Path), help="Checkpoint to write [default: NAME.safetensors].")
 @click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
@@ -64,6 +66,8 @@ def command(
     source: str | None,
     labels: str | None,
     value_range: tuple[float, float] | None,
+    background: str,
+    channels: str | None,
     limit: int | None,
     out: Path | None,
     recipe: str | None,
@@ -92,7 +96,8 @@ def command(
     from kaleido_fast.training import UnstableModelWarning, train
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
-    data = _load_data(preset, source, limit, shape["bound"], {"labels": labels, "value_range": value_range})
+    reading = {"labels": labels, "value_range": value_range, "background": background, "channels": channels}
+    data = _load_data(preset, source, limit, shape["bound"], reading)
     out = out or Path(f"{preset or data.name}.safetensors")
     check_writable(out)
     state = out.with_suffix(".training")
@@ -129,11 +134,11 @@ def command(
 def _load_data(
     preset: str | None, source: str | None, limit: int | None, bound: str | None, reading: dict[str, Any]
 ) -> Dataset:
-    from kaleido_fast.datasets import load_dataset
+    from kaleido_fast.datasets import built_in, load_dataset
 
     found = None if preset is None else find_preset(preset)
     if source is None and found is not None:
-        source, limit = found.dataset, limit or found.limit
+        source, limit = built_in(found.dataset), limit or found.limit
     elif limit is None and found is not None:
         limit = found.limit
     return load_dataset(str(source), bound=bound or (found.network.bound if found else "tanh"), limit=limit, **reading)

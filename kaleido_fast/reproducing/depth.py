@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaleido_fast.basins import recovered
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint
-from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.evaluation import Reference, Scorer
@@ -154,8 +154,8 @@ def run(job: Job, report: Report) -> None:
 
 def study(job: Job) -> list[Row]:
     """Train (or take from the cache) and measure every network: one row each."""
-    digits = load_dataset("digits")
-    data = load_dataset("digits", limit=N_EXAMPLES)
+    digits = load_dataset(built_in("digits"))
+    data = load_dataset(built_in("digits"), limit=N_EXAMPLES)
     seen = evenly_spaced(len(digits), N_EXAMPLES)
     reference = Reference(data, digits.take(seen.logical_not().nonzero()[:, 0]))
     scorer = Scorer.of(reference, _spec(2), N_COMPARED, 5, job.seed, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kaleido_fast.animation import strip
-from kaleido_fast.checkpoint import load_checkpoint
+from kaleido_fast.checkpoint import bundled_path, load_checkpoint
 from kaleido_fast.evaluation import find_reference
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
@@ -23,7 +23,7 @@ BANNER_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
 
 def run(job: Job, report: Report) -> None:
     """Sample the bundled model and write the report; see `kaleido_fast.reproducing.reproduce`."""
-    checkpoint = load_checkpoint("digits")
+    checkpoint = load_checkpoint(bundled_path("digits"))
     reference = find_reference(checkpoint, "digits")
     assert reference.train is not None and reference.held_out is not None
     who = Contestant("Bundled model", checkpoint, reference.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.diagnostics import evenly
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
@@ -63,7 +63,7 @@ def evenly_taken(data: Dataset, n: int | None) -> Dataset:
 
 def _load(job: Job, spec: ModelSpec) -> tuple[Dataset, Dataset]:
     """What models may be trained on, and what is held out."""
-    data = load_dataset("mnist" if job.data is None else job.data, bound=spec.bound)
+    data = load_dataset(built_in("mnist") if job.data is None else job.data, bound=spec.bound)
     if data.sample_shape != spec.sample_shape:
         raise InputError(
             f"data {data.name} has examples of shape {data.sample_shape}, the MNIST kaleidoscope takes "

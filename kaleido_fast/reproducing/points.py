@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.plan import Trace
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reproducing import Job
@@ -42,7 +42,7 @@ class Ends:
 def train_points(job: Job, name: str) -> tuple[Dataset, Trained]:
     """The preset's points and its network, trained on them."""
     preset = PRESETS[name]
-    data = load_dataset(name, bound=preset.network.bound)
+    data = load_dataset(built_in(name), bound=preset.network.bound)
     return data, trained(job, name, data, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
 
 

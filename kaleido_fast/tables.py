@@ -1,0 +1,82 @@
+"""Text files of numbers: one example a line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.raw_data import MAX_BYTES, RawData, reading
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".dat")
+LABEL_COLUMNS = ("label", "labels", "class", "target")
+MAX_TEXT = MAX_BYTES // 4  # a digit and a comma become 8 bytes
+
+
+def read_table(path: Path) -> RawData:
+    """A table: values between commas, semicolons, tabs or spaces, with or without a first line of names.
+
+    A column called label, labels, class or target holds the classes; a first column without a name is an index, as
+    pandas writes it, and left out.
+    """
+    n_bytes = path.stat().st_size
+    if n_bytes > MAX_TEXT:
+        raise InputError(f"{path} has {n_bytes:,} bytes: tables of at most {MAX_TEXT:,} are read; save it as .npy")
+    with reading(path, "a table of numbers"):
+        delimiter, names = _layout(path)
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            skipped = 0 if names is None else _header_line(path)
+            values = np.loadtxt(file, delimiter=delimiter, skiprows=skipped, ndmin=2, quotechar='"')
+        if values.size == 0:
+            raise InputError(f"{path} holds no line of numbers: put one example on each line")
+        if names is None:
+            notes = (f"no line of names: each line is an example of {values.shape[1]:,} values, without a label",)
+            return RawData(path.name, values, None, None, notes)
+        if len(names) != values.shape[1]:
+            raise InputError(f"{path} has {len(names)} names and {values.shape[1]} columns: give each column one")
+        return _named(path, values, names)
+
+
+def _layout(path: Path) -> tuple[str | None, list[str] | None]:
+    """What stands between values (None for spaces), and the names in the first line, if it holds any."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        line = next((line for line in file if _is_content(line)), "")
+    delimiter = next((mark for mark in ("\t", ";", ",") if mark in line), None)
+    cells = line.split() if delimiter is None else next(csv.reader([line], delimiter=delimiter))
+    return delimiter, None if all(map(_is_number, cells)) else [cell.strip() for cell in cells]
+
+
+def _header_line(path: Path) -> int:
+    """Lines up to the one of names."""
+    with path.open(encoding="utf-8-sig", newline=None) as file:
+        return next(i for i, line in enumerate(file) if _is_content(line)) + 1
+
+
+def _is_content(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(path: Path, values: np.ndarray, names: list[str]) -> RawData:
+    """Columns by their names: classes, an index, and what is left."""
+    label = next((i for i, name in enumerate(names) if name.lower() in LABEL_COLUMNS), None)
+    index = 0 if names[0] == "" or names[0].lower() == "unnamed: 0" else None
+    kept = [i for i in range(len(names)) if i not in (label, index)]
+    notes = []
+    if index is not None:
+        notes.append("its first column has no name: an index, left out")
+    if label is not None:
+        notes.append(f"its column {names[label]!r} holds the classes")
+    if not kept:
+        raise InputError(f"{path} holds no column of values beside {', '.join(map(repr, names))}: add some")
+    labels = None if label is None else values[:, label]
+    return RawData(path.name, values[:, kept], labels, None, tuple(notes))
