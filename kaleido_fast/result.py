@@ -128,7 +128,8 @@ class SampleResult:
         stats: figures of the run.
         request: what was asked for, with every default and the seed filled in.
         plan: how it was run.
-        model_hash: SHA-256 of the model, "" for a module that is not a `KaleidoMLP`.
+        model_hash: SHA-256 of the model; of a module that is not an MLP see `kaleido_fast.identity.identify`, "" where
+            it has none.
     """
 
     draws: Tensor

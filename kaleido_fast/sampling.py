@@ -25,6 +25,7 @@ from kaleido_fast.errors import (
     SamplingMemoryError,
     warn_caller,
 )
+from kaleido_fast.identity import identify
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
@@ -68,9 +69,10 @@ class Subject:
         spec: of an MLP that is understood exactly; None for a module that is run as it is.
         dim, data_range: D and (low, high).
         recommended: options that its checkpoint recommends.
-        model_hash: names it in records.
+        model_hash: names it in records; "" for a module whose parts cannot all be told.
         packed: its weights as engines keep them, where it has a ``spec``.
         why_general: why it has none.
+        untold: why it has no hash.
     """
 
     module: nn.Module
@@ -81,6 +83,7 @@ class Subject:
     model_hash: str
     packed: PackedModel | None = None
     why_general: str = ""
+    untold: str = ""
 
 
 @dataclass(frozen=True)
@@ -337,7 +340,7 @@ def _general_subject(
     if isinstance(inner, KaleidoMLP):
         # Engines take a KaleidoMLP for one that is understood: this one is called, from inside of a Sequential.
         own_range = (inner.spec.low, inner.spec.high)
-        subject = Subject(nn.Sequential(model), None, inner.spec.dim, own_range, {}, "", why_general=reason)
+        subject = _as_it_is(nn.Sequential(model), inner.spec.dim, own_range, reason)
         _check_own_size(subject, dim, data_range)
         return subject
     if dim is None and isinstance(z0, Tensor) and z0.ndim == 2:
@@ -347,7 +350,12 @@ def _general_subject(
             f"{reason}: it can only run as it is, and does not say its size and range: pass dim= and "
             "data_range=(low, high)"
         )
-    return Subject(model, None, dim, data_range, {}, "", why_general=reason)
+    return _as_it_is(model, dim, data_range, reason)
+
+
+def _as_it_is(model: nn.Module, dim: int, data_range: tuple[float, float], reason: str) -> Subject:
+    identity = identify(model)
+    return Subject(model, None, dim, data_range, {}, identity.digest, why_general=reason, untold=identity.untold)
 
 
 def _mlp_subject(model: KaleidoMLP, recommended: dict[str, Any]) -> Subject:

@@ -27,6 +27,7 @@ from kaleido_fast.crew import Crew, Totals, find_crew, local_device
 from kaleido_fast.devices import device_facts
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import check_folder, check_writable
+from kaleido_fast.identity import Watch
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
@@ -54,7 +55,19 @@ from kaleido_fast.versions import library_versions
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2
-_COMPARED = ("request", "model_hash", "engine", "kernel", "device", "versions", "encoding", "model", "scaling")
+_COMPARED = (
+    "request",
+    "model_hash",
+    "model",
+    "dim",
+    "data_range",
+    "engine",
+    "kernel",
+    "device",
+    "versions",
+    "encoding",
+    "scaling",
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,12 @@ class _Task:
             raise unknown_name(
                 "format of draws that are written in blocks", self.path.suffix or self.path.name, ENDINGS
             )
+        subject = self.run.subject
+        if not subject.model_hash:
+            raise InputError(
+                f"this {type(subject.module).__name__} cannot be told from other models: {subject.untold}; a run that "
+                "goes on later could mix two: use fast_sample, or keep that out of the module"
+            )
         if self.run.request.trace is not None:
             raise InputError("trace is not written to files: use fast_sample, or leave it out")
         if is_store(self.path):
@@ -267,6 +286,8 @@ class _Task:
             record["kernel"] = run.plan.kernel
         if run.subject.spec is not None:
             record["model"] = json.loads(run.subject.spec.to_json())
+        else:
+            record |= {"dim": int(run.subject.dim), "data_range": list(map(float, run.subject.data_range))}
         if self.scaling is not None:
             record["scaling"] = asdict(self.scaling)
         return record
@@ -357,6 +378,7 @@ class _Task:
         missing = np.flatnonzero(~done).tolist()
         if crew.leads and crew.size > max(1, len(missing)):
             warnings.warn(f"{crew.size} workers for {len(missing)} blocks: some have nothing to do", stacklevel=3)
+        watch = None if run.subject.packed is not None else Watch(run.subject.module)
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         before = layout.n_chains - sum(layout.length(block) for block in missing)
         meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
@@ -373,6 +395,7 @@ class _Task:
             try:
                 spans = (layout.rows(block) for block in crew.take(missing))
                 for block in run_blocks(run, phases, spans, meter):
+                    _refuse_change(watch)
                     writer.put(_on_host(block))
                 writer.finish()
                 while crew.leads and crew.totals().blocks < len(missing):
@@ -427,6 +450,16 @@ class _Task:
         """What the caller gets."""
         run = self.run
         return StreamResult(self.path, tuple(files), run.request, run.plan, stored, stats, tuple(damaged))
+
+
+def _refuse_change(watch: Watch | None) -> None:
+    """Refuse to write what a model that is no longer the record's may have computed."""
+    changed = "" if watch is None else watch.changed()
+    if changed:
+        raise InputError(
+            f"{changed} of the model changed while it was sampled: blocks written before are whole, this one is not "
+            "written; put the weights back and give the same command to go on"
+        )
 
 
 def count_blocks(output: BlockOutput, blocks: list[int], tally: Tally) -> None:
