@@ -43,7 +43,7 @@ LONG_BURN_IN = 299
 MOST_UNSEEN = 10_000  # held-out examples whose distances to the training examples are found
 WATCHED = 500  # training examples that recovery is measured on
 SHEET_COLUMNS, SHEET_ROWS = 20, 6
-_RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "jitter", "settle", "tol", "precision")
+_RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle", "tol", "precision")
 SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
 
 

@@ -9,6 +9,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
 BOUNDS = ("tanh", "sigmoid")
 INITS = ("uniform", "normal")
 NOISES = ("normal", "uniform", "upstream")
+PUBLISHED_EPS, PUBLISHED_RUNS = 0.01, 30  # of the published sampler, as its MNIST notebook runs it
 DEFAULT_MODEL = "digits"
 BUILT_IN_PREFIX = "builtin:"
 BACKGROUND = "white"  # of transparent pictures, as viewers and browsers show them

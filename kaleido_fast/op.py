@@ -104,6 +104,7 @@ def sample_op(
         n_chains: number of chains; None for as many as ``z0`` has.
         z0: (n_chains, D) start states on the model's device, of any floating type and layout. Their values are not
             looked at: keep them inside the data range.
+        settle: as there, but not used with noise "upstream", which comes after every step.
         tol: None runs every step; a number freezes chains that have arrived, and does not go with jitter.
 
     Raises:

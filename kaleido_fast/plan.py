@@ -65,7 +65,7 @@ class SampleRequest:
         init: start noise: "uniform" over the data range or "normal" clipped to it.
         noise: jitter noise: "normal", "uniform" or "upstream".
         jitter: scale of the jitter noise in units of half the data range; 0 is off.
-        settle: steps without jitter before each draw.
+        settle: steps without jitter before each draw; not used by "upstream" noise, which comes after every step.
         tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.settling`); None runs every
             step. Jittered runs never freeze.
         patience: checks in a row below ``tol`` before a chain is frozen.
@@ -195,6 +195,14 @@ class Schedule:
     def next_draw_end(self, steps_done: int) -> int:
         """Number of steps after which the next draw is complete; the end of the run if there is none."""
         return self.draw_end(min(self.draws_done(steps_done), self.n_draws - 1))
+
+    @property
+    def n_jittered(self) -> int:
+        """Number of steps whose input gets noise; with "upstream" noise no input does, each output does."""
+        if self.jitter == 0 or self.noise == "upstream":
+            return 0
+        first = max(0, self.burn_in + self.thin - 1 - self.settle)  # step 0 takes the start noise as it is
+        return first + (self.n_draws - 1) * max(0, self.thin - self.settle)
 
     def is_jittered(self, step: int) -> bool:
         """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw."""

@@ -26,6 +26,7 @@ from kaleido_fast.errors import (
     warn_caller,
 )
 from kaleido_fast.identity import identify
+from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
@@ -156,9 +157,10 @@ def fast_sample(
         seed: 0 .. 2**64 - 1; None draws one, reported in ``result.request.seed``.
         z0: (n_chains, D) start states instead of start noise, inside the data range.
         init: start noise, "uniform" over the data range or "normal" clipped to it.
-        noise: "normal" or "uniform" jitter, or "upstream", the published sampler's formula.
-        jitter: scale of the noise in units of half the data range (0).
-        settle: last steps before each draw that stay free of jitter (2).
+        noise: "normal" or "uniform" jitter; or "upstream", the published sampler's formula: ``x <- clamp(f(x) +
+            jitter * e, low, high)`` with e uniform on [high, 2 high - low), after every step, also the last one.
+        jitter: scale of the noise in units of half the data range (0); of "upstream" the published eps (0.01).
+        settle: last steps before each draw that stay free of jitter (2); "upstream" has none.
         tol: residual below which a chain is frozen and run no further (1e-4): its later draws are its frozen state.
             On a network that contracts by rho a step its states are then within tol * rho / (1 - rho) of their
             limit. None runs every step; with jitter chains are never frozen.
@@ -250,7 +252,8 @@ def prepare_run(
     explicit = {name: options[name] for name in RECOMMENDABLE if name != "tol" and options.get(name) is not None}
     if options.get("tol", "recommended") != "recommended":
         explicit["tol"] = options["tol"]
-    merged = _without_tol_where_jittered(merge_options(explicit, subject.recommended), explicit)
+    merged = fit_to_noise(merge_options(explicit, subject.recommended), explicit, options.get("noise", "normal"))
+    merged = _without_tol_where_jittered(merged, explicit)
     seed = options.get("seed", 0)
     request = SampleRequest(
         seed=secrets.randbits(64) if seed is None else seed,

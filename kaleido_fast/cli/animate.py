@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import Name, Shape
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
+OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "device")
 
 
 @click.command(name="animate", short_help="Show chains moving from noise to samples.")
@@ -46,6 +48,7 @@ DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
 @click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
 @click.option("--jitter", type=float, help="As in sample [default: recommended, else 0].")
 @click.option("--settle", type=int, help="As in sample [default: recommended, else 2].")
+@click.option("--noise", type=Name("noise", names.NOISES), default="normal", show_default=True, help="As in sample.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -69,6 +72,8 @@ def command(
     from kaleido_fast.errors import InputError
     from kaleido_fast.shown import read_shown, sample_shown
 
+    if file is not None:
+        _refuse_run_options(file)
     wanted = outs or DEFAULT_OUT
     _check_outputs(wanted)
     lacking = [] if can_write_mp4() else [out for out in wanted if out.suffix == ".mp4"]
@@ -97,6 +102,17 @@ def command(
         raise InputError(f"{lacking[0]} was not written, the others were: {NO_FFMPEG}")
     if lacking and not quiet:
         click.echo(f"no {lacking[0]}: {NO_FFMPEG}", err=True)
+
+
+def _refuse_run_options(file: Path) -> None:
+    """Options of a run have no say in draws that are there."""
+    from kaleido_fast.errors import InputError
+
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+        if parameter.name in OF_A_RUN and given:
+            raise InputError(f"{parameter.opts[0]} is for a model that is run now, and {file} is there: leave one out")
 
 
 def _check_outputs(outs: tuple[Path, ...]) -> None:

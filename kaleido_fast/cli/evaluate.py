@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name
 from kaleido_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ SIGMAS = (0.1, 0.3, 1.0)
 @click.option("--burn-in", type=int, help="Steps before the draw [default: as recommended].")
 @click.option("--jitter", type=float, help="Noise in units of half the data range [default: as recommended].")
 @click.option("--settle", type=int, help="Clean steps before the draw [default: as recommended].")
+@click.option("--noise", type=Name("noise", names.NOISES), help="Kind of jitter, as in sample [default: normal].")
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("evaluation.json"), show_default=True, help="JSON to write."
@@ -95,7 +96,7 @@ def command(
     for path in (out, sheet):
         if path is not None:
             check_writable(path)
-    sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle")}
+    sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle", "noise")}
     if draws is not None:
         _refuse_sampling(draws, sampling)
         options["draws"] = open_draws(draws)
@@ -183,13 +184,20 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
 
 
 def _run_line(run: dict[str, Any]) -> str:
+    from dataclasses import fields
+
+    from kaleido_fast.jitter import jitter_words
+    from kaleido_fast.plan import Schedule
+
     if "outcome_shares" not in run:
         return f"{run['n_chains']:,} chains of {run['file']}"
     shares = run["outcome_shares"].items()
     outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares if share)
     residual = run["residual_quantiles"]
-    jitter = f", jitter {run['jitter']:g} and {run['settle']} clean steps" if run["jitter"] else ""
+    schedule = Schedule(**{field.name: run[field.name] for field in fields(Schedule)})
+    words = jitter_words(schedule)
+    noise = f", {words}" if words else ""
     return (
-        f"{run['burn_in'] + run['thin']} steps{jitter}, seed {run['seed']}: {outcomes}; residual "
+        f"{schedule.n_steps} steps{noise}, seed {run['seed']}: {outcomes}; residual "
         f"{residual['50%']:.2g} (median), {residual['99%']:.2g} (99 %)"
     )

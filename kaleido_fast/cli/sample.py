@@ -62,7 +62,14 @@ BLOCK_ENDINGS = (".zarr", ".npy")
     help="Noise added to the state before each step, in units of half the data range [default: recommended, else 0].",
 )
 @click.option("--settle", type=int, help="Last steps before each draw without jitter [default: recommended, else 2].")
-@click.option("--noise", type=Name("noise", names.NOISES), default="normal", show_default=True, help="Kind of jitter.")
+@click.option(
+    "--noise",
+    type=Name("noise", names.NOISES),
+    default="normal",
+    show_default=True,
+    help="Kind of jitter. upstream: as published, after each step, also the last one; --jitter is its eps [0.01], and "
+    "no step is clean.",
+)
 @click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
 @click.option(
     "--tol",
@@ -263,6 +270,8 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
     from rich.console import Console
     from rich.table import Table
 
+    from kaleido_fast.jitter import jitter_words
+
     stats, request = result.stats, result.request
     assert stats is not None
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -272,10 +281,11 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
         f"{share:.1%} {name.replace('_', ' ')}" for name, share in stats.outcome_shares.items() if share > 0
     )
     compiling = f", {stats.compile_seconds:.2f} s of it compiling" if stats.compile_seconds else ""
-    jitter = f", jitter {request.jitter:g} ({request.settle} clean steps before a draw)" if request.jitter else ""
+    words = jitter_words(request.schedule)
+    noise = f", {words}" if words else ""
     for name, value in (
         *_kept_rows(result),
-        ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{jitter}, seed {request.seed}"),
+        ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{noise}, seed {request.seed}"),
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
