@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import write_error
+from kaleido_fast.files import flush, follow, hidden, write_error
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 def lock_path(path: Path) -> Path:
-    """The hidden file beside ``path`` that is locked while ``path`` is written."""
-    return path.with_name(f".{path.name}.lock")
+    """The hidden file that is locked while ``path`` is written: beside it, or beside what it leads to."""
+    return hidden(follow(path), ".lock")
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def output_lock(path: Path) -> Iterator[str]:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(holder).encode(), 0)
-        os.fsync(handle)
+        flush(handle, place.parent)
         yield token
     finally:
         with contextlib.suppress(OSError):

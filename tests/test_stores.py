@@ -23,7 +23,7 @@ from kaleido_fast.storing.layout import Layout
 
 zarr = pytest.importorskip("zarr")
 
-from kaleido_fast.storing.npy_output import NpyOutput, read_partial  # noqa: E402
+from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_partial  # noqa: E402
 from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
 
 FLOATS = Encoding()
@@ -302,7 +302,7 @@ assert np.array_equal(output.read("draws", 0), block_arrays(layout, 0)["draws"])
 
 def test_npy_blocks_become_a_plain_file(tmp_path):
     output = NpyOutput.create(tmp_path / "a.npy", LAYOUT, make_record())
-    assert read_partial(tmp_path / "a.npy") == (7, make_record())
+    assert read_partial(tmp_path / "a.npy") == Begun(7, make_record(), overwrite=False, ends=False)
     for block in range(LAYOUT.n_blocks):
         output.write(block, block_arrays(LAYOUT, block))
     assert not (tmp_path / "a.npy").exists()

@@ -10,6 +10,9 @@ from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
 
 
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under the names of outputs.")
+
+
 class Name(click.ParamType):
     """One of a closed list of names; an unknown one is answered with the nearest."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from kaleido_fast.checkpoint import Checkpoint
     from kaleido_fast.result import SampleResult
+    from kaleido_fast.storing.finished import FinishedDraws
     from kaleido_fast.storing.streaming import StreamResult
 
 PICTURE_CHAINS = 1000
@@ -41,7 +42,9 @@ BLOCK_ENDINGS = (".zarr", ".npy")
     help="Type of stored draws; uint8 takes the data range in 255 steps [default: as computed].",
 )
 @click.option("--chunk-chains", type=int, help="Chains of a chunk of a store [default: chosen by the plan].")
-@click.option("--overwrite", is_flag=True, help="Begin anew where an output of another run exists.")
+@click.option(
+    "--overwrite", is_flag=True, help="Begin anew where an output exists, and replace what else bears its files' names."
+)
 @click.option("--repair", is_flag=True, help="Read every chunk of a store and compute damaged ones again.")
 @click.option(
     "--picture/--no-picture", default=None, help="Write a PNG sheet beside --out [default: if samples are pictures]."
@@ -163,13 +166,15 @@ def command(
     sheet_path = out.with_suffix(".png")
     write = _stream if out.suffix in BLOCK_ENDINGS else _write_at_once
     with _plain_warnings():
-        made = write(checkpoint, out, progress=not (quiet or as_json), **options)
+        made = write(checkpoint, out, sheet_path if picture else None, progress=not (quiet or as_json), **options)
     if made is None:
         return  # the first of several workers reports
     result, written, final = made
-    if picture and (result.stats is not None or not sheet_path.exists()):
+    if picture and not sheet_path.exists():
         save_picture(image_grid(final(picture_chains), spec, card.scaling), sheet_path)
         written.append(sheet_path)
+    elif picture and result.stats is not None and not quiet:
+        click.echo(f"{sheet_path} was there before and is left as it is: kaleido-fast show draws another", err=True)
     if result.stats is None:
         _report_finished(result, written, as_json=as_json, quiet=quiet)
     else:
@@ -179,30 +184,52 @@ def command(
 Made = tuple[Any, list[Path], Callable[[int], "Tensor"]]  # result, files, last states of the first n chains
 
 
-def _stream(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
+def _stream(checkpoint: Checkpoint, out: Path, picture: Path | None, **options: Any) -> Made | None:
     from kaleido_fast.storing.draws import open_draws
     from kaleido_fast.storing.streaming import sample_to
 
-    result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, **options)
+    result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, picture=picture, **options)
     if result is None:
         return None
     return result, [Path(name) for name in result.files], lambda n: open_draws(out)[:n][:, -1].float()
 
 
-def _write_at_once(checkpoint: Checkpoint, out: Path, **options: Any) -> Made | None:
+def _write_at_once(
+    checkpoint: Checkpoint, out: Path, picture: Path | None, *, overwrite: bool, **options: Any
+) -> Made | None:
     from kaleido_fast.errors import InputError
+    from kaleido_fast.files import follow
+    from kaleido_fast.outputs import check_outputs, claimed
     from kaleido_fast.sampling import fast_sample
     from kaleido_fast.storing import writers
 
-    spec = checkpoint.model.spec
+    spec, scaling = checkpoint.model.spec, checkpoint.card.scaling
     writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)
-    for name, unset in (("overwrite", False), ("repair", False), ("dtype", None), ("chunk_chains", None)):
+    for name, unset in (("repair", False), ("dtype", None), ("chunk_chains", None)):
         if options.pop(name) != unset:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is for outputs written in blocks ({', '.join(BLOCK_ENDINGS)}), not {out}")
+    outputs, inputs = {"output": out, "picture": picture}, {"model": checkpoint.path}
+    check_outputs(outputs, inputs, overwrite=True)
+    if out.exists() and not overwrite:
+        return _finished(checkpoint, out, options)
+    click.get_current_context().with_resource(claimed(outputs, inputs, overwrite=overwrite))
     result = fast_sample(checkpoint.path, **options)
-    written = writers.write_draws(out, result, writers.make_record(result, spec, checkpoint.card.scaling))
+    written = writers.write_draws(out, result, writers.make_record(result, spec, scaling))
+    if picture is not None:
+        follow(picture).unlink(missing_ok=True)  # of the draws that were replaced
     return result, written, lambda n: result.final[:n].cpu()
+
+
+def _finished(checkpoint: Checkpoint, out: Path, options: dict[str, Any]) -> Made:
+    """The file that is there, if it is of this very run."""
+    from kaleido_fast.sampling import prepare_run
+    from kaleido_fast.storing.draws import open_draws
+    from kaleido_fast.storing.finished import find_finished
+
+    run = prepare_run(checkpoint.path, **{name: value for name, value in options.items() if name != "progress"})
+    found = find_finished(out, run, checkpoint.card.scaling)
+    return found, [out], lambda n: open_draws(out)[:n][:, -1].float()
 
 
 @contextlib.contextmanager
@@ -213,7 +240,7 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _report_finished(result: StreamResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+def _report_finished(result: StreamResult | FinishedDraws, written: list[Path], *, as_json: bool, quiet: bool) -> None:
     n_chains = result.request.n_chains
     if as_json:
         facts = {**result.record(), "n_chains": n_chains, "finished": True, "files": [str(path) for path in written]}

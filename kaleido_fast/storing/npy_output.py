@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, remove_parts, sync_folder, write_error
+from kaleido_fast.files import atomic_path, flush, follow, partial, remove_parts, sync_folder, write_error
 from kaleido_fast.storing.layout import PER_CHAIN, Layout
 from kaleido_fast.storing.writers import record_path
 
@@ -47,7 +48,7 @@ class NpyOutput:
                 made = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
                 made.flush()
                 del made
-            stated = {"chunk_chains": layout.chunk_chains, "record": record}
+            stated = {"chunk_chains": layout.chunk_chains, "record": record, "overwrite": overwrite}
             with atomic_path(folder / RECORD) as temporary:  # last: a folder without it is not begun
                 temporary.write_text(json.dumps(stated))
             sync_folder(folder)
@@ -61,7 +62,7 @@ class NpyOutput:
         """Go on with an unfinished file, also one that was killed just after it got its final name."""
         draws = partial_folder(path) / "draws.npy"
         if path.is_file() and not draws.exists():
-            path.replace(draws)
+            follow(path).replace(draws)
         return cls(path, layout, record)
 
     def done(self) -> np.ndarray:
@@ -93,8 +94,8 @@ class NpyOutput:
             remove_parts(beside)
             with atomic_path(beside) as temporary:
                 temporary.write_text(json.dumps(self.record, sort_keys=True, indent=1) + "\n")
-            (self.folder / "draws.npy").replace(self.path)
-            sync_folder(self.path.parent)
+            (self.folder / "draws.npy").replace(follow(self.path))
+            sync_folder(self.folder.parent)
             self.discard()
         except OSError as problem:
             raise write_error(self.path, problem) from problem
@@ -123,7 +124,7 @@ class NpyOutput:
             data = memoryview(np.ascontiguousarray(values, self._row(name)[2]).tobytes())
             while data:
                 data = data[file.write(data) :]
-            os.fsync(file.fileno())
+            flush(file.fileno(), self.folder)
 
     def _load(self, name: str, rows: slice) -> np.ndarray:
         row_bytes, shape, dtype = self._row(name)
@@ -137,8 +138,8 @@ class NpyOutput:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where the blocks of an unfinished .npy are."""
-    return path.with_name(f"{path.name}.partial")
+    """Where the blocks of an unfinished .npy are: where the file will be, that they can become it by a new name."""
+    return partial(follow(path))
 
 
 def remove_rest(path: Path) -> None:
@@ -149,8 +150,25 @@ def remove_rest(path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """``chunk_chains`` and the record of an unfinished .npy; None if none was begun.
+@dataclass(frozen=True)
+class Begun:
+    """What an unfinished .npy says of itself.
+
+    Args:
+        chunk_chains: chains of a block.
+        record: of the run.
+        overwrite: whether it may replace the files that bear its names.
+        ends: whether it was stopped when all was in place but for this folder's end.
+    """
+
+    chunk_chains: int
+    record: dict[str, Any]
+    overwrite: bool
+    ends: bool
+
+
+def read_partial(path: Path) -> Begun | None:
+    """What is known of an unfinished .npy; None if none was begun.
 
     Raises:
         InputError: it was, and is damaged.
@@ -160,8 +178,10 @@ def read_partial(path: Path) -> tuple[int, dict[str, Any]] | None:
         return None
     try:
         stated = json.loads(place.read_text())
-        return int(stated["chunk_chains"]), dict(stated["record"])
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        ends = not (place.parent / "draws.npy").exists()
+        overwrite = bool(stated.get("overwrite", False))  # those of earlier versions do not say
+        return Begun(int(stated["chunk_chains"]), dict(stated["record"]), overwrite, ends)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise InputError(f"{place} is damaged: delete {place.parent} to start anew") from problem
 
 

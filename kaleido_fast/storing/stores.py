@@ -10,6 +10,7 @@ Nothing in a store depends on the time, the machine, the number of workers or th
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import check_folder, sync_folder, write_error
+from kaleido_fast.files import check_folder, flush, follow, hidden, sync_folder, write_error
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, Layout
 
@@ -80,15 +81,16 @@ class ZarrOutput:
         """
         import_zarr()
         check_folder(path)
-        if overwrite and (path.exists() or path.is_symlink()):
+        place = follow(path)
+        if overwrite and place.exists():
             _check_removable(path)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        temporary = hidden(place, f".{uuid.uuid4().hex}.part")
         try:
             _write_metadata(temporary, layout, record)
-            if overwrite and path.exists():
-                path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}.part"))
-            temporary.rename(path)
-            sync_folder(path.parent)
+            if overwrite and place.exists():
+                place.rename(hidden(place, f".{uuid.uuid4().hex}.part"))
+            temporary.rename(place)
+            sync_folder(place.parent)
         except OSError as problem:
             raise write_error(path, problem) from problem
         finally:
@@ -253,14 +255,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove half-made and replaced stores beside ``path``; only while the lock is held."""
-    for place in path.parent.glob(f".{_escape(path.name)}.*.part"):
+    begin = hidden(follow(path), "")
+    for place in begin.parent.glob(f"{glob.escape(begin.name)}.*.part"):
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _escape(name: str) -> str:
-    import glob
-
-    return glob.escape(name)
 
 
 def _write_metadata(path: Path, layout: Layout, record: dict[str, Any]) -> None:
@@ -351,7 +348,7 @@ def write_durably(place: Path, data: memoryview) -> None:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno(), place.parent)
         temporary.replace(place)
         sync_folder(place.parent)
     except BaseException:
@@ -362,7 +359,7 @@ def write_durably(place: Path, data: memoryview) -> None:
 
 def _check_removable(path: Path) -> None:
     """Only a store is replaced: whatever else bears the name stays."""
-    if not path.is_dir() or path.is_symlink() or not set(_names(path)) <= {"zarr.json", MARKS, *ARRAYS}:
+    if not path.is_dir() or not set(_names(path)) <= {"zarr.json", MARKS, *ARRAYS}:
         raise InputError(f"output {path} is not a store that kaleido-fast wrote, and stays: choose another name")
 
 

@@ -26,10 +26,11 @@ from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
 from kaleido_fast.devices import device_facts
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
-from kaleido_fast.files import check_folder, check_writable
+from kaleido_fast.files import follow, write_error
 from kaleido_fast.identity import Watch
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.names import DEFAULT_MODEL
+from kaleido_fast.outputs import check_outputs
 from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
@@ -55,6 +56,7 @@ from kaleido_fast.versions import library_versions
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2
+_REMEDY = "give another --out or move it away"
 _COMPARED = (
     "request",
     "model_hash",
@@ -122,6 +124,7 @@ def sample_to(
     overwrite: bool = False,
     repair: bool = False,
     scaling: Scaling | None = None,
+    picture: str | Path | None = None,
     device: str | None = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -139,9 +142,11 @@ def sample_to(
         dtype: "float32", "float16" or "uint8" (the data range in 255 steps); None keeps what is computed.
         chunk_chains: chains of a block, which is a chunk of the store; rounded up to whole tiles. None lets the plan
             choose, or takes that of an unfinished output.
-        overwrite: begin anew where the output exists.
+        overwrite: begin anew where the output exists, and replace what else is there under the names of its files.
         repair: read every chunk of a store, and compute the damaged ones again.
         scaling: raw data to model values, for the record; None takes the checkpoint's.
+        picture: a picture of the draws that the caller will write. A run that begins refuses one that exists, or removes
+            it to ``overwrite``; one that goes on leaves it alone.
         device: as in `fast_sample`; None gives each worker of a machine a GPU of its own where there are some.
         callback, progress: as in `fast_sample`, for all workers together.
         options: all others of `fast_sample` but ``z0`` and ``trace``.
@@ -150,16 +155,19 @@ def sample_to(
         What was written; None in workers other than the first.
 
     Raises:
-        InputError: a value that cannot be used, an output of another run, one being written by another process, a disk
-            that is full. Blocks that were whole stay.
+        InputError: a value that cannot be used, an output of another run, one being written by another process, a file
+            that would be overwritten, a disk that is full. Blocks that were whole stay.
         StreamInterruptedError: Ctrl-C or SIGTERM.
     """
     crew = find_crew()
     try:
-        if scaling is None and isinstance(model, (str, Path)):
-            scaling = load_checkpoint(model).card.scaling
+        source = None
+        if isinstance(model, (str, Path)):
+            checkpoint = load_checkpoint(model)
+            source, scaling = checkpoint.path, scaling or checkpoint.card.scaling
         run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
-        task = _Task(Path(path), run, dtype, chunk_chains, overwrite, repair, scaling)
+        files = _Files(Path(path), source, None if picture is None else Path(picture))
+        task = _Task(files, run, dtype, chunk_chains, overwrite, repair, scaling)
         with stop_signals(), _bar(callback, show=progress and crew.leads) as told:
             if crew.leads:
                 return task.lead(crew, told)
@@ -177,16 +185,48 @@ def sample_to(
 
 
 @dataclass(frozen=True)
+class _Files:
+    """The output, what will be beside it, and the checkpoint that is sampled, where it is a file."""
+
+    path: Path
+    source: Path | None
+    picture: Path | None
+
+    @property
+    def written(self) -> dict[str, Path | None]:
+        """All that is written, by what it is."""
+        return {"output": self.path, **self.beside}
+
+    @property
+    def beside(self) -> dict[str, Path | None]:
+        """All but the output itself."""
+        return {"record": None if is_store(self.path) else record_path(self.path), "picture": self.picture}
+
+    def replace_picture(self) -> None:
+        """Remove the picture of an output that is begun anew."""
+        if self.picture is not None:
+            try:
+                follow(self.picture).unlink(missing_ok=True)
+            except OSError as problem:
+                raise write_error(self.picture, problem) from problem
+
+
+@dataclass(frozen=True)
 class _Task:
     """A run and the output that it is for."""
 
-    path: Path
+    files: _Files
     run: Run
     dtype: str | None
     chunk_chains: int | None
     overwrite: bool
     repair: bool
     scaling: Scaling | None
+
+    @property
+    def path(self) -> Path:
+        """The output."""
+        return self.files.path
 
     def lead(self, crew: Crew, callback: Callback | None) -> StreamResult:
         """Prepare the output, take part in computing, wait for the others, count."""
@@ -241,9 +281,10 @@ class _Task:
             raise InputError("trace is not written to files: use fast_sample, or leave it out")
         if is_store(self.path):
             import_zarr()
-            check_folder(self.path)
+        # What is there is looked at when the lock is held, with what it says of its run.
+        check_outputs(self.files.written, {"model": self.files.source}, overwrite=True)
+        if is_store(self.path):
             return
-        check_writable(self.path)
         if crew.size > 1:
             raise InputError(f"{crew.size} workers cannot share {self.path}: give a .zarr store, or use one process")
         if self.repair:
@@ -320,20 +361,40 @@ class _Task:
             return self.prepare_store()
         begun = None if self.overwrite else read_partial(self.path)
         if begun is None:
+            check_outputs(self.files.beside, overwrite=self.overwrite, ours=self.own_record(), remedy=_REMEDY)
             layout = self.layout()
             _check_space(self.path, layout.n_bytes, certain=True)
-            return NpyOutput.create(self.path, layout, self.record(), overwrite=self.overwrite), []
-        chunk, stored = begun
+            output = NpyOutput.create(self.path, layout, self.record(), overwrite=self.overwrite)
+            if self.overwrite:
+                self.files.replace_picture()
+            return output, []
+        chunk, stored = begun.chunk_chains, begun.record
         encoding = Encoding.from_record(stored)
         self.refuse_difference(stored, encoding)
+        if not begun.overwrite:  # whatever has appeared since it began is not ours, but for its last steps
+            moved = [self.path] if begun.ends else []
+            found = {"output": self.path, "record": record_path(self.path)}
+            check_outputs(found, ours=[*moved, *self.own_record()], remedy="move it away to go on")
         layout = self.layout()
         layout = Layout(layout.n_chains, layout.n_draws, layout.dim, chunk, encoding or layout.encoding)
         return NpyOutput.resume(self.path, layout, stored), []
 
+    def own_record(self) -> list[Path]:
+        """The .json beside the output, where it is the record of this very run."""
+        path = record_path(self.path)
+        try:
+            stored = json.loads(path.read_text())
+            return [] if difference(stored, self.record(Encoding.from_record(stored))) else [path]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            return []
+
     def prepare_store(self) -> tuple[ZarrOutput, list[str]]:
-        if self.overwrite or not (self.path.exists() or self.path.is_symlink()):
+        if self.overwrite or not self.path.exists():
+            check_outputs(self.files.beside, overwrite=self.overwrite, remedy=_REMEDY)
             layout = self.layout()
             output = ZarrOutput.create(self.path, layout, self.record(), overwrite=self.overwrite)
+            if self.overwrite:
+                self.files.replace_picture()
             _check_space(self.path, layout.n_bytes, certain=False)
             return output, []
         stated = read_metadata(self.path)

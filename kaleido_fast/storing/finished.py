@@ -1,0 +1,62 @@
+"""Files that are written at once, at the end of a run: whether one that is there is what a run would write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.errors import InputError
+from kaleido_fast.plan import SampleRequest
+from kaleido_fast.sampling import Run
+from kaleido_fast.storing.draws import read_draws
+from kaleido_fast.storing.streaming import difference
+from kaleido_fast.versions import library_versions
+
+
+@dataclass(frozen=True)
+class FinishedDraws:
+    """A run that had been finished before: the file, what was asked for, and the record in the file."""
+
+    path: Path
+    request: SampleRequest
+    stored: dict[str, Any]
+    stats: None = None
+
+    def record(self) -> dict[str, Any]:
+        """Request, model hash, engine, device and versions."""
+        return {name: self.stored[name] for name in ("request", "model_hash", "engine", "device", "versions")}
+
+
+def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraws | None:
+    """The file of draws at ``path``, if it is what ``run`` would write; None if there is none.
+
+    Raises:
+        InputError: the file is another run's, or nobody knows whose.
+    """
+    if not path.exists():
+        return None
+    try:
+        stored = read_draws(path).record
+        found = difference(stored, planned_record(run, scaling))
+    except (InputError, AttributeError):
+        found = "it holds no draws that can be read"
+    if found:
+        raise InputError(f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it")
+    return FinishedDraws(path, run.request, stored)
+
+
+def planned_record(run: Run, scaling: Scaling | None) -> dict[str, Any]:
+    """What `kaleido_fast.storing.writers.make_record` will say of a run, as far as it is known before."""
+    record: dict[str, Any] = {
+        "request": run.request.as_dict(),
+        "model_hash": run.subject.model_hash,
+        "engine": run.plan.engine,
+        "device": str(run.device),
+        "versions": library_versions(),
+    }
+    if run.subject.spec is not None:
+        record["model"] = json.loads(run.subject.spec.to_json())
+    return record if scaling is None else {**record, "scaling": asdict(scaling)}
