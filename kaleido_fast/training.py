@@ -13,24 +13,24 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from kaleido_fast.checkpoint import ModelCard
+from kaleido_fast.checkpoint import Checkpoint, ModelCard
 from kaleido_fast.crew import local_device
 from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import Diagnostics, diagnose
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import check_writable
 from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.outputs import check_outputs
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
-from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate
+from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
 
 INITS = ("kaiming", "default")
@@ -130,7 +130,10 @@ def train(
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
         if state_path is not None:
-            check_writable(state_path)
+            read = None if isinstance(dataset, Dataset) else dataset
+            check_outputs(
+                {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
+            )
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
         run = TrainingRun(data, spec, recipe, seed, target, team)
         with team.together(state_path, run.request, recipe.batch_size, target) as begun:
@@ -155,6 +158,31 @@ def train(
         warnings.warn(f"model {name}: {problem}", UnstableModelWarning, stacklevel=2)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), card, tuple(run.history), () if problem is None else (problem,))
+
+
+def training_request(
+    dataset: Dataset | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    spec: ModelSpec | None = None,
+    recipe: TrainingRecipe | str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What decides the result of `train` with these arguments: "network", "recipe", "seed" and "data", plain values."""
+    found = None if preset is None else find_preset(preset)
+    return make_request(*_resolve(dataset, found, spec, recipe), seed)
+
+
+def request_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The request whose training ended in a checkpoint, as `training_request` gives it."""
+    card = checkpoint.card
+    names = [field.name for field in fields(TrainingRecipe)]
+    return {
+        "network": checkpoint.model.spec.to_json(),
+        "recipe": {name: card.recipe.get(name) for name in names},
+        "seed": card.recipe.get("seed"),
+        "data": card.dataset.get("sha256"),
+    }
 
 
 def _resolve(

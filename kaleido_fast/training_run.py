@@ -9,7 +9,7 @@ import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ def initialise(model: KaleidoMLP, init: str, seed: int) -> None:
                 layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator) * 2 - 1) * bias_limit)
 
 
+def make_request(dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seed: int) -> dict[str, Any]:
+    """What decides a run's result, as plain JSON values."""
+    return {"network": spec.to_json(), "recipe": asdict(recipe), "seed": seed, "data": dataset.sha256}
+
+
 class Batches:
     """Rows of step 0, 1, ...: an endless row of shuffles, each a function of (seed, its number) alone."""
 
@@ -139,7 +144,7 @@ class TrainingRun:
         self.spec, self.recipe, self.seed, self.device = spec, recipe, seed, device
         self.data = train_part.data.to(device)
         self.watched = self.data if held_part is None else held_part.data.to(device)
-        self.request = {"network": spec.to_json(), "recipe": asdict(recipe), "seed": seed, "data": dataset.sha256}
+        self.request = make_request(dataset, spec, recipe, seed)
         self.every = max(1, recipe.steps // EVALUATIONS)
         self.history: list[HistoryEntry] = []
         with torch.device("meta"):  # no weights are drawn from the global generator

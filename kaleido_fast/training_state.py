@@ -52,6 +52,16 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
     return json.loads(texts["position"]), tensors
 
 
+def read_request(path: Path) -> dict[str, Any] | None:
+    """What the run in a state file trains; None for a file that is no state of this release."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            request = json.loads(_parse_header(path, file.metadata() or {})["request"])
+    except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
 def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         header = json.loads(metadata.get(ENTRY, "{}"))
@@ -67,7 +77,7 @@ def _check_request(path: Path, stored: dict[str, Any], asked: dict[str, Any]) ->
         if stored.get(key) != asked.get(key):
             raise InputError(
                 f"training state {path} belongs to another run: {key} was {stored.get(key)}, now {asked.get(key)}; "
-                "ask for the same, or delete the file to start anew"
+                "ask for the same, or delete the file to start anew (train --overwrite does)"
             )
 
 

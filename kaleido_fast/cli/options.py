@@ -9,7 +9,6 @@ import click
 from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
 
-
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under the names of outputs.")
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
 
 if TYPE_CHECKING:
+    from kaleido_fast.checkpoint import Checkpoint, ModelCard
     from kaleido_fast.datasets import Dataset
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.training import TrainResult
 
 
 @click.command(name="train", short_help="Train a network, write a checkpoint.")
@@ -58,7 +58,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds between writes of the unfinished run.",
 )
-@click.option("--curve/--no-curve", default=None, help="Write the loss curve as PNG [default: if matplotlib is there].")
+@click.option(
+    "--curve/--no-curve",
+    default=None,
+    help="Write the loss curve as NAME-loss.png [default: if matplotlib is there].",
+)
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors and warnings.")
 def command(
@@ -75,6 +80,7 @@ def command(
     device: str,
     save_every: float,
     curve: bool | None,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -90,27 +96,35 @@ def command(
 
     from kaleido_fast.checkpoint import save_checkpoint
     from kaleido_fast.crew import leads_by_name
-    from kaleido_fast.files import check_writable, remove_parts
+    from kaleido_fast.files import remove_parts
     from kaleido_fast.locks import output_lock
-    from kaleido_fast.plots import can_plot, loss_curve
-    from kaleido_fast.training import UnstableModelWarning, train
+    from kaleido_fast.plots import can_plot, check_can_plot, loss_curve
+    from kaleido_fast.training import UnstableModelWarning, train, training_request
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
     reading = {"labels": labels, "value_range": value_range, "background": background, "channels": channels}
     data = _load_data(preset, source, limit, shape["bound"], reading)
     out = out or Path(f"{preset or data.name}.safetensors")
-    check_writable(out)
     state = out.with_suffix(".training")
-    spec = _change_spec(data, preset, shape)
+    if curve:
+        check_can_plot("--curve")
+    curve_path = out.with_name(f"{out.stem}-loss.png") if curve or (curve is None and can_plot()) else None
+    asked: dict[str, Any] = {"preset": preset, "spec": _change_spec(data, preset, shape), "seed": seed}
+    asked["recipe"] = _change_recipe(data, preset, recipe, options)
+    files = {"checkpoint": out, "unfinished state": state, "loss curve": curve_path}
+    finished = _check_files(
+        files, {"data": source, "labels": labels}, preset or data.name, training_request(data, **asked), overwrite
+    )
+    if finished is not None:
+        if leads_by_name():
+            _report(finished.model.spec, finished.card, [out], finished=True, as_json=as_json, quiet=quiet)
+        return
     shown = not (quiet or as_json) and leads_by_name()
     with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
         warnings.simplefilter("always", UnstableModelWarning)
         result = train(
             data,
-            preset=preset,
-            spec=spec,
-            recipe=_change_recipe(data, preset, recipe, options),
-            seed=seed,
+            **asked,
             device=device,
             state=state,
             save_every=save_every,
@@ -124,11 +138,59 @@ def command(
         remove_parts(out)
         save_checkpoint(out, result.model, result.card)
     written = [out]
-    if can_plot() if curve is None else curve:
-        written.append(out.with_suffix(".png"))
-        loss_curve(result.history, written[-1])
+    if curve_path is not None:
+        written.append(curve_path)
+        loss_curve(result.history, curve_path)
     state.unlink(missing_ok=True)
-    _report(result, written, as_json=as_json, quiet=quiet)
+    _report(result.model.spec, result.card, written, finished=False, as_json=as_json, quiet=quiet)
+
+
+def _check_files(
+    files: dict[str, Path | None], inputs: dict[str, str | None], name: str, request: dict[str, Any], overwrite: bool
+) -> Checkpoint | None:
+    """Refuse files that are in the way; the checkpoint, where this very run has been finished before.
+
+    The unfinished state is compared when it is read. To overwrite removes it only if it is another run's.
+    """
+    from kaleido_fast.crew import leads_by_name
+    from kaleido_fast.files import follow
+    from kaleido_fast.locks import output_lock
+    from kaleido_fast.outputs import check_outputs
+    from kaleido_fast.training_state import read_request
+
+    out, state = files["checkpoint"], files["unfinished state"]
+    assert out is not None and state is not None
+    check_outputs(files, inputs, overwrite=True)
+    if overwrite:
+        if state.exists() and read_request(state) != request and leads_by_name():
+            with output_lock(state):
+                follow(state).unlink(missing_ok=True)
+        return None
+    if not out.exists():
+        check_outputs(files, ours=[state], remedy="give another --out or move it away")
+        return None
+    found = _own_checkpoint(out, name, request)
+    return None if state.exists() else found
+
+
+def _own_checkpoint(out: Path, name: str, request: dict[str, Any]) -> Checkpoint:
+    """The checkpoint at ``out``, if it is of this very run; another one is refused with the difference."""
+    from kaleido_fast.checkpoint import load_checkpoint
+    from kaleido_fast.training import request_of
+
+    try:
+        found = load_checkpoint(out)
+    except InputError:
+        difference = "it is no checkpoint of this release"
+    else:
+        stored, asked = {"name": found.card.name, **request_of(found)}, {"name": name, **request}
+        keys = [key for key in asked if stored[key] != asked[key]]
+        if not keys:
+            return found
+        difference = f"{keys[0]} was {stored[keys[0]]}, is now {asked[keys[0]]}"
+    raise InputError(
+        f"{out} is there and not of this run: {difference}; give another --out, or --overwrite replaces it"
+    )
 
 
 def _load_data(
@@ -184,10 +246,11 @@ def _training_bar(*, show: bool) -> Any:
     return training_bar() if show else contextlib.nullcontext()
 
 
-def _report(result: TrainResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
-    card = result.card
+def _report(
+    spec: ModelSpec, card: ModelCard, written: list[Path], *, finished: bool, as_json: bool, quiet: bool
+) -> None:
     facts = {
-        "network": "-".join(map(str, result.model.spec.widths)),
+        "network": "-".join(map(str, spec.widths)),
         "data": card.dataset,
         "recipe": card.recipe,
         "final_loss": card.final_loss,
@@ -196,7 +259,9 @@ def _report(result: TrainResult, written: list[Path], *, as_json: bool, quiet: b
         "files": [str(path) for path in written],
     }
     if as_json:
-        click.echo(json.dumps(facts, sort_keys=True))
+        click.echo(json.dumps({**facts, **({"finished": True} if finished else {})}, sort_keys=True))
+    elif finished and not quiet:
+        click.echo(f"{written[0]} is finished: it is of this very run, nothing was trained")
     elif not quiet:
         for name, value in facts.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

@@ -44,7 +44,9 @@ def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraw
     except (InputError, AttributeError):
         found = "it holds no draws that can be read"
     if found:
-        raise InputError(f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it")
+        raise InputError(
+            f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it"
+        )
     return FinishedDraws(path, run.request, stored)
 
 

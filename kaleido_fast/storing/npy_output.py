@@ -8,7 +8,6 @@ map, a full disk would be a signal (SIGBUS) and not an error. Unlike a store it 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -145,8 +145,8 @@ def sample_to(
         overwrite: begin anew where the output exists, and replace what else is there under the names of its files.
         repair: read every chunk of a store, and compute the damaged ones again.
         scaling: raw data to model values, for the record; None takes the checkpoint's.
-        picture: a picture of the draws that the caller will write. A run that begins refuses one that exists, or removes
-            it to ``overwrite``; one that goes on leaves it alone.
+        picture: a picture of the draws that the caller will write. A run that begins refuses one that exists, or
+            removes it to ``overwrite``; one that goes on leaves it alone.
         device: as in `fast_sample`; None gives each worker of a machine a GPU of its own where there are some.
         callback, progress: as in `fast_sample`, for all workers together.
         options: all others of `fast_sample` but ``z0`` and ``trace``.
