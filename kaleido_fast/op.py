@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.devices import device_facts, refuse_capture
+from kaleido_fast.devices import device_facts, plan_here, refuse_capture
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
 from kaleido_fast.names import (
@@ -28,7 +28,7 @@ from kaleido_fast.names import (
     DEFAULT_THIN,
 )
 from kaleido_fast.packed import PACKED
-from kaleido_fast.plan import SampleRequest, make_plan
+from kaleido_fast.plan import SampleRequest
 from kaleido_fast.recognition import look_through
 from kaleido_fast.sampling import (
     Meter,
@@ -280,7 +280,7 @@ def _sample_chains(
         z0 = z0.detach().to(torch.float64 if request.precision == "fp64" else torch.float32)
     packed = PACKED.take(spec, weights, biases, may_wait=False)
     subject = Subject(packed.module, spec, spec.dim, (spec.low, spec.high), {}, "", packed)
-    plan = make_plan(request, spec, device_facts(device), spec.dim, block_chains=block_chains)
+    plan = plan_here(request, spec, device_facts(device), spec.dim, block_chains=block_chains)
     run = Run(subject, request, plan, device)
     try:
         meter = Meter(request.n_chains, request.schedule.n_steps, None)

@@ -32,6 +32,7 @@ from kaleido_kernels.tiles import Choice, GpuFacts, choose
 from kaleido_kernels.wide_plan import WideTile, scratch_bytes
 
 RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
+NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 MAX_COUNT = 2**62
 MAX_PERIOD = 2**16
 LOW_PRECISIONS = ("tf32", "fp16", "bf16")
@@ -227,7 +228,8 @@ class DeviceFacts:
         kind: "cpu" or "cuda".
         name: as the driver or the system calls it.
         memory: bytes free for the run.
-        has_triton, has_numba: whether these libraries can be imported.
+        has_triton, has_numba: whether these libraries are installed.
+        numba_problem: why numba cannot be used although it is; empty if it can, as far as is known.
         has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
         capability: CUDA compute capability such as (9, 0).
         n_sm: streaming multiprocessors.
@@ -243,6 +245,7 @@ class DeviceFacts:
     memory: int = 2**34
     has_triton: bool = False
     has_numba: bool = False
+    numba_problem: str = ""
     has_bf16: bool = False
     capability: tuple[int, int] = (0, 0)
     n_sm: int = 0
@@ -333,7 +336,7 @@ def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: Device
             return "this processor does not multiply bf16: use engine='reference'"
         if request.precision not in ("fp32", "bf16"):
             return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
-        return "" if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
+        return facts.numba_problem if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
     if not facts.has_triton:
         return "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
     if facts.kind == "cpu" and not facts.interpreter:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_fast.checkpoint import load_checkpoint
-from kaleido_fast.devices import Device, current_stream, device_facts, devices_for, home_of, on_device, refuse_capture
+from kaleido_fast.devices import (
+    Device,
+    current_stream,
+    device_facts,
+    devices_for,
+    home_of,
+    on_device,
+    plan_here,
+    refuse_capture,
+)
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.reference import ReferenceEngine
@@ -30,7 +39,7 @@ from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
-from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, make_plan, merge_options
+from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, merge_options
 from kaleido_fast.recognition import UnknownModuleError, look_through
 from kaleido_fast.result import (
     ChainArrays,
@@ -266,7 +275,7 @@ def prepare_run(
     facts = device_facts(first)
     if others:  # what fits the fullest of them fits all
         facts = replace(facts, memory=min(facts.memory, *(device_facts(other).memory for other in others)))
-    plan = make_plan(
+    plan = plan_here(
         request,
         subject.spec,
         facts,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
-from kaleido_fast.devices import device_facts
+from kaleido_fast.devices import device_facts, plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.plan import SampleRequest, make_plan
+from kaleido_fast.plan import SampleRequest
 from kaleido_fast.result import SampleResult
 from kaleido_fast.sampling import Subject, resolve_subject, run_plan
 
@@ -67,7 +67,7 @@ class EngineRun:
             precision=self.precision,
             **{"jitter": 0.0, **self.options},
         )
-        plan = make_plan(request, self.subject.spec, device_facts(self.device), self.subject.dim)
+        plan = plan_here(request, self.subject.spec, device_facts(self.device), self.subject.dim)
         result = run_plan(self.subject, request, plan, self.device, z0=z0)
         self.setup_seconds = result.stats.setup_seconds
         return result
@@ -87,7 +87,7 @@ def resolve_engine(model: KaleidoMLP, engine: str, precision: str, device: torch
     """
     request = SampleRequest(n_chains=2, burn_in=0, tol=None, engine=engine, precision=precision)
     try:
-        plan = make_plan(request, model.spec, device_facts(device), model.spec.dim)
+        plan = plan_here(request, model.spec, device_facts(device), model.spec.dim)
         EngineRun(model, engine, precision, device)(start_states(model, 2, device), 1)
     except InputError as problem:
         raise InputError(f"cannot run here: {problem}") from problem

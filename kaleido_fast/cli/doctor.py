@@ -59,9 +59,9 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     import torch
 
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.devices import cpu_name, device_facts, resolve_device
+    from kaleido_fast.devices import cpu_name, device_facts, plan_here, resolve_device
     from kaleido_fast.errors import InputError
-    from kaleido_fast.plan import H200, SampleRequest, make_plan
+    from kaleido_fast.plan import H200, SampleRequest
     from kaleido_fast.versions import library_versions
 
     target = resolve_device(device)
@@ -70,7 +70,7 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     plans: dict[str, str] = {}
     for engine in names.ENGINES:
         try:
-            plans[engine] = make_plan(SampleRequest(n_chains=n_chains, engine=engine), spec, facts, spec.dim).explain()
+            plans[engine] = plan_here(SampleRequest(n_chains=n_chains, engine=engine), spec, facts, spec.dim).explain()
         except InputError as problem:
             plans[engine] = f"no: {problem}"
     return {

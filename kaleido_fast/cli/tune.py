@@ -67,6 +67,8 @@ def command(
         raise InputError("Triton is not installed: it comes with torch's CUDA builds, or pip install triton")
     path = out or user_data() / "tuned" / table_name(facts.name)
     if out is None:
+        if not path.is_absolute():
+            raise InputError("there is no home folder to keep the table in: pass --out")
         path.parent.mkdir(parents=True, exist_ok=True)
     check_writable(path)
     subjects = find_subjects(tuple(name for text in networks for name in text.split(",") if name), model)

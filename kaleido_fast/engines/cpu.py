@@ -18,7 +18,7 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.engines.cpu_tiles import steps_per_call, tile_chains, unit_chains
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.plan import SampleRequest
+from kaleido_fast.plan import NOT_COMPILED, SampleRequest
 
 if TYPE_CHECKING:
     from kaleido_fast.engines import cpu_kernels
@@ -34,7 +34,7 @@ class CpuEngine:
         request: what to compute, in fp32, or in bf16 where the processor multiplies it (AVX512-BF16).
 
     Raises:
-        InputError: another precision.
+        InputError: another precision, or numba compiles nothing in this process (NUMBA_DISABLE_JIT).
     """
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest) -> None:
@@ -42,6 +42,8 @@ class CpuEngine:
         from kaleido_fast.engines import cpu_kernels
 
         self.kernels = cpu_kernels
+        if not cpu_kernels.IS_COMPILED:
+            raise InputError(f"engine 'cpu' cannot run: {NOT_COMPILED}")
         if request.precision not in ("fp32", "bf16") or (request.precision == "bf16" and not cpu_kernels.HAS_BF16):
             raise InputError(
                 f"engine 'cpu' has no {request.precision} on this processor: use precision='fp32' or engine='reference'"

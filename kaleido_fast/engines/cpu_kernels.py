@@ -6,12 +6,13 @@ the same operations in the same order (one multiply-add per weight, in the order
 that a chain's bits depend on neither its place nor its neighbours nor the register block that computed it, and not on
 the width of the processor's vectors either; only one without fused multiply-add rounds otherwise.
 
-Everything that is compiled is in this file, for numba's cache on disk notices changes of the file only.
+Everything that is compiled is in this file, for the cache on disk notices changes of the file only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -20,6 +21,8 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _typed_intrinsic
+
+from kaleido_fast.engines.code_cache import CodeCache, code_folders, config
 
 intrinsic: Any = _typed_intrinsic  # its annotations count the typing context as an argument of the call
 
@@ -45,7 +48,10 @@ def _register_block() -> tuple[int, int, int]:
 
 VECTOR, VECTORS, MAX_OUTPUTS = _register_block()
 LANES = VECTOR * VECTORS
-HAS_BF16 = VECTOR == 16 and bool(binding.get_host_cpu_features().get("avx512bf16"))
+# For a processor that numba was told of, LLVM ends the process where it finds no instruction for bf16.
+IS_COMPILED = not config.DISABLE_JIT
+_FOR_THIS_PROCESSOR = config.CPU_NAME is None and config.CPU_FEATURES is None and bool(config.ENABLE_AVX)
+HAS_BF16 = VECTOR == 16 and _FOR_THIS_PROCESSOR and bool(binding.get_host_cpu_features().get("avx512bf16"))
 _ROW_BYTES = 4 * LANES
 
 
@@ -128,10 +134,10 @@ def _pasted(function: Callable[..., Any]) -> Any:
 
 def _entry(function: Callable[..., Any]) -> Any:
     """Compile at the first call, to run without the interpreter's lock; keep the code on disk if there is a place."""
-    try:
-        return numba.njit(**_OPTIONS, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        return _inner(function)
+    dispatcher = numba.njit(**_OPTIONS)(function)
+    if IS_COMPILED and Path(__file__).is_file():  # the cache asks whether it has changed
+        dispatcher._cache = CodeCache(function, code_folders)
+    return dispatcher
 
 
 # ---- scalar functions, which LLVM turns into vector code. All polynomials are fitted for least maximal error.
@@ -725,3 +731,14 @@ def advance_rows(layers, steps, tile, chains, state, start, first_step, last_ste
         _write_rows(after, final[begin:end], dim)
         for i in range(n):
             residual[begin + i] = tile.residual[i]
+
+
+@_entry
+def _multiply_add(a, b, c):
+    return _fma(a, b, c)
+
+
+def fuses() -> bool:
+    """Whether a multiply-add of this machine's loops rounds once; where it rounds twice, all bits are others."""
+    a, b = np.float32(1 + 2**-12), np.float32(1 + 2**-11)
+    return bool(_multiply_add(a, a, -b) != 0)

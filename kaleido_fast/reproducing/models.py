@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import diagnose
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import write_error
+from kaleido_fast.folders import user_cache
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.progress import training_bar
@@ -56,14 +56,15 @@ def training_clock(device: str) -> tuple[Callable[[], float], str]:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this program, by the platform's custom; it is not made."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "~\\AppData\\Local")
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "kaleido-fast" / "models"
+    """The user's cache folder for this program, by the platform's custom; it is not made.
+
+    Raises:
+        InputError: a user without a home folder.
+    """
+    cache = user_cache()
+    if cache is None:
+        raise InputError("there is no home folder to keep trained models in: pass --cache, a folder of yours")
+    return cache / "models"
 
 
 def network_spec(shape: NetworkShape) -> ModelSpec:

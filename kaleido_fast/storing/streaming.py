@@ -24,7 +24,7 @@ from torch import nn
 
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
-from kaleido_fast.devices import device_facts
+from kaleido_fast.devices import cpu_arithmetic, device_facts
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import follow, write_error
 from kaleido_fast.identity import Watch
@@ -64,6 +64,7 @@ _COMPARED = (
     "dim",
     "data_range",
     "engine",
+    "arithmetic",
     "kernel",
     "device",
     "versions",
@@ -325,6 +326,8 @@ class _Task:
         }
         if run.plan.engine == "triton":
             record["kernel"] = run.plan.kernel
+        if run.plan.engine == "cpu" and cpu_arithmetic():
+            record["arithmetic"] = cpu_arithmetic()
         if run.subject.spec is not None:
             record["model"] = json.loads(run.subject.spec.to_json())
         else:

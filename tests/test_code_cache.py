@@ -1,0 +1,205 @@
+"""Compiled loops on disk: whatever is wrong with them costs a compilation and is said once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from kaleido_fast import devices
+from kaleido_fast.devices import device_facts, plan_here, resolve_device
+from kaleido_fast.engines import cpu_kernels
+from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path
+from kaleido_fast.folders import user_cache
+from kaleido_fast.plan import SampleRequest
+from kaleido_fast.reproducing.models import cache_folder
+from kaleido_fast.storing import streaming
+
+from conftest import random_mlp  # isort: skip
+
+numba = pytest.importorskip("numba")
+
+
+def twice(x):
+    return 2 * x
+
+
+class Process:
+    """What one process sees: a dispatcher of its own for `twice`."""
+
+    def __init__(self, *folders: Path) -> None:
+        self.dispatcher = numba.njit(twice)
+        self.dispatcher._cache = CodeCache(twice, lambda: list(folders))
+
+    def call(self, x=21) -> list[str]:
+        """Compute with it; the texts of all warnings."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert self.dispatcher(x) == 2 * x
+        return [str(warning.message) for warning in caught]
+
+    @property
+    def compiled(self) -> int:
+        """How often it had to compile."""
+        return sum(self.dispatcher.stats.cache_misses.values())
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The file of one compiled version."""
+    first = Process(tmp_path)
+    assert first.call() == [] and first.compiled == 1
+    (path,) = tmp_path.iterdir()
+    second = Process(tmp_path)
+    assert second.call() == [] and second.compiled == 0
+    return path
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-100] + bytes([content[-100] ^ 4]) + content[-99:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: b"", lambda c: c[:10], lambda c: c[: 2 * DIGEST], lambda c: c[:-1], lambda c: c + b"0", flip],
+    ids=["empty", "stub", "no code", "truncated", "longer", "one bit"],
+)
+def test_damaged_code_is_compiled_anew_said_once_and_mended(kept, damage):
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    process = Process(kept.parent)
+    (said,) = process.call() + process.call(2.5)  # a second type finds the same folder
+    assert str(kept) in said and "damaged" in said
+    after = Process(kept.parent)
+    assert after.call() == [] and after.compiled == 0, "the file was not mended"
+
+
+def test_code_of_another_version_is_replaced_in_silence(kept):
+    content = kept.read_bytes()
+    kept.write_bytes(bytes(DIGEST) + content[DIGEST:])
+    process = Process(kept.parent)
+    assert process.call() == [] and process.compiled == 1
+    assert kept.read_bytes()[:DIGEST] == content[:DIGEST]
+
+
+def test_types_and_settings_have_files_of_their_own(kept, monkeypatch):
+    assert Process(kept.parent).call(0.5) == []
+    monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1)
+    assert Process(kept.parent).call() == []
+    assert len(list(kept.parent.iterdir())) == 3
+
+
+def test_code_is_read_from_a_folder_that_cannot_be_written_and_kept_in_the_next(kept, tmp_path, monkeypatch):
+    """As in an image that was prepared by its builder and is run by somebody else."""
+    monkeypatch.setattr(
+        "kaleido_fast.engines.code_cache.atomic_path",
+        lambda path: refuse(path) if path.parent == kept.parent else atomic_path(path),
+    )
+    reader = Process(kept.parent, tmp_path / "mine")
+    assert reader.call() == [] and reader.compiled == 0
+    assert reader.call(0.5) == [] and len(list((tmp_path / "mine").iterdir())) == 1
+    assert Process(kept.parent).call(0.5)[0].startswith("compiled code is not kept"), "no second folder"
+
+
+def refuse(path: Path):
+    raise InputError(f"cannot write {path}: no space left there")
+
+
+@pytest.mark.parametrize("blocked", ["a file", "no folder at all"])
+def test_without_a_place_code_is_compiled_and_that_is_said_once(tmp_path, blocked):
+    (tmp_path / "a file").write_text("")
+    process = Process(*([tmp_path / "a file" / "code"] if blocked == "a file" else []))
+    (said,) = process.call() + process.call(0.5)
+    assert "not kept" in said and "NUMBA_CACHE_DIR" in said
+    assert process.compiled == 2
+
+
+def test_the_folder_asked_for_is_the_only_one(monkeypatch, tmp_path):
+    assert len(code_folders()) >= 1
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert code_folders() == [tmp_path]
+    assert isinstance(cpu_kernels.advance_rows._cache, CodeCache)
+
+
+def test_without_a_home_nothing_is_made_in_the_current_folder(monkeypatch, tmp_path):
+    """A user id without an entry: what stands for the home folder stays ``~``, a name like any other."""
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert user_cache() is None
+    assert all(folder.is_absolute() for folder in code_folders())
+    with pytest.raises(InputError, match=r"no home folder.*--cache"):
+        cache_folder()
+    assert not list(tmp_path.iterdir())
+
+
+def plan(**options):
+    model = random_mlp(6, 11, 6)
+    return plan_here(SampleRequest(n_chains=3, **options), model.spec, device_facts(resolve_device("cpu")), 6)
+
+
+@pytest.mark.parametrize("problem", ["numba cannot be loaded (Numba needs NumPy 2.2 or less)", "compiles nothing"])
+def test_where_numba_does_not_work_auto_takes_the_reference_and_says_why(monkeypatch, problem):
+    """Known before it is loaded or only afterwards, with the same end."""
+    monkeypatch.setattr(devices, "_load_loops", lambda: (None, problem))
+    for before in (problem, ""):
+        monkeypatch.setattr(devices, "_numba_problem", lambda before=before: before)
+        assert plan().engine == "reference"
+        assert problem in plan().reason
+        with pytest.raises(InputError, match="engine 'cpu' cannot run this: " + problem[:20]):
+            plan(engine="cpu")
+
+
+def test_bf16_that_numba_was_not_told_of_takes_the_reference(monkeypatch):
+    """LLVM ends the process where it is to emit an instruction that the processor it was told of has not."""
+    monkeypatch.setattr(devices, "_cpu_field", lambda name: "avx512f avx512_bf16")
+    monkeypatch.setattr(cpu_kernels, "HAS_BF16", False)
+    assert plan(precision="bf16").engine == "reference"
+    with pytest.raises(InputError, match="does not multiply bf16"):
+        plan(precision="bf16", engine="cpu")
+
+
+def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tmp_path):
+    """A processor without fused multiply-add, or numba told to compile for one."""
+    model = random_mlp(6, 9, 6)
+    path, options = tmp_path / "a.npy", {"n_chains": 20, "burn_in": 2, "engine": "cpu", "device": "cpu"}
+    streaming.sample_to(path, model, **options)
+    assert "arithmetic" not in json.loads(path.with_suffix(".json").read_text())
+    monkeypatch.setattr(cpu_kernels, "fuses", lambda: False)
+    with pytest.raises(InputError, match="arithmetic was None, is now products are rounded before"):
+        streaming.sample_to(path, model, **options)
+
+
+TOLD = """
+import numba
+from kaleido_fast import InputError, fast_sample
+from kaleido_fast.engines import cpu_kernels
+from conftest import random_mlp
+
+model = random_mlp(6, 9, 6)
+result = fast_sample(model, n_chains=9, burn_in=2)
+print(result.plan.engine, "|", result.plan.reason)
+try:
+    fast_sample(model, n_chains=9, burn_in=2, engine="cpu")
+except InputError as problem:
+    print(problem)
+print(numba.config.DISABLE_JIT, cpu_kernels.HAS_BF16)
+"""
+
+
+def test_numba_without_its_compiler_means_the_reference_engine(tmp_path):
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", TOLD], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    first, refused, _ = result.stdout.splitlines()
+    assert first.startswith("reference | cpu cannot run this: numba compiles nothing in this process")
+    assert "NUMBA_DISABLE_JIT" in first and "engine='reference'" in refused
