@@ -21,7 +21,7 @@ from kaleido_fast.errors import CrewError, InputError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _POLL = 0.05  # seconds
 _GATHER = 300.0  # seconds that workers wait for each other at the start
 LEAVE = 60.0  # seconds that the leader waits for the others to hang up
@@ -106,7 +106,6 @@ class TorchCrew(Crew):
     def __init__(self) -> None:
         super().__init__()
         self.confirmed = 0
-        _check_place()
         import torch.distributed
 
         if not torch.distributed.is_available():
@@ -260,25 +259,49 @@ def _reaching() -> Iterator[None]:
         raise CrewError(text, told=False) from problem
 
 
-def leads_by_name() -> bool:
+def leads_by_name(*, alone: bool = False) -> bool:
     """Whether this process is the first one of those that were started together, or alone."""
-    return not _launched() or os.environ["RANK"].strip() == "0"
+    return alone or started_together() == 1 or os.environ["RANK"].strip() == "0"
 
 
-def _launched() -> bool:
-    return all(name in os.environ for name in _LAUNCHED)
+def started_together() -> int:
+    """Number of processes that were started together, by the environment alone; 1 without a launcher.
 
-
-def _check_place() -> None:
-    """Refuse a rank that no crew of this size has: the others would wait for one that never comes."""
-    rank, size = (os.environ[name].strip() for name in ("RANK", "WORLD_SIZE"))
+    Raises:
+        InputError: a rank that no crew of this size has: the others would wait for one that never comes.
+    """
+    rank, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
+    if not rank or not size:
+        return 1
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise InputError(f"RANK is {rank!r} and WORLD_SIZE {size!r}: ranks are 0 to WORLD_SIZE - 1; torchrun sets both")
+    return int(size)
 
 
-def find_crew() -> Crew:
-    """The crew that this process was started in: `torchrun` sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-    return TorchCrew() if _launched() else Crew()
+def refuse_workers(what: str, remedy: str) -> None:
+    """Refuse what several processes started together would each do anew: `InputError`, which the first one tells."""
+    size = started_together()
+    if size > 1:
+        raise CrewError(f"{size} workers cannot share {what}: {remedy}", told=not leads_by_name())
+
+
+def find_crew(*, alone: bool = False) -> Crew:
+    """The crew that this process was started in: `torchrun` sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        alone: this process has a run of its own, whatever others do: nobody is waited for.
+
+    Raises:
+        InputError: one of several processes that cannot find each other.
+    """
+    size = 1 if alone else started_together()
+    missing = [name for name in _ADDRESS if name not in os.environ]
+    if size > 1 and missing:
+        raise InputError(
+            f"WORLD_SIZE is {size} and there is no {missing[0]}, by which workers find each other: start them with "
+            "torchrun, or pass alone (--alone) for a run of its own in each process"
+        )
+    return TorchCrew() if size > 1 else Crew()
 
 
 def local_device(device: str | None) -> str | None:

@@ -161,12 +161,12 @@ class TorchTeam(Team):
 
 
 @contextlib.contextmanager
-def find_team() -> Iterator[Team]:
-    """The team that this process was started in; see `kaleido_fast.crew.find_crew`.
+def find_team(*, alone: bool = False) -> Iterator[Team]:
+    """The team that this process was started in, or ``alone``; see `kaleido_fast.crew.find_crew`.
 
     A problem of one ends the others, and is told once.
     """
-    crew = find_crew()
+    crew = find_crew(alone=alone)
     team = Team() if crew.size == 1 else TorchTeam(crew)
     patience = (LEAVE, LEAVE)
     try:

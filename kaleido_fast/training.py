@@ -94,6 +94,7 @@ def train(
     device: str | torch.device = "auto",
     state: str | Path | None = None,
     save_every: float = 60.0,
+    alone: bool = False,
     callback: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainResult:
     """Train a kaleidoscope.
@@ -115,6 +116,7 @@ def train(
         state: a path for the state of the unfinished run. Where it exists the run goes on from there, with the same
             bits as one that was never interrupted. On storage that all workers share; the first one writes it.
         save_every: seconds between writes of the state; it is also written on Ctrl-C, on SIGTERM and at the end.
+        alone: train in this process alone, although ``torchrun`` started others beside it.
         callback: called after every step, of the first worker; if it raises `KeyboardInterrupt`, that counts as Ctrl-C.
 
     Raises:
@@ -125,7 +127,7 @@ def train(
     found = None if preset is None else find_preset(preset)
     state_path = None if state is None else Path(state)
     seed = plain_number(seed)
-    with find_team() as team:
+    with find_team(alone=alone) as team:
         data, spec, recipe = _resolve(dataset, found, spec, recipe)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from kaleido_fast.crew import refuse_workers
 from kaleido_fast.errors import InputError, TerminatedError, unknown_name
 from kaleido_fast.versions import package_version
 
@@ -28,6 +29,7 @@ COMMANDS = (
     "info",
     "doctor",
 )
+BY_WORKERS = ("sample", "train", "info", "doctor")  # that processes started together share, or that write nothing
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
 
@@ -42,6 +44,14 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             raise unknown_name("command", cmd_name, COMMANDS)
         return importlib.import_module(f"kaleido_fast.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        if found[0] not in BY_WORKERS:
+            refuse_workers(f"'{found[0]}'", "run it in one process, without torchrun")
+        return found
 
     def invoke(self, ctx: click.Context) -> object:
         try:

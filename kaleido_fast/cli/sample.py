@@ -137,6 +137,9 @@ BLOCK_ENDINGS = (".zarr", ".npy")
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--block-chains", type=int, help="Chains at work at once, for less memory [default: as many as fit].")
+@click.option(
+    "--alone", is_flag=True, help="Under torchrun: a run of its own in this process, with an --out of its own."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -152,7 +155,7 @@ def command(
 
     Chains are independent: chain k has the same values in a run of 1,000 and of 100,000 chains. A .zarr store or .npy
     file is written block by block: the same command again goes on where an interrupted one has ended. Under torchrun,
-    workers share the blocks of a store.
+    workers share the blocks of a store; all other outputs take one process.
     """
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.pictures import check_pictures, image_grid, is_image_shape, save_picture
@@ -195,14 +198,18 @@ def _stream(checkpoint: Checkpoint, out: Path, picture: Path | None, **options: 
 
 
 def _write_at_once(
-    checkpoint: Checkpoint, out: Path, picture: Path | None, *, overwrite: bool, **options: Any
+    checkpoint: Checkpoint, out: Path, picture: Path | None, *, alone: bool, overwrite: bool, **options: Any
 ) -> Made | None:
+    from kaleido_fast.crew import local_device, refuse_workers
     from kaleido_fast.errors import InputError
     from kaleido_fast.files import follow
     from kaleido_fast.outputs import check_outputs, claimed
     from kaleido_fast.sampling import fast_sample
     from kaleido_fast.storing import writers
 
+    if not alone:
+        refuse_workers(str(out), "give a .zarr store, or one process or --alone")
+    options["device"] = local_device(options["device"])
     spec, scaling = checkpoint.model.spec, checkpoint.card.scaling
     writers.check_output(out, max(0, options["n_chains"]) * max(0, options["n_draws"]) * spec.dim * 4)
     for name, unset in (("repair", False), ("dtype", None), ("chunk_chains", None)):

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     help="Seconds between writes of the unfinished run.",
 )
 @click.option(
+    "--alone", is_flag=True, help="Under torchrun: a run of its own in this process, with an --out of its own."
+)
+@click.option(
     "--curve/--no-curve",
     default=None,
     help="Write the loss curve as NAME-loss.png [default: if matplotlib is there].",
@@ -79,6 +82,7 @@ def command(
     seed: int,
     device: str,
     save_every: float,
+    alone: bool,
     curve: bool | None,
     overwrite: bool,
     as_json: bool,
@@ -116,10 +120,10 @@ def command(
         files, {"data": source, "labels": labels}, preset or data.name, training_request(data, **asked), overwrite
     )
     if finished is not None:
-        if leads_by_name():
+        if leads_by_name(alone=alone):
             _report(finished.model.spec, finished.card, [out], finished=True, as_json=as_json, quiet=quiet)
         return
-    shown = not (quiet or as_json) and leads_by_name()
+    shown = not (quiet or as_json) and leads_by_name(alone=alone)
     with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
         warnings.simplefilter("always", UnstableModelWarning)
         result = train(
@@ -128,9 +132,10 @@ def command(
             device=device,
             state=state,
             save_every=save_every,
+            alone=alone,
             callback=callback,
         )
-    if not leads_by_name():
+    if not leads_by_name(alone=alone):
         return
     for warning in caught:
         click.echo(f"kaleido-fast: warning: {warning.message}", err=True)

@@ -127,6 +127,7 @@ def sample_to(
     scaling: Scaling | None = None,
     picture: str | Path | None = None,
     device: str | None = None,
+    alone: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
     **options: Any,
@@ -148,6 +149,7 @@ def sample_to(
         scaling: raw data to model values, for the record; None takes the checkpoint's.
         picture: a picture of the draws that the caller will write. A run that begins refuses one that exists, or
             removes it to ``overwrite``; one that goes on leaves it alone.
+        alone: this process computes all blocks of an output of its own, although ``torchrun`` started others beside it.
         device: as in `fast_sample`; None gives each worker of a machine a GPU of its own where there are some.
         callback, progress: as in `fast_sample`, for all workers together.
         options: all others of `fast_sample` but ``z0`` and ``trace``.
@@ -160,7 +162,7 @@ def sample_to(
             that would be overwritten, a disk that is full. Blocks that were whole stay.
         StreamInterruptedError: Ctrl-C or SIGTERM.
     """
-    crew = find_crew()
+    crew = find_crew(alone=alone)
     try:
         source = None
         if isinstance(model, (str, Path)):
@@ -287,7 +289,9 @@ class _Task:
         if is_store(self.path):
             return
         if crew.size > 1:
-            raise InputError(f"{crew.size} workers cannot share {self.path}: give a .zarr store, or use one process")
+            raise InputError(
+                f"{crew.size} workers cannot share {self.path}: give a .zarr store, or one process or --alone"
+            )
         if self.repair:
             raise InputError(f"{self.path} has no checksums: --repair is for .zarr stores; --overwrite starts anew")
 
