@@ -98,7 +98,7 @@ def _refuse_input(role: str, path: Path, name: str, source: Path, remedy: str) -
         return
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(source)):
         return
-    from kaleido_fast.readers import IMAGE_SUFFIXES
+    from kaleido_fast.image_files import IMAGE_SUFFIXES
 
     if source.suffix == STORE or path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(
