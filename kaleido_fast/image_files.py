@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class Picture:
         transparent: whether it was laid over the background.
         shortened: whether Pillow gave 8 of the 16 bits of each colour.
         n_frames: frames or pages of the file, of which this is one.
+        complaint: what Pillow found wrong with the file and read it all the same.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Picture:
     transparent: bool = False
     shortened: bool = False
     n_frames: int = 1
+    complaint: str = ""
 
     @property
     def size_text(self) -> str:
@@ -66,13 +69,13 @@ def check_background(background: str) -> tuple[int, int, int]:
 
 def read_picture_file(path: Path, background: str) -> RawData:
     """The picture in a file, or all its frames or pages: each is an example."""
-    with _opened(path) as image:
+    with _opened(path) as (image, complaints):
         n_frames = _count_frames(image)
-        frames = []
+        frames: list[Picture] = []
         for i in range(n_frames):
             image.seek(i)
             picture = as_picture(image, str(path) if n_frames == 1 else f"{path} (frame {i + 1})", background)
-            frames.append(replace(picture, n_frames=1))  # none is left out
+            frames.append(replace(picture, n_frames=1, complaint=_first(complaints)))  # no frame is left out
             _check_total(frames[0], n_frames)
     raw = gather(path.name, frames, background)
     said = () if n_frames == 1 else (f"its {n_frames:,} frames or pages are the examples",)
@@ -83,8 +86,9 @@ def read_picture_files(name: str, paths: Sequence[Path], background: str) -> Raw
     """One example a file; of files with several frames or pages the first."""
     pictures = []
     for path in paths:
-        with _opened(path) as image:
-            pictures.append(as_picture(image, str(path), background))
+        with _opened(path) as (image, complaints):
+            picture = as_picture(image, str(path), background)
+            pictures.append(replace(picture, complaint=_first(complaints)))
         _check_total(pictures[0], len(paths))
     return gather(name, pictures, background)
 
@@ -151,6 +155,10 @@ def _remarks(pictures: Sequence[Picture], background: str) -> Iterator[str]:
     shortened = sum(picture.shortened for picture in pictures)
     if shortened:
         yield f"{shortened:,} of {len(pictures):,} pictures have 16 bits a colour, of which the upper 8 are read"
+    doubtful = [picture for picture in pictures if picture.complaint]
+    if doubtful:
+        worst = doubtful[0]
+        yield f"{len(doubtful):,} of {len(pictures):,} pictures may be damaged: {worst.name}: {worst.complaint}"
     several = [picture for picture in pictures if picture.n_frames > 1]
     if several:
         yield (
@@ -160,11 +168,19 @@ def _remarks(pictures: Sequence[Picture], background: str) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[tuple[Image.Image, list[warnings.WarningMessage]]]:
+    """An image, and a list to which Pillow adds what it finds wrong with it."""
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
-    with reading(path, "an image"), Image.open(path, formats=known) as image:
-        yield image
+    with reading(path, "an image"), warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=known) as image:
+            yield image, complaints
+
+
+def _first(complaints: list[warnings.WarningMessage]) -> str:
+    return " ".join(str(complaints[0].message).split()) if complaints else ""
 
 
 def _count_frames(image: Image.Image) -> int:

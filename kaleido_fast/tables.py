@@ -25,12 +25,9 @@ def read_table(path: Path) -> RawData:
     if n_bytes > MAX_TEXT:
         raise InputError(f"{path} has {n_bytes:,} bytes: tables of at most {MAX_TEXT:,} are read; save it as .npy")
     with reading(path, "a table of numbers"):
-        delimiter, names = _layout(path)
-        with path.open(encoding="utf-8-sig", newline=None) as file:
-            skipped = 0 if names is None else _header_line(path)
-            values = np.loadtxt(file, delimiter=delimiter, skiprows=skipped, ndmin=2, quotechar='"')
-        if values.size == 0:
-            raise InputError(f"{path} holds no line of numbers: put one example on each line")
+        delimiter, names, start = _layout(path)
+        with path.open(encoding="utf-8-sig") as file:
+            values = np.loadtxt(file, delimiter=delimiter, skiprows=start, ndmin=2, quotechar='"')
         if names is None:
             notes = (f"no line of names: each line is an example of {values.shape[1]:,} values, without a label",)
             return RawData(path.name, values, None, None, notes)
@@ -39,19 +36,17 @@ def read_table(path: Path) -> RawData:
         return _named(path, values, names)
 
 
-def _layout(path: Path) -> tuple[str | None, list[str] | None]:
-    """What stands between values (None for spaces), and the names in the first line, if it holds any."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        line = next((line for line in file if _is_content(line)), "")
-    delimiter = next((mark for mark in ("\t", ";", ",") if mark in line), None)
-    cells = line.split() if delimiter is None else next(csv.reader([line], delimiter=delimiter))
-    return delimiter, None if all(map(_is_number, cells)) else [cell.strip() for cell in cells]
-
-
-def _header_line(path: Path) -> int:
-    """Lines up to the one of names."""
-    with path.open(encoding="utf-8-sig", newline=None) as file:
-        return next(i for i, line in enumerate(file) if _is_content(line)) + 1
+def _layout(path: Path) -> tuple[str | None, list[str] | None, int]:
+    """What stands between values (None for spaces), the names if the first line holds any, and where values start."""
+    with path.open(encoding="utf-8-sig") as file:
+        lines = ((i, line) for i, line in enumerate(file) if _is_content(line))
+        start, line = next(lines, (0, ""))
+        delimiter = next((mark for mark in ("\t", ";", ",") if mark in line), None)
+        cells = line.split() if delimiter is None else next(csv.reader([line.strip("\r\n")], delimiter=delimiter))
+        has_names = not all(map(_is_number, cells))
+        if not line or (has_names and next(lines, None) is None):
+            raise InputError(f"{path} holds no line of numbers: put one example on each line")
+    return delimiter, [cell.strip() for cell in cells] if has_names else None, start + has_names
 
 
 def _is_content(line: str) -> bool:
@@ -77,6 +72,6 @@ def _named(path: Path, values: np.ndarray, names: list[str]) -> RawData:
     if label is not None:
         notes.append(f"its column {names[label]!r} holds the classes")
     if not kept:
-        raise InputError(f"{path} holds no column of values beside {', '.join(map(repr, names))}: add some")
+        notes.append("there are no others")  # as examples it is refused, as classes it serves
     labels = None if label is None else values[:, label]
     return RawData(path.name, values[:, kept], labels, None, tuple(notes))

@@ -64,6 +64,13 @@ def png_bytes(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def tiff_bytes(pages: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    first, *rest = (Image.fromarray(page) for page in pages)
+    first.save(stream, "TIFF", save_all=True, append_images=rest)
+    return stream.getvalue()
+
+
 def refused(path, *parts: str, **options) -> str:
     """The data is refused by one line that holds all parts."""
     with pytest.raises(InputError) as caught:
@@ -376,6 +383,9 @@ VALID = {
     "npz": ("x.npz", npz_bytes(data=images_of(), labels=np.arange(7))),
     "plain npz": ("x.npz", npz_bytes(False, data=images_of(), labels=np.arange(7))),
     "png": ("b.png", png_bytes(images_of()[0])),
+    "npy.gz": ("x.npy.gz", gzip.compress(npy_bytes(np.linspace(-1, 1, 35).reshape(7, 5)), mtime=0)),
+    "csv": ("x.csv", b"label,a,b\n1,0.5,-0.25\n2,0.125,1\n"),
+    "tiff": ("x.tif", tiff_bytes(images_of())),
 }
 
 
