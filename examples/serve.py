@@ -43,14 +43,15 @@ class Sampler:
 
     def sample(self, query: dict[str, str]) -> SampleResult:
         """The answer to the options of a request; `InputError` for a bad one."""
-        options = {"n_chains": 1, **self.checkpoint.card.sampling}
+        given: dict[str, Any] = {"n_chains": 1}
         for name, text in query.items():
             if name not in OPTIONS:
                 raise InputError(f"unknown option {name!r}: known are {', '.join(OPTIONS)}")
             try:
-                options[name] = OPTIONS[name](text)
+                given[name] = OPTIONS[name](text)
             except ValueError:
                 raise InputError(f"{name} is {text!r}: it must be a number") from None
+        options = self.checkpoint.card.settings(**given)
         values = options["n_chains"] * options.get("n_draws", 1) * self.checkpoint.model.spec.dim
         if values > self.most:
             raise InputError(

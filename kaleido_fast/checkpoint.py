@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
+from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
 from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
+from kaleido_fast.spacing import JITTERED_STEPS, default_thin, recommended_options
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -61,7 +63,8 @@ class ModelCard:
         scaling: raw data to model values.
         final_loss: mean squared error of the kept weights by the held-out measure; None if unknown.
         diagnostics: spectral radius at training examples, share of stable ones, and the like.
-        sampling: recommended burn_in, thin, jitter, settle, tol: `fast_sample` starts from them.
+        sampling: recommended burn_in, thin, jitter, settle, tol: `fast_sample` starts from them. Beside a measure of
+            mixing in ``diagnostics``, thin is the distance of several draws of a chain.
         created_with: versions of the libraries that wrote the file.
     """
 
@@ -73,6 +76,18 @@ class ModelCard:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     created_with: dict[str, str] = field(default_factory=dict)
+
+    def settings(self, **explicit: Any) -> dict[str, Any]:
+        """Options for `fast_sample` of the bare model: those recommended, over which ``explicit`` ones win.
+
+        ``thin`` goes with ``n_draws``: see `kaleido_fast.spacing.default_thin`.
+        """
+        noise = explicit.get("noise", "normal")
+        options = {**recommended_options(self.sampling, self.diagnostics), **explicit}
+        options = fit_to_noise(options, explicit, noise)
+        if "thin" not in explicit:
+            options["thin"] = default_thin(options, explicit.get("n_draws", 1), noise)
+        return {name: value for name, value in options.items() if name != JITTERED_STEPS}
 
     def to_json(self) -> str:
         """The card as canonical JSON text."""

@@ -25,7 +25,6 @@ from kaleido_fast.names import (
     DEFAULT_MAX_PERIOD,
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
-    DEFAULT_THIN,
 )
 from kaleido_fast.packed import PACKED
 from kaleido_fast.plan import SampleRequest
@@ -42,6 +41,7 @@ from kaleido_fast.sampling import (
     refuse_tol_with_jitter,
 )
 from kaleido_fast.scalars import plain_number, refuse_truth_values
+from kaleido_fast.spacing import default_thin, refuse_copies
 
 
 class SampledChains(NamedTuple):
@@ -73,7 +73,7 @@ def sample_op(
     first_chain: int = 0,
     burn_in: int = DEFAULT_BURN_IN,
     n_draws: int = 1,
-    thin: int = DEFAULT_THIN,
+    thin: int | None = None,
     seed: int = 0,
     z0: Tensor | None = None,
     init: str = "uniform",
@@ -116,6 +116,8 @@ def sample_op(
         if z0 is None:
             raise InputError("sample_op without n_chains and z0: pass one of them")
         n_chains = z0.shape[0]
+    if thin is None:
+        thin = default_thin({"jitter": jitter, "settle": settle}, n_draws, noise)
     if not torch.compiler.is_compiling():  # compilers have numbers of their own
         seed, jitter = plain_number(seed), plain_number(jitter)  # torch takes numpy's numbers for all others,
         refuse_truth_values(  # and truth values too
@@ -273,6 +275,7 @@ def _sample_chains(
     device = weights[0].device
     refuse_capture(device)
     refuse_tol_with_jitter(request.tol, request.jitter)
+    refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
     if z0 is not None:
         check_z0_form(z0, request, spec.dim)
         if z0.device != device:

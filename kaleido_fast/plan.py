@@ -212,6 +212,15 @@ class Schedule:
         draw = max(0, (step - self.burn_in) // self.thin)
         return step < self.draw_end(draw) - self.settle
 
+    def jittered_steps(self, draw: int) -> int:
+        """Steps with noise after the draw before ``draw``, or after the start, and up to ``draw``."""
+        first = 0 if draw == 0 else self.draw_end(draw - 1)
+        if self.jitter == 0:
+            return 0
+        if self.noise == "upstream":
+            return self.draw_end(draw) - first
+        return max(0, self.draw_end(draw) - self.settle - max(1, first))
+
 
 def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kaleido_fast.mixing import Mixing
 from kaleido_fast.plan import SamplePlan, SampleRequest
 
 
@@ -50,6 +51,7 @@ class SampleStats:
         steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they settled.
         steps_histogram: chains that settled, by the steps they took, in bins that double: {"1-8": 12, "9-16": 70, ...};
             chains that did not settle are in none.
+        mixing: how independent draws of a chain are; None for less than 4 draws a chain, and where none differ.
         engine, device, precision: what really ran.
         versions: of the libraries.
     """
@@ -64,6 +66,7 @@ class SampleStats:
     outcome_shares: dict[str, float]
     steps_quantiles: dict[str, float]
     steps_histogram: dict[str, int]
+    mixing: Mixing | None
     engine: str
     device: str
     precision: str

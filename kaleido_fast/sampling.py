@@ -36,6 +36,7 @@ from kaleido_fast.errors import (
 )
 from kaleido_fast.identity import identify
 from kaleido_fast.jitter import fit_to_noise
+from kaleido_fast.mixing import measure_mixing
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
@@ -52,6 +53,7 @@ from kaleido_fast.result import (
     steps_histogram,
 )
 from kaleido_fast.settling import Phase, run_block
+from kaleido_fast.spacing import default_thin, recommended_options, refuse_copies
 from kaleido_fast.uncompiled import uncompiled
 from kaleido_fast.versions import library_versions
 
@@ -162,7 +164,8 @@ def fast_sample(
         first_chain: absolute id of the first: ids, not positions, select the noise.
         burn_in: steps before the first draw's own (299).
         n_draws: draws kept per chain.
-        thin: steps per draw (1).
+        thin: steps per draw (1). Several draws of a jittered chain: as many as were measured to mix, else ``settle`` +
+            64; ``thin`` up to ``settle`` is refused there, as it leaves no jittered step between draws.
         seed: 0 .. 2**64 - 1; None draws one, reported in ``result.request.seed``.
         z0: (n_chains, D) start states instead of start noise, inside the data range.
         init: start noise, "uniform" over the data range or "normal" clipped to it.
@@ -263,12 +266,16 @@ def prepare_run(
         explicit["tol"] = options["tol"]
     merged = fit_to_noise(merge_options(explicit, subject.recommended), explicit, options.get("noise", "normal"))
     merged = _without_tol_where_jittered(merged, explicit)
+    if "thin" not in explicit:
+        known = {**subject.recommended, **merged}
+        merged["thin"] = default_thin(known, options.get("n_draws", 1), options.get("noise", "normal"))
     seed = options.get("seed", 0)
     request = SampleRequest(
         seed=secrets.randbits(64) if seed is None else seed,
         **merged,
         **{name: value for name, value in options.items() if name not in names},
     )
+    refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
     first, *others = devices_for(subject.module, device, packable=subject.spec is not None)
     if streamed and others:
         raise InputError("draws written as they are made come from one device: start one process a GPU, with torchrun")
@@ -318,7 +325,8 @@ def resolve_subject(
     """Find out what ``model`` is; see `fast_sample` for what it may be."""
     if isinstance(model, (str, Path)):
         checkpoint = load_checkpoint(model)
-        subject = _mlp_subject(checkpoint.model, checkpoint.card.sampling)
+        card = checkpoint.card
+        subject = _mlp_subject(checkpoint.model, recommended_options(card.sampling, card.diagnostics))
     elif not isinstance(model, nn.Module):
         raise InputError(
             f"model is a {type(model).__name__}: give a module, a checkpoint's path or a bundled model's name"
@@ -496,6 +504,7 @@ def _execute(run: Run, z0: Tensor | None, callback: Callback | None) -> SampleRe
         outcome_shares=outcome_shares(whole.outcome),
         steps_quantiles=quantiles(whole.steps.to(torch.float32)),
         steps_histogram=steps_histogram(whole.steps, whole.outcome) if request.freezes else {},
+        mixing=measure_mixing(whole.draws),
         engine=plan.engine,
         device=", ".join(map(str, (device, *run.others))),
         precision=request.precision,

@@ -64,7 +64,7 @@ def op_arguments(model: KaleidoMLP, n: int, z0: torch.Tensor | None = None, **op
 )
 def test_the_operator_gives_the_bits_of_fast_sample(n, first, seed, burn_in, n_draws, thin, jitter, tol, engine):
     options = {"n_chains": n, "first_chain": first, "seed": seed, "burn_in": burn_in, "n_draws": n_draws, "thin": thin}
-    options |= {"jitter": jitter, "tol": None if jitter else tol, "engine": engine}
+    options |= {"jitter": jitter, "tol": None if jitter else tol, "engine": engine, "settle": thin - 1}
     assert_same(sample_op(MODEL, **options), fast_sample(MODEL, **options))
 
 
@@ -85,7 +85,9 @@ def test_every_engine_and_precision_gives_the_bits_of_fast_sample(engine, precis
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"tol": 1e-3, "burn_in": 20}, {"jitter": 0.2, "n_draws": 2}, {"precision": "fp64"}], ids=str
+    "options",
+    [{}, {"tol": 1e-3, "burn_in": 20}, {"jitter": 0.2, "n_draws": 2, "thin": 3}, {"precision": "fp64"}],
+    ids=str,
 )
 @pytest.mark.parametrize("trained", [False, True])
 def test_opcheck_passes(options, trained):
@@ -414,7 +416,7 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.parametrize("engine", ["reference", "triton"])
 @pytest.mark.parametrize(
-    "options", [{}, {"jitter": 0.1, "n_draws": 2, "init": "normal"}, {"precision": "bf16"}], ids=str
+    "options", [{}, {"jitter": 0.1, "n_draws": 2, "thin": 3, "init": "normal"}, {"precision": "bf16"}], ids=str
 )
 def test_nothing_that_would_wait_for_a_gpu_is_called(engine, options, monkeypatch):
     """What these engines call is the same on a GPU: no number is read and no place of a mask is looked up."""

@@ -14,6 +14,7 @@ from kaleido_fast import InputError, Outcome, SampleRequest, SampleResult, Sampl
 from kaleido_fast.engines.reference import ReferenceEngine, round_operand
 from kaleido_fast.noise import jitter_noise, start_noise
 from kaleido_fast.plan import Trace
+from kaleido_fast.spacing import are_jittered
 
 MODEL = random_mlp(5, 11, 13, 5)
 
@@ -89,6 +90,8 @@ def test_one_and_several_steps_follow_the_definition(activation, bound):
 def test_schedule_noise_and_draws_follow_the_definition(**options):
     if options["noise"] == "upstream":
         options["settle"] = 0
+    if are_jittered(options["n_draws"], options["jitter"], options["noise"]):
+        options["thin"] += options["settle"]  # draws without a jittered step between them are refused
     request = SampleRequest(n_chains=3, precision="fp64", **options)
     result = fast_sample(MODEL, n_chains=3, precision="fp64", **({} if options["jitter"] else {"tol": None}), **options)
     want, residual = by_hand(MODEL, request)
@@ -136,12 +139,12 @@ def test_a_chain_does_not_depend_on_its_neighbours(widths):
 
 
 def test_states_obey_the_bound_and_draws_chain_first():
-    result = fast_sample(MODEL, n_chains=100, burn_in=3, n_draws=4, thin=2, jitter=0.9)
+    result = fast_sample(MODEL, n_chains=100, burn_in=3, n_draws=4, thin=3, jitter=0.9)
     assert result.draws.shape == (100, 4, 5)
     assert result.draws.abs().max() <= 1
     assert torch.equal(result.final, result.draws[:, -1])
-    assert result.stats.n_steps == 11
-    assert result.stats.chain_steps == 1100
+    assert result.stats.n_steps == 15
+    assert result.stats.chain_steps == 1500
 
 
 def test_trace_holds_the_states_on_the_way():

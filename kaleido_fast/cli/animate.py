@@ -66,7 +66,8 @@ def command(
 ) -> None:
     """Show chains moving from noise to samples: an animation, or a page with a slider over the steps.
 
-    Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0).
+    Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0 --thin 1
+    --settle 0).
     """
     from kaleido_fast.animation import NO_FFMPEG, can_write_mp4, check_can_show
     from kaleido_fast.errors import InputError

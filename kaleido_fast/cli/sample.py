@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kaleido_fast.checkpoint import Checkpoint
+    from kaleido_fast.mixing import Mixing
+    from kaleido_fast.plan import SampleRequest
     from kaleido_fast.result import SampleResult
     from kaleido_fast.storing.finished import FinishedDraws
     from kaleido_fast.storing.streaming import StreamResult
@@ -58,7 +60,11 @@ BLOCK_ENDINGS = (".zarr", ".npy")
 )
 @click.option("--burn-in", type=int, help="Steps before the draws [default: the model's recommendation, else 299].")
 @click.option("--draws", "n_draws", type=int, default=1, show_default=True, help="Draws kept per chain.")
-@click.option("--thin", type=int, help="Steps per draw [default: recommended, else 1].")
+@click.option(
+    "--thin",
+    type=int,
+    help="Steps per draw [default: 1; several draws with jitter: as recommended, else --settle and 64 more].",
+)
 @click.option(
     "--jitter",
     type=float,
@@ -282,6 +288,7 @@ def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[st
         "steps_quantiles": stats.steps_quantiles,
         "steps_histogram": stats.steps_histogram,
         "work_saved": stats.work_saved,
+        "mixing": None if stats.mixing is None else stats.mixing.to_dict(),
         "precision": stats.precision,
         "files": [str(path) for path in written],
     }
@@ -298,6 +305,29 @@ def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:
 def _histogram(counts: dict[str, int], n_chains: int) -> str:
     """Shares of all chains by steps to settle, in one line."""
     return ", ".join(f"{count / n_chains:.1%} in {steps}" for steps, count in counts.items() if count) + " steps"
+
+
+def _draws_rows(request: SampleRequest, mixing: Mixing | None) -> list[tuple[str, str]]:
+    """How far apart the draws of a chain are, and how independent; nothing for one draw."""
+    if request.n_draws == 1:
+        return []
+    noisy = request.schedule.jittered_steps(1)
+    apart = f"{request.n_draws:,} a chain, {request.thin:,} step{'s' * (request.thin > 1)} apart, {noisy:,} with noise"
+    return [("draws", apart), ("mixing", mixing_line(mixing, jittered=noisy > 0))]
+
+
+def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
+    """R-hat and effective draws in words, with what to do where draws of a chain depend on each other."""
+    if mixing is None:
+        return "not computed: it takes 4 draws a chain, and values that differ"
+    parts = ["R-hat of one chain is not defined" if mixing.r_hat is None else f"R-hat {mixing.r_hat:.3g}"]
+    if mixing.ess_bulk is not None and mixing.ess_tail is not None:
+        n = mixing.n_chains * mixing.n_draws
+        parts.append(f"{mixing.ess_bulk:,.0f} of {n:,} draws effective ({mixing.ess_tail:,.0f} in the tails)")
+    if mixing.r_hat is not None and mixing.r_hat > names.MIXED_R_HAT:
+        remedy = "raise --thin, or take" if jittered else "without noise they must; take"
+        parts.append(f"draws of a chain depend on each other: {remedy} one of more chains")
+    return "; ".join(parts)
 
 
 def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
@@ -320,6 +350,7 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
     for name, value in (
         *_kept_rows(result),
         ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{noise}, seed {request.seed}"),
+        *_draws_rows(request, stats.mixing),
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),

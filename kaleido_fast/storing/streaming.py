@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
@@ -29,6 +30,7 @@ from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, T
 from kaleido_fast.files import follow, write_error
 from kaleido_fast.identity import Watch
 from kaleido_fast.locks import output_lock, read_token
+from kaleido_fast.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.outputs import check_outputs
 from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
@@ -245,7 +247,7 @@ class _Task:
             if done.all() and isinstance(output, ZarrOutput):
                 return self.result(output.record, [str(self.path)], None, damaged)
             computed, tally = self.compute(output, done, crew, callback)
-            stats = self.stats(output.layout, tally, crew.totals(), computed)
+            stats = self.stats(output, tally, crew.totals(), computed)
             return self.result(output.record, output.finish(), stats, damaged)
 
     def follow(self, crew: Crew) -> None:
@@ -491,9 +493,9 @@ class _Task:
         text = f"{what}: {kept:,} of {layout.n_chains:,} chains are {rest}"
         return StreamInterruptedError(text, terminated=terminated)
 
-    def stats(self, layout: Layout, tally: Tally, totals: Totals, computed: _Computed) -> StreamStats:
+    def stats(self, output: BlockOutput, tally: Tally, totals: Totals, computed: _Computed) -> StreamStats:
         """Figures of the run."""
-        request, run = self.run.request, self.run
+        request, run, layout = self.run.request, self.run, output.layout
         return StreamStats(
             n_chains=layout.n_chains,
             n_steps=request.schedule.n_steps,
@@ -505,6 +507,7 @@ class _Task:
             outcome_shares=tally.outcome_shares(),
             steps_quantiles=tally.steps_quantiles(),
             steps_histogram=tally.steps_histogram() if request.freezes else {},
+            mixing=stored_mixing(output),
             engine=run.plan.engine,
             device=str(run.device),
             precision=request.precision,
@@ -534,6 +537,16 @@ def count_blocks(output: BlockOutput, blocks: list[int], tally: Tally) -> None:
     """Count the chains of blocks that were written earlier."""
     for block in blocks:
         tally.add(*(output.read(name, block) for name in ("residual", "steps", "outcome")))
+
+
+def stored_mixing(output: BlockOutput) -> Mixing | None:
+    """See `measure_mixing`: of the first chains, read back as they are stored."""
+    layout = output.layout
+    if layout.n_draws < LEAST_DRAWS:
+        return None
+    n_blocks = min(layout.n_blocks, -(-watched_chains(layout.n_draws) // layout.chunk_chains))
+    stored = (layout.encoding.decode(output.read("draws", block)) for block in range(n_blocks))
+    return measure_mixing(torch.from_numpy(np.concatenate(list(stored))))
 
 
 @dataclass(frozen=True)
