@@ -289,6 +289,14 @@ def available_memory() -> int:
     return min(free, limit - used) if limit is not None and used is not None else free
 
 
+def is_lack_of_memory(problem: BaseException) -> bool:
+    """Whether memory ran out: torch has no type of its own for that on a CPU, and CUDA's libraries have others."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(problem).lower() for text in texts
+    )
+
+
 def cpu_name() -> str:
     """The processor as the system calls it."""
     return _cpu_field("model name") or platform.processor() or platform.machine()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.devices import device_facts, plan_here, refuse_capture
+from kaleido_fast.devices import device_facts, is_lack_of_memory, plan_here, refuse_capture
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
 from kaleido_fast.names import (
@@ -36,7 +36,6 @@ from kaleido_fast.sampling import (
     build_phases,
     check_z0_form,
     compute_chains,
-    is_lack_of_memory,
     memory_advice,
     refuse_tol_with_jitter,
 )

@@ -20,12 +20,14 @@ from kaleido_fast.devices import (
     device_facts,
     devices_for,
     home_of,
+    is_lack_of_memory,
     on_device,
     plan_here,
     refuse_capture,
 )
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.cpu import CpuEngine
+from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import (
     GeneralModuleWarning,
@@ -34,6 +36,7 @@ from kaleido_fast.errors import (
     SamplingMemoryError,
     warn_caller,
 )
+from kaleido_fast.general import check_data_range, check_dim, check_module
 from kaleido_fast.identity import identify
 from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.mixing import measure_mixing
@@ -144,6 +147,7 @@ def fast_sample(
     kernel: str = "auto",
     device: Device | Sequence[Device] = None,
     block_chains: int | None = None,
+    tile_chains: int | None = None,
     trace: Trace | None = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -153,13 +157,14 @@ def fast_sample(
     """Iterate a network from noise: ``n_chains`` independent chains, each ``burn_in + n_draws * thin`` steps long.
 
     One step is ``x <- f(clamp(x + jitter * noise, low, high))``; with ``jitter`` off it is ``x <- f(x)``.
-    Chain k of a run has the same bits whatever other chains run beside it. Where an option is None, the
+    Chain k of a run has the same bits whatever other chains run beside it (of a module that is no plain MLP: with the
+    same ``tile_chains``). Where an option is None, the
     checkpoint's recommendation holds, else the default in brackets.
 
     Args:
         model: a `KaleidoMLP`; an ``nn.Sequential`` of Linear layers, one kind of activation and a final Tanh or
-            Sigmoid; any module that maps (n, D) to (n, D) (reference engine only); a checkpoint's path, or the name
-            of a bundled model.
+            Sigmoid; any module that maps (n, D) to (n, D), each row for itself (reference engine only; run as in
+            evaluation, and left as it is); a checkpoint's path, or the name of a bundled model.
         n_chains: number of chains.
         first_chain: absolute id of the first: ids, not positions, select the noise.
         burn_in: steps before the first draw's own (299).
@@ -191,13 +196,17 @@ def fast_sample(
             first. A model in main memory is copied to where it is sampled; one on a GPU is sampled there.
         block_chains: chains at work at once, for less memory; None takes as many as are useful and fit. No bit
             depends on it.
+        tile_chains: rows that a module which is no plain MLP gets at once; last bits of its chains may depend on it.
+            None chooses by ``n_chains`` (`kaleido_fast.plan.module_tile`) and reports it in ``result.request``.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.
         progress: show a progress bar on standard error.
-        dim, data_range: D and (low, high) of a module that is not an MLP; ``z0`` can stand in for ``dim``.
+        dim, data_range: D and (low, high) of a module that is not an MLP, which its outputs must keep; ``z0`` can
+            stand in for ``dim``.
 
     Raises:
-        InputError: a value outside of what is said here, or a run that does not fit the memory.
+        InputError: a value outside of what is said here, a run that does not fit the memory, or answers of a module
+            that cannot be iterated.
         SamplingMemoryError: the memory ran out all the same; it says what to pass.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
     """
@@ -227,6 +236,7 @@ def fast_sample(
         polish=polish,
         engine=engine,
         kernel=kernel,
+        tile_chains=tile_chains,
         trace=trace,
     )
     if z0 is not None:
@@ -291,6 +301,8 @@ def prepare_run(
         block_chains=block_chains,
         why_general=subject.why_general,
     )
+    if subject.spec is None:
+        request = replace(request, tile_chains=plan.tile_rows)
     if subject.spec is None and request.engine == "auto":
         warn_caller(
             f"this model runs as it is, by the slower engine 'reference': {subject.why_general}", GeneralModuleWarning
@@ -323,6 +335,8 @@ def resolve_subject(
     z0: Tensor | None = None,
 ) -> Subject:
     """Find out what ``model`` is; see `fast_sample` for what it may be."""
+    dim = None if dim is None else check_dim(dim)
+    data_range = None if data_range is None else check_data_range(data_range)
     if isinstance(model, (str, Path)):
         checkpoint = load_checkpoint(model)
         card = checkpoint.card
@@ -338,18 +352,16 @@ def resolve_subject(
             reason = problem.reason if isinstance(problem, UnknownModuleError) else str(problem)
             return _general_subject(model, dim, data_range, z0, reason)
         subject = _mlp_subject(mlp, {})
-    _check_own_size(subject, dim, data_range)
+    return _agreed(subject, dim, data_range)
+
+
+def _agreed(subject: Subject, dim: int | None, data_range: tuple[float, float] | None) -> Subject:
+    """The subject, if it is of the size and range that the caller named."""
+    if dim not in (None, subject.dim):
+        raise InputError(f"dim is {dim}, the model has {subject.dim}: leave dim out, the model says it")
+    if data_range not in (None, subject.data_range):
+        raise InputError(f"data_range is {data_range}, the model's is {subject.data_range}: leave it out")
     return subject
-
-
-def _check_own_size(subject: Subject, dim: int | None, data_range: tuple[float, float] | None) -> None:
-    """Refuse a size or range that was passed and is not the network's own."""
-    if dim not in (None, subject.dim) or (data_range is not None and tuple(data_range) != subject.data_range):
-        low, high = subject.data_range
-        raise InputError(
-            f"dim {dim} and data_range {data_range} for a network that has its own: D {subject.dim:,}, "
-            f"range [{low:g}, {high:g}]; leave them out"
-        )
 
 
 def _general_subject(
@@ -358,11 +370,8 @@ def _general_subject(
     """A module that is run as it is, and why it must be; a `KaleidoMLP` that was changed still knows its size."""
     inner = look_through(model)
     if isinstance(inner, KaleidoMLP):
-        # Engines take a KaleidoMLP for one that is understood: this one is called, from inside of a Sequential.
         own_range = (inner.spec.low, inner.spec.high)
-        subject = _as_it_is(nn.Sequential(model), inner.spec.dim, own_range, reason)
-        _check_own_size(subject, dim, data_range)
-        return subject
+        return _agreed(_as_it_is(model, inner.spec.dim, own_range, reason), dim, data_range)
     if dim is None and isinstance(z0, Tensor) and z0.ndim == 2:
         dim = z0.shape[1]
     if dim is None or data_range is None:
@@ -374,6 +383,7 @@ def _general_subject(
 
 
 def _as_it_is(model: nn.Module, dim: int, data_range: tuple[float, float], reason: str) -> Subject:
+    check_module(model)
     identity = identify(model)
     return Subject(model, None, dim, data_range, {}, identity.digest, why_general=reason, untold=identity.untold)
 
@@ -400,14 +410,11 @@ def _pack(
     module: nn.Module, subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device
 ) -> Engine:
     if plan.engine == "reference":
-        return ReferenceEngine(
-            module,
-            request,
-            dim=subject.dim,
-            data_range=subject.data_range,
-            tile_rows=plan.tile_rows,
-            device=device,
-        )
+        place: dict[str, Any] = {"dim": subject.dim, "data_range": subject.data_range, "device": device}
+        if subject.spec is None:
+            return ModuleEngine(module, request, tile_rows=plan.tile_rows, **place)
+        assert isinstance(module, KaleidoMLP)
+        return ReferenceEngine(module, request, tile_rows=plan.tile_rows, **place)
     assert isinstance(module, KaleidoMLP)
     if plan.engine == "cpu":
         return CpuEngine(module, request)
@@ -450,18 +457,13 @@ def memory_advice(run: Run) -> SamplingMemoryError:
         run.subject.packed.drop_engines()
     size = min(run.plan.block_chains, -(-run.request.n_chains // (1 + len(run.others))))
     smaller = max(1, size // 2)
+    advice = f"block_chains={smaller} (--block-chains)"
+    if run.subject.spec is None and run.plan.tile_rows > 1:  # it is given so many rows whatever the blocks
+        advice = f"tile_chains={run.plan.tile_rows // 2}, or {advice}"
     return SamplingMemoryError(
         f"out of memory on {', '.join(map(str, (run.device, *run.others)))} with blocks of {size:,} chains: pass "
-        f"block_chains={smaller} (--block-chains); if that is not enough, fewer chains or draws at a time",
+        f"{advice}; if that is not enough, fewer chains or draws at a time",
         block_chains=smaller,
-    )
-
-
-def is_lack_of_memory(problem: BaseException) -> bool:
-    """Whether memory ran out: torch has no type of its own for that on a CPU, and CUDA's libraries have others."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(problem).lower() for text in texts
     )
 
 

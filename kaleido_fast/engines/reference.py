@@ -26,7 +26,7 @@ class ReferenceEngine:
     """Plain torch on any device.
 
     Args:
-        model: a `KaleidoMLP`, or any module that maps (n, D) to (n, D) (whose bits may depend on a row's place).
+        model: the network; for any other module see `kaleido_fast.engines.general.ModuleEngine`.
         request: what to compute.
         dim: D.
         data_range: (low, high).
@@ -36,7 +36,7 @@ class ReferenceEngine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: KaleidoMLP,
         request: SampleRequest,
         *,
         dim: int,
@@ -48,11 +48,7 @@ class ReferenceEngine:
         self.low, self.high = data_range
         self.tile_rows = tile_rows
         self.dtype = torch.float64 if request.precision == "fp64" else torch.float32
-        self.step_map = (
-            packed_mlp(model, request.precision, self.dtype, device)
-            if isinstance(model, KaleidoMLP)
-            else _module_map(model, self.dtype, device)
-        )
+        self.step_map: StepMap = packed_mlp(model, request.precision, self.dtype, device)
 
     checked = None  # it comes back at every check
 
@@ -97,14 +93,13 @@ class ReferenceEngine:
         schedule = self.request.schedule
         chains = F.pad(chains, (0, self.tile_rows - n))
         x = self.start(chains) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, self.tile_rows - n))
-        residual = torch.zeros(self.tile_rows, dtype=torch.float32, device=self.device)
         for step in range(first_step, last_step):
-            x, residual = self._step(x, chains, step)
+            x, change = self._step(x, chains, step)
             draw = schedule.draw_after(step + 1)
             if draws is not None and draw is not None:
                 draws[:, draw] = x[:n]
             report(n)
-        return Advanced(x[:n], residual[:n])
+        return Advanced(x[:n], residual_of(change[:n]))
 
     def start(self, chains: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
@@ -112,20 +107,25 @@ class ReferenceEngine:
         return start_noise(request.seed, chains, self.dim, request.init, self.low, self.high).to(self.dtype)
 
     def _step(self, x: Tensor, chains: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """x_t -> (x_{t+1}, residual)."""
+        """x_t -> (x_{t+1}, what the map changed of its input)."""
         schedule = self.request.schedule
         if schedule.is_jittered(step):
             x = self._add_noise(x, chains, step)
         y = self.step_map(x)
-        residual = (y - x).abs().amax(dim=1).to(torch.float32)
+        change = y - x
         if schedule.noise == "upstream" and schedule.jitter > 0:
             y = self._add_noise(y, chains, step + 1)
-        return y, residual
+        return y, change
 
     def _add_noise(self, x: Tensor, chains: Tensor, step: int) -> Tensor:
         request = self.request
         e = jitter_noise(request.seed, chains, self.dim, step, request.noise, self.low, self.high)
         return (x + request.jitter * e.to(self.dtype)).clamp(self.low, self.high)
+
+
+def residual_of(change: Tensor) -> Tensor:
+    """The largest change (n, D) of each chain: (n,) fp32."""
+    return change.abs().amax(dim=1).to(torch.float32)
 
 
 def round_operand(x: Tensor, precision: str) -> Tensor:
@@ -169,14 +169,3 @@ def _packed_layer(layer: nn.Linear, precision: str, dtype: torch.dtype, device: 
 
 def _padded(width: int) -> int:
     return -(-width // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-
-
-def _module_map(module: nn.Module, dtype: torch.dtype, device: torch.device) -> StepMap:
-    parameter = next(module.parameters(), None)
-    module_dtype = dtype if parameter is None else parameter.dtype
-    module_device = device if parameter is None else parameter.device
-
-    def step(x: Tensor) -> Tensor:
-        return module(x.to(module_device, module_dtype)).to(device, dtype)
-
-    return step

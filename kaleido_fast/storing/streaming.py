@@ -25,7 +25,7 @@ from torch import nn
 
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
-from kaleido_fast.devices import cpu_arithmetic, device_facts
+from kaleido_fast.devices import cpu_arithmetic, device_facts, is_lack_of_memory
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import follow, write_error
 from kaleido_fast.identity import Watch
@@ -42,7 +42,6 @@ from kaleido_fast.sampling import (
     Run,
     SampleProgress,
     build_phases,
-    is_lack_of_memory,
     memory_advice,
     prepare_run,
     run_blocks,
