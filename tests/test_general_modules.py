@@ -400,7 +400,7 @@ def test_a_size_or_range_that_contradicts_the_model_is_refused():
 
 def test_attractors_say_that_they_need_a_plain_mlp():
     result = sample(nn.Tanh(), burn_in=99, tol=1e-3)
-    with pytest.raises(InputError, match="attractors of a Tanh: a KaleidoMLP or a plain Sequential"):
+    with pytest.raises(InputError, match="Tanh is neither a KaleidoMLP nor a Sequential"):
         attractors(result, nn.Tanh())
 
 

@@ -383,6 +383,6 @@ def test_a_layer_that_is_used_twice_is_stored_twice(tmp_path):
 
 @pytest.mark.parametrize("given", [{"dim": 5}, {"data_range": (0.0, 1.0)}, {"dim": 4, "data_range": (-1.0, 0.5)}])
 def test_a_size_that_is_not_the_networks_own_is_refused(given):
-    with pytest.raises(InputError, match="is .* the model('s| has) .*: leave"):
+    with pytest.raises(InputError, match=r"is .* the model('s| has) .*: leave"):
         fast_sample(random_mlp(4, 7, 4), n_chains=2, **given)
     assert fast_sample(random_mlp(4, 7, 4), n_chains=2, burn_in=1, dim=4, data_range=(-1, 1)).draws.shape == (2, 1, 4)
