@@ -18,11 +18,13 @@ from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, plain_mlp
 from kaleido_fast.neighbours import distance_blocks
+from kaleido_fast.neutral import neutral
 from kaleido_fast.pictures import captioned_grid, sample_images
 from kaleido_fast.quality import nearest_examples
 from kaleido_fast.result import Outcome, SampleResult
 from kaleido_fast.sampling import fast_sample, resolve_subject
 from kaleido_fast.scalars import real_number, whole_number
+from kaleido_kernels.exact import exact_products
 
 DEFAULT_DISTANCE = 0.05
 MAX_ATTRACTORS = 10_000
@@ -94,6 +96,8 @@ class Catalogue:
         return captioned_grid(pictures, captions[:most])
 
 
+@neutral()
+@exact_products(torch.device("cpu"))
 def attractors(
     result: SampleResult,
     model: nn.Module | str | Path,
@@ -161,6 +165,7 @@ def check_sigma(sigma: float) -> float:
     return number
 
 
+@neutral()
 def recovered(
     model: KaleidoMLP, examples: Tensor, sigma: float, *, seed: int = 0, engine: str = "auto", device: str = "auto"
 ) -> Tensor:

@@ -23,6 +23,7 @@ from kaleido_fast.files import atomic_path
 from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
 from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
+from kaleido_fast.neutral import neutral
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
 from kaleido_fast.spacing import JITTERED_STEPS, default_thin, recommended_options
@@ -119,6 +120,7 @@ def bundled_path(name: str) -> Path:
     return Path(__file__).parent / "data" / f"{name}.safetensors"
 
 
+@neutral()
 def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     """Write a checkpoint; it appears under ``path`` only when whole. Returns the model's hash.
 
@@ -143,6 +145,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     return model_hash(model)
 
 
+@neutral()
 def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
     """Read a checkpoint from a path or the name of a bundled model.
 

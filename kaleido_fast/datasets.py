@@ -22,6 +22,7 @@ from kaleido_fast.files import atomic_path
 from kaleido_fast.image_files import check_background
 from kaleido_fast.model import BOUND_RANGES, BOUNDS, MAX_WIDTH
 from kaleido_fast.names import BACKGROUND, BUILT_IN_PREFIX
+from kaleido_fast.neutral import neutral
 from kaleido_fast.raw_data import RawData
 from kaleido_fast.readers import read_npz_file
 from kaleido_fast.scalars import plain_number, real_number
@@ -125,6 +126,7 @@ class DataWarning(UserWarning):
     """How data were read, where that is not the only way to read them."""
 
 
+@neutral()
 def load_dataset(
     source: Any,
     *,

@@ -77,7 +77,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
 def warn_caller(text: str, category: type[Warning]) -> None:
     """Warn at the line outside of this package that led here, so that Python shows it once for that line."""
     level, frame = 1, sys._getframe()
-    inside = (__name__.partition(".")[0], "torch")  # torch's: the wrappers of functions that it is not to compile
+    # Between our own: what torch and Python wrap functions in.
+    inside = (__name__.partition(".")[0], "torch", "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)

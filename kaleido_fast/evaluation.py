@@ -19,6 +19,7 @@ from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import BACKGROUND
+from kaleido_fast.neutral import neutral
 from kaleido_fast.pictures import image_grid, is_image_shape
 from kaleido_fast.plan import MAX_COUNT
 from kaleido_fast.quality import (
@@ -35,6 +36,7 @@ from kaleido_fast.result import SampleResult, outcome_shares, quantiles, residua
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.draws import Draws
+from kaleido_kernels.exact import exact_products
 
 N_CHAINS = 1000
 N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets and models comparable
@@ -140,6 +142,7 @@ class Evaluation:
         }
 
 
+@neutral()
 def find_reference(
     checkpoint: Checkpoint,
     source: Any = None,
@@ -235,6 +238,8 @@ def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
     return replace(first, data=torch.cat((first.data, second.data)), labels=labels, sha256="")
 
 
+@neutral()
+@exact_products(torch.device("cpu"))
 def evaluate(
     checkpoint: Checkpoint,
     reference: Reference,

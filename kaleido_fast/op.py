@@ -26,6 +26,7 @@ from kaleido_fast.names import (
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
 )
+from kaleido_fast.neutral import neutral
 from kaleido_fast.packed import PACKED
 from kaleido_fast.plan import SampleRequest
 from kaleido_fast.recognition import look_through
@@ -263,6 +264,7 @@ def _sample(
     return _sample_chains(request, spec, weights, biases, z0, block_chains)
 
 
+@neutral()
 def _sample_chains(
     request: SampleRequest,
     spec: ModelSpec,

@@ -42,6 +42,7 @@ from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.mixing import measure_mixing
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
+from kaleido_fast.neutral import neutral
 from kaleido_fast.packed import PACKED, PackedModel, layers_of
 from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, merge_options
 from kaleido_fast.recognition import UnknownModuleError, look_through
@@ -249,6 +250,7 @@ def fast_sample(
         return execute(run, z0=z0, callback=bar)
 
 
+@neutral()
 def prepare_run(
     model: nn.Module | str | Path,
     *,
@@ -443,7 +445,8 @@ def execute(run: Run, *, z0: Tensor | None = None, callback: Callback | None = N
         SamplingMemoryError: the memory ran out; what the run held of it is free.
     """
     try:
-        return _execute(run, z0, callback)
+        with neutral(run.device):
+            return _execute(run, z0, callback)
     except (RuntimeError, MemoryError) as problem:
         if not is_lack_of_memory(problem):
             raise

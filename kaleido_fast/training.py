@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -24,14 +23,16 @@ from kaleido_fast.crew import local_device
 from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import Diagnostics, diagnose
-from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.errors import InputError, unknown_name, warn_caller
 from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.neutral import neutral
 from kaleido_fast.outputs import check_outputs
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
+from kaleido_kernels.exact import exact_products
 
 INITS = ("kaiming", "default")
 SCHEDULES = ("cosine", "constant")
@@ -84,6 +85,8 @@ class UnstableModelWarning(UserWarning):
     """The trained network does not attract chains to its training examples."""
 
 
+@neutral()
+@exact_products(torch.device("cpu"))
 def train(
     dataset: Any = None,
     *,
@@ -157,7 +160,7 @@ def train(
     )
     problem = diagnostics.problem(sampling.get("jitter", 0.0))
     if problem is not None:
-        warnings.warn(f"model {name}: {problem}", UnstableModelWarning, stacklevel=2)
+        warn_caller(f"model {name}: {problem}", UnstableModelWarning)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), card, tuple(run.history), () if problem is None else (problem,))
 

@@ -252,7 +252,7 @@ class TrainingRun:
             warnings.warn(
                 f"{path} was written by {before} workers, now they are {self.team.size}: the result agrees with that "
                 "of an uninterrupted run to rounding, not to the bit",
-                stacklevel=3,
+                stacklevel=5,
             )
         self.begin(position["attempt"])
         self.step, self.best_step = position["step"], position["best_step"]

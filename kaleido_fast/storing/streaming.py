@@ -32,6 +32,7 @@ from kaleido_fast.identity import Watch
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
 from kaleido_fast.names import DEFAULT_MODEL
+from kaleido_fast.neutral import neutral
 from kaleido_fast.outputs import check_outputs
 from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
 from kaleido_fast.result import ChainArrays, SampleStats
@@ -172,7 +173,7 @@ def sample_to(
         run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
         files = _Files(Path(path), source, None if picture is None else Path(picture))
         task = _Task(files, run, dtype, chunk_chains, overwrite, repair, scaling)
-        with stop_signals(), _bar(callback, show=progress and crew.leads) as told:
+        with stop_signals(), neutral(run.device), _bar(callback, show=progress and crew.leads) as told:
             if crew.leads:
                 return task.lead(crew, told)
             task.follow(crew)

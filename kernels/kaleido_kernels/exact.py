@@ -32,7 +32,10 @@ def exact_products(device: torch.device) -> Iterator[None]:
             _before[:] = _forbid()
         _inside += 1
     try:
-        with torch.autocast(device.type, enabled=False):
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
             yield
     finally:
         with _lock:
@@ -45,7 +48,7 @@ def _forbid() -> list[tuple[Any, str, Any]]:
     """Take permissions away where there are any; (object, name, value) of what was changed."""
     changed: list[tuple[Any, str, Any]] = []
     # The older names for this (allow_tf32, set_float32_matmul_precision) refuse to be read where the newer were set.
-    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
+    for backend in _backends():
         value = backend.fp32_precision
         if value not in ("none", "ieee"):
             changed.append((backend, "fp32_precision", value))
@@ -56,6 +59,16 @@ def _forbid() -> list[tuple[Any, str, Any]]:
             changed.append((torch.backends.cuda.matmul, name, value))
             setattr(torch.backends.cuda.matmul, name, False)
     return changed
+
+
+def _backends() -> list[Any]:
+    """Where products, convolutions and recurrent layers get their permissions from; cuDNN's TF32 is on by default."""
+    mkldnn: Any = torch.backends.mkldnn
+    backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    if torch.backends.cuda.is_built():
+        cudnn: Any = torch.backends.cudnn
+        backends += [cudnn.conv, cudnn.rnn]
+    return backends
 
 
 def _restore() -> None:
