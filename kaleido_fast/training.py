@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +30,7 @@ from kaleido_fast.outputs import check_outputs
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
+from kaleido_fast.thinning import measure_thin, thin_problem, with_thin
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.exact import exact_products
@@ -85,6 +86,10 @@ class UnstableModelWarning(UserWarning):
     """The trained network does not attract chains to its training examples."""
 
 
+class SlowMixingWarning(UserWarning):
+    """Draws of one chain of the trained network depend on each other at every distance that was tried."""
+
+
 @neutral()
 @exact_products(torch.device("cpu"))
 def train(
@@ -93,6 +98,7 @@ def train(
     preset: str | None = None,
     spec: ModelSpec | None = None,
     recipe: TrainingRecipe | str | None = None,
+    sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     state: str | Path | None = None,
@@ -114,6 +120,8 @@ def train(
             of which an argument overrides.
         spec: the network; without it and without a preset, 6 layers, 256 wide (512 above 256 dimensions).
         recipe: a `TrainingRecipe`, "published" (the paper's plain autoencoder) or the name of a preset.
+        sampling: settings for the card to recommend; None takes the preset's, or what goes with the recipe. With
+            jitter, ``thin`` is measured on the trained network (`kaleido_fast.thinning`).
         seed: 0 to 2^64 - 1.
         device: "auto" (a CUDA device where there is one), or torch's name of a device.
         state: a path for the state of the unfinished run. Where it exists the run goes on from there, with the same
@@ -146,8 +154,10 @@ def train(
                 run.restore(cast("Path", state_path))
             loop = _Loop(run, state_path, save_every, callback if team.leads else None)
             diagnostics = _train_until_accepted(run, loop)
+            if sampling is None:
+                sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
+            thinning = loop.measure_thin(sampling)
     name = preset or data.name
-    sampling = dict(found.sampling) if found else recommended_sampling(recipe, diagnostics)
     card = ModelCard(
         name=name,
         recipe={**asdict(recipe), "seed": seed, "attempt": run.attempt, "best_step": run.best_step},
@@ -155,14 +165,17 @@ def train(
         scaling=data.scaling,
         final_loss=run.best_loss,
         diagnostics=diagnostics.to_dict(),
-        sampling=sampling,
+        sampling=dict(sampling),
         created_with=library_versions(),
     )
-    problem = diagnostics.problem(sampling.get("jitter", 0.0))
-    if problem is not None:
-        warn_caller(f"model {name}: {problem}", UnstableModelWarning)
+    problem, slow = diagnostics.problem(sampling.get("jitter", 0.0)), thin_problem(thinning)
+    problems = [(problem, UnstableModelWarning), (slow, SlowMixingWarning)]
+    for text, kind in problems:
+        if text is not None:
+            warn_caller(f"model {name}: {text}", kind)
     run.optimizer.zero_grad(set_to_none=True)
-    return TrainResult(run.model.cpu().eval(), card, tuple(run.history), () if problem is None else (problem,))
+    told = tuple(text for text, _ in problems if text is not None)
+    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), told)
 
 
 def training_request(
@@ -278,7 +291,7 @@ def recommended_sampling(recipe: TrainingRecipe, diagnostics: Diagnostics) -> di
         return {}
     if diagnostics.problem() is None:
         return {"burn_in": 99, "thin": 1, "jitter": 0.0, "tol": 1e-4}
-    return {"burn_in": 19, "thin": 1, "jitter": round(1.25 * recipe.noise, 3), "settle": 2}
+    return {"burn_in": 19, "jitter": round(1.25 * recipe.noise, 3), "settle": 2}
 
 
 @dataclass(frozen=True)
@@ -307,6 +320,19 @@ class _Loop:
                 if time.monotonic() - saved >= self.save_every or run.step == steps:
                     self._save()
                     saved = time.monotonic()
+
+    def measure_thin(self, sampling: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How far apart draws of a chain have to be: measured by the first worker, for all."""
+        run = self.run
+
+        def measure() -> dict[str, Any] | None:
+            found = measure_thin(run.model, sampling, run.device)
+            return None if found is None else found.to_dict()
+
+        try:
+            return run.team.tell("thin", measure)
+        except KeyboardInterrupt as stop:
+            raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
 
     def _advance(self, requested: _StopFlag) -> bool:
         """One step; whether all workers stop after it."""

@@ -63,7 +63,10 @@ def test_what_is_shipped(digits):
     assert card.dataset["sha256"] == load_dataset("digits").sha256
     recipe = {name: card.recipe[name] for name in asdict(PRESETS["digits"].recipe)}
     assert recipe == asdict(PRESETS["digits"].recipe), "the file was made by another recipe than the preset's"
-    assert card.sampling == PRESETS["digits"].sampling
+    measured = card.diagnostics["mixing"]
+    assert measured["mixes"] and measured["r_hat"] <= 1.05 and measured["ess_share"] >= 0.5
+    assert card.sampling == PRESETS["digits"].sampling | {"thin": measured["thin"]}
+    assert {name: measured[name] for name in ("jitter", "settle")} == {"jitter": 0.5, "settle": 2}
 
 
 def test_the_measure_can_fail(digits):

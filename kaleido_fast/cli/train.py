@@ -103,7 +103,7 @@ def command(
     from kaleido_fast.files import remove_parts
     from kaleido_fast.locks import output_lock
     from kaleido_fast.plots import can_plot, check_can_plot, loss_curve
-    from kaleido_fast.training import UnstableModelWarning, train, training_request
+    from kaleido_fast.training import SlowMixingWarning, UnstableModelWarning, train, training_request
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
     reading = {"labels": labels, "value_range": value_range, "background": background, "channels": channels}
@@ -125,7 +125,8 @@ def command(
         return
     shown = not (quiet or as_json) and leads_by_name(alone=alone)
     with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
-        warnings.simplefilter("always", UnstableModelWarning)
+        for kind in (UnstableModelWarning, SlowMixingWarning):
+            warnings.simplefilter("always", kind)
         result = train(
             data,
             **asked,
@@ -268,6 +269,16 @@ def _report(
     elif finished and not quiet:
         click.echo(f"{written[0]} is finished: it is of this very run, nothing was trained")
     elif not quiet:
-        for name, value in facts.items():
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            click.echo(f"{name:12} {text if not isinstance(text, list) else ', '.join(text)}")
+        _print_facts(facts)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    """A line a fact; how draws mix in words."""
+    from kaleido_fast.thinning import thin_line
+
+    mixing = facts["diagnostics"].get("mixing")
+    diagnostics = {name: value for name, value in facts["diagnostics"].items() if name != "mixing"}
+    lines = {**facts, "diagnostics": diagnostics, **({} if mixing is None else {"mixing": thin_line(mixing)})}
+    for name, value in lines.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:12} {text if not isinstance(text, list) else ', '.join(text)}")

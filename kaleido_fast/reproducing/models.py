@@ -23,7 +23,7 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.progress import training_bar
 from kaleido_fast.reproducing import Job
-from kaleido_fast.training import UnstableModelWarning, train
+from kaleido_fast.training import SlowMixingWarning, UnstableModelWarning, train
 from kaleido_fast.versions import library_versions
 
 SECONDS = "training_seconds"
@@ -107,11 +107,13 @@ def trained(
     clock, clock_name = training_clock(job.device)
     began = clock()
     with warnings.catch_warnings(), training_bar() if job.progress else nullcontext() as callback:
-        warnings.simplefilter("ignore", UnstableModelWarning)  # reports state the share of stable examples themselves
+        for kind in (UnstableModelWarning, SlowMixingWarning):  # reports state themselves what these say
+            warnings.simplefilter("ignore", kind)
         result = train(
             dataset,
             spec=spec,
             recipe=recipe,
+            sampling=sampling,
             seed=seed,
             device=job.device,
             state=path.with_suffix(".training"),
@@ -121,7 +123,6 @@ def trained(
     card = replace(
         result.card,
         name=name,
-        sampling=result.card.sampling if sampling is None else dict(sampling),
         diagnostics={**result.card.diagnostics, SECONDS: seconds},
     )
     return Trained(keep(path, result.model, card), seconds, clock_name, reused=False)
