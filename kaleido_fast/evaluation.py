@@ -17,11 +17,12 @@ from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, built_in, load_dataset
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.errors import InputError
+from kaleido_fast.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import BACKGROUND
 from kaleido_fast.neutral import neutral
 from kaleido_fast.pictures import image_grid, is_image_shape
-from kaleido_fast.plan import MAX_COUNT
+from kaleido_fast.plan import MAX_COUNT, SampleRequest
 from kaleido_fast.quality import (
     InkRange,
     authentic_share,
@@ -36,6 +37,8 @@ from kaleido_fast.result import SampleResult, outcome_shares, quantiles, residua
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.draws import Draws
+from kaleido_fast.thinning import N_CHAINS as MIXED_CHAINS
+from kaleido_fast.thinning import N_DRAWS as MIXED_DRAWS
 from kaleido_kernels.exact import exact_products
 
 N_CHAINS = 1000
@@ -46,6 +49,7 @@ MOST_UNSEEN = 10_000  # held-out examples whose distances to the training exampl
 WATCHED = 500  # training examples that recovery is measured on
 SHEET_COLUMNS, SHEET_ROWS = 20, 6
 _RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle", "tol", "precision")
+_SPACING = ("thin", "jitter", "settle")
 SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
 
 
@@ -106,6 +110,9 @@ class Evaluation:
             another run), and of real data: training examples in the place of samples as a ceiling, and the distances
             of held-out examples to training examples.
         runs: of each run the settings, the outcomes and the quantiles of residuals and steps.
+        mixing: how independent draws of one chain are: of a run of its own with the settings of the samples, or of the
+            draws given; None without jitter, which lets chains come to rest, or for less than 4 draws a chain.
+        spacing: thin, jitter and settle of that run, as far as they are known.
         stable_share: share of training examples that are stable attractors.
         recovery: share of them recovered from noise, by its standard deviation in units of half the data range.
         spectral_radius_median: of the Jacobian at training examples.
@@ -116,6 +123,8 @@ class Evaluation:
 
     sets: dict[str, SetScores]
     runs: dict[str, dict[str, Any]]
+    mixing: Mixing | None
+    spacing: dict[str, Any]
     stable_share: float | None
     recovery: dict[str, float]
     spectral_radius_median: float | None
@@ -130,6 +139,7 @@ class Evaluation:
         return {
             "sets": {name: asdict(scores) for name, scores in self.sets.items()},
             "runs": self.runs,
+            "mixing": None if self.mixing is None else {**self.spacing, **self.mixing.to_dict()},
             "training_examples": {
                 "stable_share": self.stable_share,
                 "recovery": self.recovery,
@@ -292,12 +302,16 @@ def evaluate(
         )
     if draws is None:
         tell(f"sampling {n_chains:,} chains")
-        runs = _sample(checkpoint, n_chains, seed, {**(sampling or {}), "engine": engine, "device": device})
+        options = {**(sampling or {}), "engine": engine, "device": device}
+        runs = _sample(checkpoint, n_chains, seed, options)
+        mixing, spacing = _mixing(checkpoint, runs[SAMPLES].request, options, tell)
         facts = {name: _run_facts(result) for name, result in runs.items()}
         points = {name: result.final.cpu().float() for name, result in runs.items()}
     else:
         points = {SAMPLES: draws[:n_chains][:, -1].float()}
         facts = {SAMPLES: _draws_facts(draws, n_chains)}
+        mixing = measure_mixing(draws[: watched_chains(draws.shape[1])].float())
+        spacing = {name: facts[SAMPLES][name] for name in _SPACING if name in facts[SAMPLES]}
     sets = {}
     for name, states in points.items():
         _check_finite(states)
@@ -318,6 +332,8 @@ def evaluate(
     return Evaluation(
         sets,
         facts,
+        mixing,
+        spacing,
         stable,
         recovery,
         radius,
@@ -339,6 +355,18 @@ def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str,
             checkpoint.path, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
         )
     return runs
+
+
+def _mixing(
+    checkpoint: Checkpoint, request: SampleRequest, options: dict[str, Any], tell: Callable[[str], None]
+) -> tuple[Mixing | None, dict[str, Any]]:
+    """How independent draws of a chain are with the settings of a run, and how they were spaced; nothing of chains
+    without jitter."""
+    if request.jitter == 0:
+        return None, {}
+    tell(f"sampling {MIXED_DRAWS} draws of {MIXED_CHAINS} chains")
+    run = fast_sample(checkpoint.path, n_chains=MIXED_CHAINS, n_draws=MIXED_DRAWS, seed=request.seed, **options)
+    return run.stats.mixing, {name: getattr(run.request, name) for name in _SPACING}
 
 
 def check_draws(draws: Draws, checkpoint: Checkpoint) -> None:

@@ -77,7 +77,7 @@ def thin_problem(facts: Mapping[str, Any] | None) -> str | None:
 def measure_thin(model: KaleidoMLP, sampling: Mapping[str, Any], device: torch.device | str = "cpu") -> Thinning | None:
     """Find the fewest steps between draws of a chain that mix, with the settings recommended for a network.
 
-    32 chains of 64 draws are run at ever larger distances, up to 128 jittered steps: about 500,000 chain-steps for a
+    32 chains of 64 draws are run at ever larger distances, up to 128 jittered steps: at most 750,000 chain-steps for a
     network that needs all of them.
 
     Args:

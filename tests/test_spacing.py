@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, fast_sample, load_checkpoint, open_draws, sample_op, sample_to
 from kaleido_fast.checkpoint import ModelCard, save_checkpoint
 from kaleido_fast.cli import cli
+from kaleido_fast.evaluation import evaluate, find_reference
 from kaleido_fast.names import DEFAULT_JITTERED_STEPS, NOISES
 from kaleido_fast.plan import Schedule
 from kaleido_fast.sampling import prepare_run
@@ -198,3 +199,37 @@ def test_draws_of_old_runs_without_jitter_between_them_are_still_read(checkpoint
     (tmp_path / "old.json").write_text(json.dumps(record))
     assert open_draws(tmp_path / "old.npy").record["request"]["thin"] == 1
     assert '"thin": 1' in run("info", str(tmp_path / "old.npy"))
+
+
+def test_evaluate_says_how_draws_of_a_chain_mix(checkpoint, tmp_path):
+    np.save(tmp_path / "seen.npy", np.random.default_rng(0).uniform(-1, 1, (60, 4)).astype(np.float32))
+    model = load_checkpoint(checkpoint)
+    reference = find_reference(model, held_out=tmp_path / "seen.npy", value_range=(-1, 1))
+
+    def figures(**options):
+        found = evaluate(model, reference, n_chains=20, k=3, classes=False, **options)
+        json.dumps(found.to_dict(), allow_nan=False)
+        return found
+
+    found = figures(seed=3)
+    several = fast_sample(checkpoint, n_chains=32, n_draws=64, seed=3)
+    assert found.mixing == several.stats.mixing
+    assert found.spacing == {"thin": 12, "jitter": 0.4, "settle": 2}
+    assert found.to_dict()["mixing"]["thin"] == 12
+    assert figures(sampling={"jitter": 0.0}).mixing is None
+    run(
+        "sample",
+        "--model",
+        checkpoint,
+        "--chains",
+        "70",
+        "--draws",
+        "12",
+        "--thin",
+        "4",
+        "--out",
+        str(tmp_path / "d.npy"),
+    )
+    stored = figures(draws=open_draws(tmp_path / "d.npy"))
+    assert stored.mixing == fast_sample(checkpoint, n_chains=70, n_draws=12, thin=4).stats.mixing
+    assert stored.spacing["thin"] == 4

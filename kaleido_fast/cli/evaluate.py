@@ -154,6 +154,8 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from kaleido_fast.cli.sample import mixing_line
+
     console = Console(highlight=False)
     console.print(f"k = {evaluation.k}, against {evaluation.n_compared:,} {evaluation.compared_with}")
     table = Table(box=None, pad_edge=False)
@@ -172,6 +174,10 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
     console.print(table)
     for name, run in evaluation.runs.items():
         console.print(f"{name}: {_run_line(run)}")
+    if evaluation.mixing is not None:
+        thin = evaluation.spacing.get("thin")
+        apart = "" if thin is None else f", {thin} step{'s' * (thin > 1)} apart"
+        console.print(f"draws of a chain{apart}: {mixing_line(evaluation.mixing)}")
     if evaluation.stable_share is not None:
         back = ", ".join(f"{share:.0%} from noise {sigma}" for sigma, share in evaluation.recovery.items())
         console.print(

@@ -544,9 +544,10 @@ def stored_mixing(output: BlockOutput) -> Mixing | None:
     layout = output.layout
     if layout.n_draws < LEAST_DRAWS:
         return None
-    n_blocks = min(layout.n_blocks, -(-watched_chains(layout.n_draws) // layout.chunk_chains))
-    stored = (layout.encoding.decode(output.read("draws", block)) for block in range(n_blocks))
-    return measure_mixing(torch.from_numpy(np.concatenate(list(stored))))
+    wanted, chunk = watched_chains(layout.n_draws), layout.chunk_chains
+    n_blocks = min(layout.n_blocks, -(-wanted // chunk))
+    stored = [output.read("draws", block)[: wanted - block * chunk] for block in range(n_blocks)]
+    return measure_mixing(torch.from_numpy(layout.encoding.decode(np.concatenate(stored))))
 
 
 @dataclass(frozen=True)
