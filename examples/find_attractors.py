@@ -49,7 +49,9 @@ class Search:
         spec = self.model.spec
         near = self.distance * (spec.high - spec.low) / 2 * spec.dim**0.5
         new = 0
-        for state, count in zip(found.states.cpu(), found.counts.cpu(), strict=True):
+        for state, count, kind in zip(found.states.cpu(), found.counts.cpu(), found.kinds, strict=True):
+            if kind == "repels":  # its chains rest there within tol, no more
+                continue
             away = (self.states - state).norm(dim=1)
             if len(away) and float(away.min()) < near:
                 self.counts[away.argmin()] += count

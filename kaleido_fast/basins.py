@@ -1,4 +1,4 @@
-"""The attractor catalogue: where chains end, how many end there, and how firmly they are held."""
+"""The catalogue of end states: where chains end, how many end there, and whether that is an attractor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kaleido_fast.arrays import as_points
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.datasets import Dataset
-from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, spectral_radii
+from kaleido_fast.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, nudged, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, plain_mlp
 from kaleido_fast.neighbours import distance_blocks
@@ -31,19 +31,23 @@ MAX_ATTRACTORS = 10_000
 _BLOCK = 512
 _SHEET_PIXELS = 56
 _RADII = 1000
+ATTRACTOR, REPELS, UNMEASURED = "attractor", "repels", "not measured"
 _RADII_BLOCK = 64  # Jacobians, or vectors under them, of so many states are held at once
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Attractors of a run, the most visited first.
+    """End states of a run, the most visited first. Those with a spectral radius below 1 are attractors.
+
+    A chain can rest where the radius is 1 or more: on a fixed point that repels, which it met exactly or beside which
+    it moves by less than ``tol``. Chains near it leave it in the long run.
 
     Args:
         states: (k, D) one state of each, in model values; of a cycle the state that is lowest along a fixed direction.
         counts: (k,) int64, chains that ended there.
         periods: (k,) int32: 1 for a fixed point, p for a cycle.
         radii: (k,) spectral radius of the Jacobian of f^period there: below 1 holds chains. Found for the first 1000
-            attractors, NaN after that.
+            end states, NaN after that.
         nearest, nearest_mse: (k,) index of the nearest training example and the mean squared difference to it, in
             squared model units; None without data.
         n_chains: chains of the run.
@@ -64,15 +68,26 @@ class Catalogue:
         """(k,) basin shares: chains that ended there, of all chains."""
         return self.counts / self.n_chains
 
+    @property
+    def kinds(self) -> list[str]:
+        """What each of the k end states is: "attractor", "repels" (a radius of 1 or more) or "not measured"."""
+        return [ATTRACTOR if radius < 1 else REPELS if radius >= 1 else UNMEASURED for radius in self.radii.tolist()]
+
+    def counted(self, kind: str) -> tuple[int, int]:
+        """How many end states are of one kind, and how many chains ended there."""
+        of_kind = torch.tensor([name == kind for name in self.kinds], dtype=torch.bool)
+        return int(of_kind.sum()), int(self.counts[of_kind].sum())
+
     def rows(self) -> list[dict[str, Any]]:
-        """Plain values of each attractor, for JSON."""
-        rows = []
+        """Plain values of each end state, for JSON."""
+        rows, kinds = [], self.kinds
         for i, chains in enumerate(self.counts.tolist()):
             row = {
                 "share": chains / self.n_chains,
                 "chains": chains,
                 "period": int(self.periods[i]),
-                "spectral_radius": float(self.radii[i]) if i < _RADII else None,
+                "spectral_radius": None if kinds[i] == UNMEASURED else float(self.radii[i]),
+                "kind": kinds[i],
                 "state": [float(f"{value:.9g}") for value in self.states[i].tolist()],  # fp32 needs no more digits
             }
             if self.nearest is not None and self.nearest_mse is not None:
@@ -81,17 +96,17 @@ class Catalogue:
         return rows
 
     def sheet(self, model: KaleidoMLP, scaling: Scaling, *, most: int = 400) -> Image.Image:
-        """A picture of the first ``most`` attractors, the most visited first, row by row.
+        """A picture of the first ``most`` end states, the most visited first, row by row.
 
-        Under each stands its share of chains, and the period of a cycle.
+        Under each stands its share of chains, the period of a cycle, and whether it repels.
 
         Raises:
             InputError: a model whose samples are not pictures.
         """
         pictures = sample_images(self.states[:most], model.spec, scaling, pixels=_SHEET_PIXELS)
         captions = [
-            f"{share:.2%}" + (f" p{period}" if period > 1 else "")
-            for share, period in zip(self.shares.tolist(), self.periods.tolist(), strict=True)
+            f"{share:.2%}" + (f" p{period}" if period > 1 else "") + (f" {REPELS}" if kind == REPELS else "")
+            for share, period, kind in zip(self.shares.tolist(), self.periods.tolist(), self.kinds, strict=True)
         ]
         return captioned_grid(pictures, captions[:most])
 
@@ -105,9 +120,9 @@ def attractors(
     distance: float = DEFAULT_DISTANCE,
     data: Any = None,
 ) -> Catalogue:
-    """Gather the end states of a run.
+    """Gather the end states of a run; `Catalogue.kinds` says which of them are attractors.
 
-    An end state within ``distance`` of the first one of an attractor, and of its period, counts as the same; the
+    An end state within ``distance`` of the first one of a group, and of its period, counts as the same; the
     distance is the root of the mean squared difference, in units of half the data range. Chains that were still moving
     are counted in ``n_chains`` alone. Works in blocks: memory is bounded by ``MAX_ATTRACTORS`` states.
 
@@ -115,7 +130,7 @@ def attractors(
         result: a run without jitter, with ``tol``.
         model: the network that was sampled: a `KaleidoMLP`, a plain ``nn.Sequential``, or a checkpoint.
         distance: above 0, in units of half the data range.
-        data: training examples in model values, for the nearest one of each attractor: a tensor or array (m, D), or a
+        data: training examples in model values, for the nearest one of each end state: a tensor or array (m, D), or a
             `Dataset`.
 
     Raises:
@@ -173,7 +188,7 @@ def recovered(
 
     The start is the example plus ``sigma`` times standard normal noise, in units of half the data range, clamped to the
     range. It is recovered if after 300 steps the chain has settled within a mean squared difference of 0.02 of the
-    example (same units): with ``sigma`` 0 that says which examples are stable attractors.
+    example (same units). With ``sigma`` 0 the start is `nudged`: that says which examples are stable attractors.
 
     Raises:
         InputError: a sigma below 0, or examples of another size than the model's or outside its range.
@@ -183,6 +198,8 @@ def recovered(
     half = (spec.high - spec.low) / 2
     noise = torch.randn(examples.shape, generator=torch.Generator().manual_seed(seed))
     starts = (examples.cpu() + sigma * half * noise).clamp(spec.low, spec.high)
+    if sigma == 0:
+        starts = nudged(examples.cpu(), spec.low, spec.high)
     result = fast_sample(
         model,
         n_chains=len(examples),
@@ -278,7 +295,7 @@ class _Leaders:
 
 
 def _radii(model: KaleidoMLP, states: Tensor, periods: Tensor) -> Tensor:
-    """Spectral radii (k,) of the first attractors, NaN for those after."""
+    """Spectral radii (k,) of the first end states, NaN for those after."""
     radii = torch.full((len(states),), torch.nan)
     like = model.linears[0].weight
     for period in periods[:_RADII].unique().tolist():

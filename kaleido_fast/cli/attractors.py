@@ -52,9 +52,10 @@ def command(
 ) -> None:
     """List where chains end without jitter: fixed points and cycles, their basins and their stability.
 
-    Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited attractor first.
+    Attractors are those with a spectral radius below 1; where chains rest though it is 1 or more, the state is said to
+    repel. Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited state first.
     """
-    from kaleido_fast.basins import attractors, check_distance
+    from kaleido_fast.basins import ATTRACTOR, attractors, check_distance
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.files import atomic_path, check_writable
     from kaleido_fast.pictures import is_image_shape, save_picture
@@ -77,7 +78,14 @@ def command(
         progress=not quiet,
     )
     catalogue = attractors(result, checkpoint.model, distance=distance, data=data)
-    facts = {**result.record(), "distance": distance, "n_settled": catalogue.n_settled, "attractors": catalogue.rows()}
+    rows = catalogue.rows()
+    facts = {
+        **result.record(),
+        "distance": distance,
+        "n_settled": catalogue.n_settled,
+        "attractors": [row for row in rows if row["kind"] == ATTRACTOR],
+        "other_end_states": [row for row in rows if row["kind"] != ATTRACTOR],
+    }
     written = [out]
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(facts, sort_keys=True) + "\n")
@@ -113,16 +121,26 @@ def _print(catalogue: Catalogue, written: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from kaleido_fast.basins import ATTRACTOR, REPELS, UNMEASURED
+
     table = Table(box=None, pad_edge=False)
-    for title in ("share", "chains", "period", "spectral radius", "nearest example (MSE)"):
+    for title in ("share", "chains", "period", "spectral radius", "kind", "nearest example (MSE)"):
         table.add_column(title, justify="right")
     for row in catalogue.rows()[:10]:
         nearest = f"{row['nearest_example']} ({row['nearest_mse']:.4f})" if "nearest_example" in row else "-"
         radius = f"{row['spectral_radius']:.3f}"
-        table.add_row(f"{row['share']:.2%}", f"{row['chains']:,}", str(row["period"]), radius, nearest)
+        table.add_row(f"{row['share']:.2%}", f"{row['chains']:,}", str(row["period"]), radius, row["kind"], nearest)
     console = Console(highlight=False)
     console.print(
-        f"{len(catalogue.counts):,} attractors; {catalogue.n_settled:,} of {catalogue.n_chains:,} chains settled"
+        f"{catalogue.counted(ATTRACTOR)[0]:,} attractors; {catalogue.n_settled:,} of {catalogue.n_chains:,} chains "
+        "settled"
     )
+    for kind, what in (
+        (REPELS, "repel (spectral radius 1 or more): their chains rest within --tol, and would leave in the long run"),
+        (UNMEASURED, "were not measured: the spectral radius is found for the most visited alone"),
+    ):
+        states, chains = catalogue.counted(kind)
+        if states:
+            console.print(f"{states:,} end states ({chains:,} chains) {what}")
     console.print(table)
     console.print(f"written: {', '.join(map(str, written))}")
