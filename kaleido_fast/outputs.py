@@ -93,7 +93,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 def _refuse_input(role: str, path: Path, name: str, source: Path, remedy: str) -> None:
     if is_same(path, source):
-        raise InputError(f"{path} is the {name} that this run reads: the {role} would overwrite it; {remedy}")
+        raise InputError(f"{path} is read by this run ({name}): the {role} would overwrite it; {remedy}")
     if not os.path.isdir(source):  # noqa: PTH112 - false, not an error, for names that are too long
         return
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(source)):
@@ -102,8 +102,8 @@ def _refuse_input(role: str, path: Path, name: str, source: Path, remedy: str) -
 
     if source.suffix == STORE or path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(
-            f"{path} lies in {source}, the {name} that this run reads: the next one would take the {role} for a part "
-            f"of it; {remedy}"
+            f"{path} lies in {source}, which this run reads ({name}): the next one would take the {role} for a part of "
+            f"it; {remedy}"
         )
 
 

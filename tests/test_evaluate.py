@@ -146,7 +146,10 @@ def test_command_writes_figures_and_a_sheet(squares, tmp_path, monkeypatch, caps
     facts = json.loads((tmp_path / "evaluation.json").read_text())
     assert facts["n_compared"] == 150 and facts["sets"][SAMPLES]["n"] == 45
     assert (tmp_path / "evaluation.png").is_file()
-    status, out, _ = run(monkeypatch, capsys, model, "--data", data, "--chains", 45, "--no-classes", "--json")
+    again = (model, "--data", data, "--chains", 45, "--no-classes", "--json")
+    status, out, err = run(monkeypatch, capsys, *again)
+    assert (status, out) == (2, "") and "evaluation.json is there already" in err
+    status, out, _ = run(monkeypatch, capsys, *again, "--overwrite")
     assert json.loads(out)["sets"] == facts["sets"]
 
 

@@ -97,7 +97,7 @@ def test_a_damaged_part_is_named_and_can_be_repaired(parts, tmp_path, monkeypatc
         (("all.zarr", "part0.zarr", "part0.zarr"), "overlap"),
         (("all.zarr", "part0.zarr", "gone.zarr"), "gone.zarr does not exist"),
         (("all.zarr", "part0.zarr", "samples.npy"), "samples.npy is a file"),
-        (("part1.zarr", "part0.zarr", "part1.zarr"), "is one of the stores to join"),
+        (("part1.zarr", "part0.zarr", "part1.zarr"), "part1.zarr is read by this run (part 2)"),
         (
             ("part2.zarr", "part0.zarr", "part1.zarr"),
             "belongs to another run: request.first_chain was 13298, is now 1000",

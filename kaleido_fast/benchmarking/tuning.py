@@ -291,16 +291,22 @@ def tune_model(
         raise InputError(f"{name}: {problem}") from problem
 
 
+def is_table(path: Path, gpu: str, triton: str) -> bool:
+    """Whether a file is a table of tiles of this GPU and Triton, to which others can be added."""
+    try:
+        read_tuned(path, gpu, triton)
+    except (ValueError, OSError):
+        return False
+    return path.is_file()
+
+
 def write_table(path: Path, gpu: str, triton: str, found: Sequence[TunedTile]) -> int:
     """Write a GPU's table, keeping entries of an earlier one for the same GPU and Triton.
 
     Returns:
         Number of entries.
     """
-    try:
-        tiles = read_tuned(path, gpu, triton) if path.is_file() else {}
-    except ValueError:
-        tiles = {}
+    tiles = read_tuned(path, gpu, triton) if is_table(path, gpu, triton) else {}
     tiles |= {entry.key: tile_to_json(entry.best) for entry in found}
     table = {"format": "kaleido-fast tuned tiles", "device": gpu, "triton": triton, "tiles": tiles}
     path.parent.mkdir(parents=True, exist_ok=True)

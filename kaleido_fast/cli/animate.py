@@ -9,9 +9,11 @@ import click
 from click.core import ParameterSource
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, Shape
+from kaleido_fast.cli.options import Name, Shape, overwrite_option
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from kaleido_fast.shown import Shown
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
@@ -50,6 +52,7 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
 @click.option("--settle", type=int, help="As in sample [default: recommended, else 2].")
 @click.option("--noise", type=Name("noise", names.NOISES), default="normal", show_default=True, help="As in sample.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     file: Path | None,
@@ -61,6 +64,7 @@ def command(
     frames: int,
     fps: float,
     shape: tuple[int, ...],
+    overwrite: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -76,10 +80,11 @@ def command(
     if file is not None:
         _refuse_run_options(file)
     wanted = outs or DEFAULT_OUT
-    _check_outputs(wanted)
     lacking = [] if can_write_mp4() else [out for out in wanted if out.suffix == ".mp4"]
     if lacking == list(wanted):
         raise InputError(f"{lacking[0]}: {NO_FFMPEG}; or ask for a .gif or .html")
+    written = [out for out in wanted if out not in lacking]
+    click.get_current_context().with_resource(_claim(wanted, written, file, model, overwrite=overwrite))
     if file is not None:
         shown = read_shown(file, first=first_chain, n_chains=n_chains, shape=shape)
         if len(shown.steps) < 2:
@@ -94,7 +99,6 @@ def command(
             f"{stills[0]}: a .png shows pictures side by side, and samples of shape {shown.spec.sample_shape} are "
             "points: ask for a .gif, .mp4 or .html; kaleido-fast show plots draws"
         )
-    written = [out for out in wanted if out not in lacking]
     for out in written:
         _write(shown, out, fps, file.name if file is not None else f"model {shown.name}")
     if not quiet:
@@ -116,14 +120,19 @@ def _refuse_run_options(file: Path) -> None:
             raise InputError(f"{parameter.opts[0]} is for a model that is run now, and {file} is there: leave one out")
 
 
-def _check_outputs(outs: tuple[Path, ...]) -> None:
+def _claim(
+    wanted: tuple[Path, ...], written: list[Path], file: Path | None, model: str, *, overwrite: bool
+) -> AbstractContextManager[None]:
+    """Hold what will be written."""
+    from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import unknown_name
-    from kaleido_fast.files import check_writable
+    from kaleido_fast.outputs import claimed
 
-    for out in outs:
+    for out in wanted:
         if out.suffix not in ENDINGS:
             raise unknown_name("format", out.suffix or out.name, ENDINGS)
-        check_writable(out)
+    inputs = {"file of draws": file} if file is not None else {"model": load_checkpoint(model).path}
+    return claimed({f"output {i}": out for i, out in enumerate(written, 1)}, inputs, overwrite=overwrite)
 
 
 def _write(shown: Shown, out: Path, fps: float, subject: str) -> None:

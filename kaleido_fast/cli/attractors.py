@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kaleido_fast import names
+from kaleido_fast.cli.options import overwrite_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("attractors.json"), show_default=True, help="JSON to write."
 )
+@overwrite_option
 @click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -46,6 +48,7 @@ def command(
     seed: int,
     source: str | None,
     out: Path,
+    overwrite: bool,
     engine: str,
     device: str,
     quiet: bool,
@@ -57,13 +60,16 @@ def command(
     """
     from kaleido_fast.basins import ATTRACTOR, attractors, check_distance
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.files import atomic_path, check_writable
+    from kaleido_fast.files import atomic_path
+    from kaleido_fast.outputs import claimed
     from kaleido_fast.pictures import is_image_shape, save_picture
     from kaleido_fast.sampling import fast_sample
 
-    check_writable(out)
     check_distance(distance)
     checkpoint = load_checkpoint(model)
+    sheet = out.with_suffix(".png") if is_image_shape(checkpoint.model.spec.sample_shape) else None
+    inputs = {"model": checkpoint.path, "data": source}
+    click.get_current_context().with_resource(claimed({"catalogue": out, "sheet": sheet}, inputs, overwrite=overwrite))
     data = _training_data(checkpoint, source)
     result = fast_sample(
         checkpoint.path,
@@ -89,9 +95,9 @@ def command(
     written = [out]
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(facts, sort_keys=True) + "\n")
-    if is_image_shape(checkpoint.model.spec.sample_shape):
-        written.append(out.with_suffix(".png"))
-        save_picture(catalogue.sheet(checkpoint.model, checkpoint.card.scaling), written[-1])
+    if sheet is not None:
+        written.append(sheet)
+        save_picture(catalogue.sheet(checkpoint.model, checkpoint.card.scaling), sheet)
     if not quiet:
         _print(catalogue, written)
 

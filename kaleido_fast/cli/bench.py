@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name
+from kaleido_fast.cli.options import Name, overwrite_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
 
@@ -50,8 +50,11 @@ TERMINAL = Path("-")
     "--readme", type=click.Path(path_type=Path), help="Write the table between the marker comments of this file."
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the results as bars (.png, .svg, .pdf).")
+@overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def command(json_path: Path | None, readme: Path | None, picture: Path | None, quiet: bool, **options: Any) -> None:
+def command(
+    json_path: Path | None, readme: Path | None, picture: Path | None, overwrite: bool, quiet: bool, **options: Any
+) -> None:
     """Time engines and their peers on the reference networks, in turns, and compare them.
 
     Every contestant first has to reproduce the reference's states for three steps. Peers whose libraries are missing
@@ -61,15 +64,21 @@ def command(json_path: Path | None, readme: Path | None, picture: Path | None, q
     """
     from kaleido_fast.benchmarking import bars, report
     from kaleido_fast.benchmarking.runner import run_bench
-    from kaleido_fast.files import check_writable
+    from kaleido_fast.outputs import claimed
 
-    if json_path is not None and json_path != TERMINAL:
-        check_writable(json_path)
     if readme is not None:
         report.check_readme(readme)
     if picture is not None:
         bars.check_picture(picture)
     request = make_request(**options)
+    sources = {f"model {subject.name}": subject.path for subject in request.subjects}
+    claim = claimed(
+        {"list of timings": None if json_path == TERMINAL else json_path, "picture": picture},
+        {**sources, "README": readme},
+        overwrite=overwrite,
+        remedy="give another name",
+    )
+    click.get_current_context().with_resource(claim)
     with _bench_bar(quiet or json_path == TERMINAL) as progress:
         results = run_bench(request, progress)
     if json_path is not None and json_path != TERMINAL:

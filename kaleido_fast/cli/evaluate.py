@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
 from kaleido_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ SIGMAS = (0.1, 0.3, 1.0)
     "--out", type=click.Path(path_type=Path), default=Path("evaluation.json"), show_default=True, help="JSON to write."
 )
 @click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write [default: beside --out, for pictures].")
+@overwrite_option
 @click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
@@ -70,6 +71,7 @@ def command(
     out: Path,
     sheet: Path | None,
     sigmas: tuple[float, ...],
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -81,7 +83,8 @@ def command(
     """
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
-    from kaleido_fast.files import atomic_path, check_writable
+    from kaleido_fast.files import atomic_path
+    from kaleido_fast.outputs import claimed
     from kaleido_fast.pictures import is_image_shape, save_picture
     from kaleido_fast.storing.draws import open_draws
 
@@ -93,9 +96,9 @@ def command(
         sheet = out.with_suffix(".png")
     elif sheet is not None:
         check_sheet(spec)
-    for path in (out, sheet):
-        if path is not None:
-            check_writable(path)
+    inputs = {"model": checkpoint.path, "data": source, "held-out examples": held_out, "draws": draws, "labels": labels}
+    claim = claimed({"list of figures": out, "sheet": sheet}, inputs, overwrite=overwrite)
+    click.get_current_context().with_resource(claim)
     sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle", "noise")}
     if draws is not None:
         _refuse_sampling(draws, sampling)

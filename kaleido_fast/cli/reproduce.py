@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, made_folders, reproduce
+from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, check_report_folder, chosen, made_folders, reproduce
 
 
 @click.command(name="reproduce", short_help="Make the paper's kaleidoscopes with a report.")
@@ -22,17 +23,20 @@ from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, chosen, made_folde
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of trained models [default: the user's cache].")
 @click.option("--device", default="auto", show_default=True, help="auto: a GPU where there is one.")
+@overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def command(name: str, out: Path | None, quiet: bool, **settings: object) -> None:
+def command(name: str, out: Path | None, overwrite: bool, quiet: bool, **settings: object) -> None:
     """Make the paper's kaleidoscopes: train or reuse the model, sample, write pictures and a report."""
     entries = chosen(name)
     tell = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
     base = out or Path("reproduced")
     folders = {entry.name: base / entry.name for entry in entries} if out is None or name == ALL else {name: base}
     with made_folders([base, *folders.values()]):
+        for folder in folders.values():
+            check_report_folder(folder, overwrite=overwrite)
         for entry in entries:
             tell(f"{entry.name}: {entry.expected} on 2 CPU cores, less with a trained model in the cache")
             job = Job(progress=not quiet, tell=tell, **settings)  # type: ignore[arg-type]
-            report = reproduce(entry.name, folders[entry.name], job)
+            report = reproduce(entry.name, folders[entry.name], job, overwrite=overwrite)
             if not quiet:
                 click.echo(f"{entry.name}: {report.folder / 'report.md'} and {len(report.written) - 1} files beside it")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.cli.options import Shape
+from kaleido_fast.cli.options import Shape, overwrite_option
 
 ENDINGS = (".png", ".html")
 
@@ -27,6 +27,7 @@ ENDINGS = (".png", ".html")
 @click.option("--all-draws", is_flag=True, help="A row for each chain with all its draws; else the last draws alone.")
 @click.option("--columns", type=click.IntRange(min=1), help="Of the sheet [default: a little wider than high].")
 @click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: FILE's record].")
+@overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     file: Path,
@@ -36,20 +37,24 @@ def command(
     all_draws: bool,
     columns: int | None,
     shape: tuple[int, ...],
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Draw the chains of a file of draws: a sheet of pictures, or a plot where samples have one or two values."""
     from kaleido_fast.animation import check_can_show, strip
     from kaleido_fast.errors import unknown_name
-    from kaleido_fast.files import check_writable
+    from kaleido_fast.outputs import claimed
     from kaleido_fast.page import write_page
     from kaleido_fast.pictures import image_grid, save_picture
     from kaleido_fast.shown import read_shown
+    from kaleido_fast.storing.writers import record_path
 
     out = file.with_name(f"{file.stem}-shown.png") if out is None else out
     if out.suffix not in ENDINGS:
         raise unknown_name("format", out.suffix or out.name, ENDINGS)
-    check_writable(out)
+    record = record_path(file) if file.suffix == ".npy" else None
+    claim = claimed({"picture": out}, {"file of draws": file, "record": record}, overwrite=overwrite)
+    click.get_current_context().with_resource(claim)
     as_page = out.suffix == ".html"
     shown = read_shown(file, first=first, n_chains=n_chains, shape=shape, last_only=not (all_draws or as_page))
     check_can_show(shown)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name
+from kaleido_fast.cli.options import Name, overwrite_option
 from kaleido_fast.errors import InputError
 
 TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"))
@@ -35,7 +35,12 @@ TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"
     "--rounds", type=click.IntRange(min=3), default=20, show_default=True, help="Timings of each tile; medians count."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:1, ...")
-@click.option("--out", type=click.Path(path_type=Path), help="Table to write [this GPU's in your data folder].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Table to write, or to add to if it is of this GPU and Triton [this GPU's in your data folder].",
+)
+@overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     networks: tuple[str, ...],
@@ -45,6 +50,7 @@ def command(
     rounds: int,
     device: str,
     out: Path | None,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Time the tiles of the fused kernels on this GPU and keep the best.
@@ -53,9 +59,9 @@ def command(
     tuned without being asked for. Ctrl-C keeps what was found for the networks that were done.
     """
     from kaleido_fast.benchmarking.cases import find_subjects
-    from kaleido_fast.benchmarking.tuning import TunedTile, tune_model, write_table
+    from kaleido_fast.benchmarking.tuning import TunedTile, is_table, tune_model, write_table
     from kaleido_fast.devices import device_facts, resolve_device, table_name, user_data
-    from kaleido_fast.files import check_writable
+    from kaleido_fast.outputs import check_outputs
     from kaleido_fast.progress import progress_bar
     from kaleido_fast.versions import library_versions
 
@@ -70,8 +76,11 @@ def command(
         if not path.is_absolute():
             raise InputError("there is no home folder to keep the table in: pass --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(path)
     subjects = find_subjects(tuple(name for text in networks for name in text.split(",") if name), model)
+    triton = library_versions("triton")["triton"]
+    sources = {f"model {subject.name}": subject.path for subject in subjects}
+    ours = [path] if is_table(path, facts.name, triton) else []
+    check_outputs({"table": path}, sources, overwrite=overwrite, ours=ours)
     jobs = [(subject, precision) for subject in subjects for precision in precisions or TUNABLE]
     found: list[TunedTile] = []
     with progress_bar() as bar:
@@ -85,7 +94,7 @@ def command(
 
             entry = tune_model(subject.name, network, precision, target, facts, n_chains, rounds=rounds, report=report)
             found.append(entry)
-            write_table(path, facts.name, library_versions("triton")["triton"], found)
+            write_table(path, facts.name, triton, found)
             if not quiet:
                 bar.console.print(entry.explain(), highlight=False)
     if not quiet:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_writable
+from kaleido_fast.locks import output_lock
 from kaleido_fast.scalars import plain_fields
 
 if TYPE_CHECKING:
     from kaleido_fast.reproducing.report import Report
 
 ALL = "all"
+UNFINISHED = ".unfinished"
+"""In a report's folder until it is whole: the names of its files."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,18 @@ def chosen(name: str) -> list[Kaleidoscope]:
     return [KALEIDOSCOPES[name]]
 
 
-def reproduce(name: str, folder: Path, job: Job) -> Report:
+def reproduce(name: str, folder: Path, job: Job, *, overwrite: bool = False) -> Report:
     """Make one kaleidoscope: train or reuse its model, sample, write pictures, ``report.json`` and ``report.md``.
 
     Args:
         name: one of `KALEIDOSCOPES`.
         folder: where to write; made if its parent exists.
         job: settings.
+        overwrite: replace the files of an earlier report.
 
     Raises:
-        InputError: unknown name, a folder that cannot be written, matplotlib missing, data that cannot be used.
+        InputError: unknown name, a folder that cannot be written or holds something, matplotlib missing, data that
+            cannot be used.
     """
     from kaleido_fast.plots import check_can_plot
     from kaleido_fast.reproducing.report import Report
@@ -108,9 +113,11 @@ def reproduce(name: str, folder: Path, job: Job) -> Report:
     (entry,) = chosen(name)
     check_can_plot("the reports of reproduce")
     make_folder(folder)
-    report = Report(entry.name, entry.title, folder)
-    importlib.import_module(f"kaleido_fast.reproducing.{entry.name}").run(job, report)
-    report.write()
+    with output_lock(folder / "report.md"):
+        check_report_folder(folder, overwrite=overwrite)
+        report = Report(entry.name, entry.title, folder)
+        importlib.import_module(f"kaleido_fast.reproducing.{entry.name}").run(job, report)
+        report.write()
     return report
 
 
@@ -122,6 +129,22 @@ def make_folder(folder: Path) -> None:
         check_writable(folder)
         folder.mkdir()
     check_writable(folder / "report.md")
+
+
+def check_report_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, but for files of a report that was stopped, unless to ``overwrite``."""
+    if overwrite:
+        return
+    try:
+        ours = (folder / UNFINISHED).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        ours = []
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name not in ours)
+    if found:
+        raise InputError(
+            f"{folder} holds {found[0]} already, and files of a report could overwrite others: give another --out, or "
+            "--overwrite replaces those of the same names"
+        )
 
 
 @contextlib.contextmanager

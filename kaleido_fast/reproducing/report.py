@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kaleido_fast.files import atomic_path
+from kaleido_fast.files import atomic_path, write_error
+from kaleido_fast.reproducing import UNFINISHED
 from kaleido_fast.versions import library_versions
 
 if TYPE_CHECKING:
@@ -57,25 +58,35 @@ class Report:
         """Write ``name``.png and show it with its caption."""
         from kaleido_fast.pictures import save_picture
 
+        path = self._begin(f"{name}.png")
         if isinstance(picture, Image.Image):
-            save_picture(picture, self.folder / f"{name}.png")
+            save_picture(picture, path)
         else:
             from kaleido_fast.plots import save_figure
 
-            save_figure(picture, self.folder / f"{name}.png")
-        self.written.append(self.folder / f"{name}.png")
+            save_figure(picture, path)
+        self.written.append(path)
         self._show(f"{name}.png", caption)
 
     @contextmanager
     def file(self, name: str, caption: str, *, show: bool = True) -> Iterator[Path]:
         """Give the path for a file that the caller writes; then show it, or (``show`` off) link to it."""
-        path = self.folder / name
+        path = self._begin(name)
         yield path
         self.written.append(path)
         if show:
             self._show(name, caption)
         else:
             self._parts.append(f"[{caption}]({name})")
+
+    def _begin(self, name: str) -> Path:
+        """The path of a file that is about to be written; until the report is whole its name is kept beside it."""
+        try:
+            with (self.folder / UNFINISHED).open("a", encoding="utf-8") as names:
+                names.write(f"{name}\n")
+        except OSError as problem:
+            raise write_error(self.folder / name, problem) from problem
+        return self.folder / name
 
     def _show(self, name: str, caption: str) -> None:
         self._parts.append(f"![{caption}]({name})\n\n*{caption}*")
@@ -86,6 +97,8 @@ class Report:
         made = f"Made by `kaleido-fast reproduce {self.name}`."
         text = "\n\n".join([f"# {self.title}", made, *self._parts]) + "\n"
         for name, content in (("report.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"), ("report.md", text)):
-            with atomic_path(self.folder / name) as temporary:
+            path = self._begin(name)
+            with atomic_path(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-            self.written.append(self.folder / name)
+            self.written.append(path)
+        (self.folder / UNFINISHED).unlink()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError, StreamInterruptedError, TerminatedError
-from kaleido_fast.files import check_folder
 from kaleido_fast.locks import output_lock
+from kaleido_fast.outputs import check_outputs
 from kaleido_fast.storing.layout import Layout
 from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, is_store
 from kaleido_fast.storing.streaming import difference, stop_signals
@@ -42,11 +42,10 @@ def join_stores(
     path = Path(path)
     if not is_store(path):
         raise InputError(f"output {path}: stores are joined into a store, whose name ends in .zarr")
-    if path.resolve() in {Path(part).resolve() for part in parts}:
-        raise InputError(f"output {path} is one of the stores to join: give another name")
+    sources = {f"part {i}": part for i, part in enumerate(parts, 1)}
+    check_outputs({"joined store": path}, sources, overwrite=True, remedy="give another name")
     opened = _ordered([ZarrOutput.open(Path(part)) for part in parts])
     layout, record = _whole(opened)
-    check_folder(path)
     with output_lock(path):
         if path.exists() and not overwrite:
             output = ZarrOutput.open(path, writable=True)
