@@ -18,8 +18,12 @@ import click
 
 from kaleido_fast import ModelCard, SampleResult, fast_sample, load_checkpoint, save_checkpoint
 from kaleido_fast.benchmarking.timing import quantile, time_alternating
+from kaleido_fast.cli.options import overwrite_option
 from kaleido_fast.datasets import load_dataset
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.outputs import check_outputs
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.result import quantiles
 from kaleido_fast.training import train
@@ -128,6 +132,7 @@ def compare_runs(
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--engine", default="auto", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Also write every figure here.")
+@overwrite_option
 def main(
     models: tuple[str, ...],
     keep: Path | None,
@@ -137,8 +142,15 @@ def main(
     rounds: int,
     engine: str,
     out: Path | None,
+    overwrite: bool,
 ) -> None:
     """See the top of the file."""
+    inputs = {f"model {text}": text.partition("=")[0] for text in models}
+    outputs = {"list of figures": out, "network": keep}
+    try:
+        check_outputs(outputs, inputs, overwrite=overwrite, remedy="give another name")
+    except InputError as problem:
+        raise click.UsageError(str(problem)) from problem
     networks = []
     for text in models:
         name, _, own = text.partition("=")
@@ -153,7 +165,8 @@ def main(
         found.append(compare_runs(name, model, n_chains, steps, tol, rounds, engine))
         click.echo(found[-1].row())
     if out is not None:
-        out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+        with atomic_path(out) as temporary:
+            temporary.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ import torch
 
 from kaleido_fast import KaleidoMLP, sample_to
 from kaleido_fast.benchmarking.cases import random_network
+from kaleido_fast.errors import InputError
+from kaleido_fast.files import atomic_path
+from kaleido_fast.outputs import check_outputs
 from kaleido_fast.sampling import Meter, build_phases, prepare_run, run_blocks, split
 
 CASES = {"points2d": (10_000_000, 3), "digits": (2_000_000, 0)}  # chains, burn_in
@@ -124,11 +127,16 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there under that name")
     parser.add_argument("--network", choices=CASES, action="append", help="measure this one alone [default: all]")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full numbers of chains")
     parser.add_argument("--rounds", type=int, default=3, help="timings of each kind")
     parser.add_argument("--folder", help="where stores are written [default: the system's temporary folder]")
     args = parser.parse_args()
+    try:
+        check_outputs({"list of figures": args.out}, overwrite=args.overwrite)
+    except InputError as problem:
+        parser.error(str(problem))
     found = {}
     for name in args.network or CASES:
         n_chains, burn_in = CASES[name]
@@ -136,7 +144,8 @@ def main() -> None:
         found[name] = facts
         print(f"{name}: {as_text(facts)}", flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        with atomic_path(args.out) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--unseen", type=float, default=0.05, help="stop when a new chain is this unlikely to be new")
     parser.add_argument("--out", type=Path, help="JSON file for states and counts")
     options = parser.parse_args()
+    if options.out and options.out.exists():
+        parser.error(f"{options.out} is there already: give another --out")
 
     search = Search(load_checkpoint(options.model).model)
     for _ in range(options.rounds):

@@ -169,7 +169,7 @@ def planned(monkeypatch, folder: Path, *stages: str, networks=report.WORTH) -> d
 
     monkeypatch.setattr(report, "run_jobs", instead)
     monkeypatch.setattr(report, "_networks", lambda *arguments: None)
-    made = make_report(request(folder, networks=networks, stages=stages, minutes=3.0), HereWorker)
+    made = make_report(request(folder, networks=networks, stages=stages, minutes=3.0, overwrite=True), HereWorker)
     return {**seen, "seconds": seen["until"] - made.began}
 
 

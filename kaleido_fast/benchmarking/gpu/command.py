@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kaleido_fast.benchmarking.gpu.table import readme_part
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.benchmarking.report import check_readme, write_between
+from kaleido_fast.cli.options import overwrite_option
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import check_writable
@@ -45,6 +47,7 @@ RESULTS = Path(kaleido_fast.__file__).parent.parent / "benchmarks" / "results"
 @click.option("--emulate", is_flag=True, help="Try the path with compiled kernels in the emulator: minutes a network.")
 @click.option("--device", default="auto", show_default=True, help="cuda, cuda:1, ...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report [benchmarks/results].")
+@overwrite_option
 @click.option("--readme", type=click.Path(path_type=Path), help="Write the table between the markers of this file.")
 @click.option(
     "--from", "source", type=click.Path(path_type=Path), help="Measure nothing: take this report's JSON file."
@@ -56,6 +59,7 @@ def command(
     emulate: bool,
     device: str,
     out: Path | None,
+    overwrite: bool,
     readme: Path | None,
     source: Path | None,
 ) -> None:
@@ -67,7 +71,7 @@ def command(
     if readme is not None:
         check_readme(readme, BEGIN, END)
     if source is None:
-        request = _request(only, minutes, quick, device, out or RESULTS, emulate)
+        request = replace(_request(only, minutes, quick, device, out or RESULTS, emulate), overwrite=overwrite)
         if request.interpreter and readme is not None:
             raise InputError("--readme without a GPU: the table would hold no speed; run it on a machine that has one")
         _make_folder(request.out)

@@ -20,6 +20,7 @@ from kaleido_fast.benchmarking.peers import PEERS, missing_modules
 from kaleido_fast.devices import table_name
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
+from kaleido_fast.outputs import check_outputs
 from kaleido_kernels.tiles import tile_from_json, tile_name
 
 FORMAT = "kaleido-fast GPU report"
@@ -62,6 +63,7 @@ class ReportRequest:
     out: Path = Path("benchmarks/results")
     interpreter: bool = False
     emulate: bool = False
+    overwrite: bool = False
 
     @property
     def rounds(self) -> int:
@@ -88,17 +90,24 @@ class Report:
         }
         self.record |= {"ceilings": {}, "checks": [], "proofs": [], "networks": {}, "failed": {}}
 
-    @property
-    def stem(self) -> str:
+    def begin(self, gpu: dict[str, Any]) -> None:
+        """Take the GPU's name for the files, and refuse to replace those of an earlier report."""
+        stem = self.stem(gpu["name"])
+        names = {"report": ".json", "tables": ".md", "tiles": ".tuned.json"}
+        files = {role: self.request.out / f"{stem}{ending}" for role, ending in names.items()}
+        check_outputs(files, overwrite=self.request.overwrite)
+        self.record["gpu"] = gpu
+
+    def stem(self, gpu: str) -> str:
         """Name of the report's files, without ending: the GPU's."""
         if self.request.interpreter:
             return "emulator" if self.request.emulate else "interpreter"
-        return Path(table_name(self.record["gpu"]["name"])).stem
+        return Path(table_name(gpu)).stem
 
     @property
     def path(self) -> Path:
         """The JSON file."""
-        return self.request.out / f"{self.stem}.json"
+        return self.request.out / f"{self.stem(self.record['gpu']['name'])}.json"
 
     def until(self, share: float = 1.0) -> float:
         """`time.monotonic` when a share of the time is over."""
@@ -115,7 +124,7 @@ class Report:
         _write(self.path.with_suffix(".md"), markdown(self.record))
         tiles = tuned_table(self.record)
         if tiles["tiles"]:
-            _write(self.request.out / f"{self.stem}.tuned.json", json.dumps(tiles, indent=1, sort_keys=True) + "\n")
+            _write(self.path.with_suffix(".tuned.json"), json.dumps(tiles, indent=1, sort_keys=True) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -174,7 +183,8 @@ def _facts(report: Report, worker: Worker) -> dict[str, Any]:
     problem = worker.run(_job(report.request, "facts", networks=list(report.request.networks)), 120.0, facts.update)
     if problem:
         raise InputError(f"the GPU cannot be used: {problem}")
-    report.record |= {"about": facts["about"], "gpu": facts["gpu"]}
+    report.begin(facts["gpu"])
+    report.record["about"] = facts["about"]
     report.record["about"]["command"] = command_line(sys.argv)
     report.tell(f"{facts['gpu']['name']}: {', '.join(report.request.networks)}")
     report.save()
