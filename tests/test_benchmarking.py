@@ -665,14 +665,14 @@ def test_first_calls_are_measured_in_a_new_process():
 
 def test_the_table_fits_80_columns(small_report):
     output = io.StringIO()
-    report.print_tables(small_report, Console(width=80, file=output))
+    Console(width=80, file=output).print(*report.tables(small_report))
     assert "…" not in output.getvalue()
 
 
 def test_the_table_names_engines_peers_ratios_and_who_is_missing(small_report):
     output = io.StringIO()
-    report.print_tables(small_report, Console(width=100, file=output))
-    text = output.getvalue()
+    Console(width=100, file=output).print(*report.tables(small_report))
+    text = "\n".join([output.getvalue(), *report.remarks(small_report)])
     for words in (
         "points2d",
         "reference",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kaleido_fast.benchmarking.peers import PEERS
 from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
 from kaleido_fast.benchmarking.timing import Ratio, spread
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path, check_writable
+from kaleido_fast.valid_json import json_text
 
 FORMAT_VERSION = 1
 BEGIN = "<!-- kaleido-fast bench: begin -->"
@@ -74,16 +74,13 @@ def _result_record(result: NetworkResult) -> dict[str, Any]:
 def write_json(report: BenchReport, path: Path) -> None:
     """Write `as_record` to a file."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(as_record(report), indent=1) + "\n")
+        temporary.write_text(json_text(as_record(report), indent=1, sort_keys=False) + "\n")
 
 
-def print_tables(report: BenchReport, console: Console) -> None:
-    """Speeds with ratios to the peers, first calls, and who was left out."""
-    console.print(_speed_table(report))
-    if any(result.first_calls for result in report.results):
-        console.print(_first_call_table(report))
-    for line in _remarks(report):
-        console.print(line)
+def tables(report: BenchReport) -> list[Table]:
+    """Speeds with ratios to the peers, and first calls; `remarks` say who was left out."""
+    first_calls = any(result.first_calls for result in report.results)
+    return [_speed_table(report), *([_first_call_table(report)] if first_calls else [])]
 
 
 def _speed_table(report: BenchReport) -> Table:
@@ -105,7 +102,7 @@ def _speed_table(report: BenchReport) -> Table:
             speed = result.speed(name)
             table.add_row(
                 label,
-                f"[bold]{name}[/bold]" if name in result.engines else name,
+                Text(name, style="bold" if name in result.engines else ""),
                 *(short(value) for value in (speed.median, speed.p20, speed.p80)),
                 f"{result.flops(name) / 1e9:,.1f}",
                 f"{result.flops(name) / result.ceiling():.0%}",
@@ -161,19 +158,20 @@ def _mib(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.0f}"
 
 
-def _remarks(report: BenchReport) -> list[str]:
+def remarks(report: BenchReport) -> list[str]:
+    """Who was left out and why, the ceiling, and how the figures were made: a line each."""
     left_out: dict[str, dict[str, None]] = {}  # names by reason, each once
     for result in report.results:
         for name, reason in result.skipped.items():
             left_out.setdefault(reason, {})[name] = None
-    remarks = [f"not timed: {', '.join(names)}: {reason}" for reason, names in left_out.items()]
+    lines = [f"not timed: {', '.join(names)}: {reason}" for reason, names in left_out.items()]
     ceilings = [result.ceiling() / 1e9 for result in report.results]
-    remarks.append(f"ceiling: a 2048 x 2048 x 2048 product ran at {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s")
-    remarks.append(_made_with(report))
+    lines.append(f"ceiling: a 2048 x 2048 x 2048 product ran at {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s")
+    lines.append(_made_with(report))
     load = report.about["machine"]["load_average"]
     if load and load[0] > 0.5 * report.about["machine"]["cores"]:
-        remarks.append(f"the machine was busy when this began (load {load[0]:.1f}): do not quote these figures")
-    return remarks
+        lines.append(f"the machine was busy when this began (load {load[0]:.1f}): do not quote these figures")
+    return lines
 
 
 def _made_with(report: BenchReport) -> str:

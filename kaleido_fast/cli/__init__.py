@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import NoReturn
 
 import click
 
+from kaleido_fast.cli.output import tell
+from kaleido_fast.cli.streams import explain_lost, lost_output, prepare_streams
 from kaleido_fast.crew import refuse_workers
 from kaleido_fast.errors import InputError, TerminatedError, unknown_name
 from kaleido_fast.versions import package_version
@@ -32,6 +35,8 @@ COMMANDS = (
 BY_WORKERS = ("sample", "train", "info", "doctor")  # that processes started together share, or that write nothing
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
+UNHEARD = 1  # standard output is full, or its reader has gone
+LINE_BREAKS = re.compile(r"\s*[\r\n]+\s*")
 
 
 class LazyGroup(click.Group):
@@ -58,6 +63,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:  # click would print an empty line and drop the text
             _end_interrupted(stop)
+        except EOFError as problem:  # click would call it an interruption
+            raise InputError(f"a file ends too early: {problem or 'it is cut off or empty'}") from problem
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -70,7 +77,11 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    """Run the command line; bad input ends in one line on standard error and exit status 2.
+
+    What was printed and has not arrived, because standard output is full or closed, ends with 1.
+    """
+    prepare_streams()
     warnings.formatwarning = _format_warning
     # Before torch is loaded: a worker that has lost the first one says so in a line, not with stacks of its store.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -82,7 +93,12 @@ def main() -> None:
         _end("" if getattr(problem, "told", False) else str(problem), 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         _end_interrupted(stop)
-    sys.exit(status if isinstance(status, int) else 0)
+    except OSError:
+        lost = lost_output()
+        if lost is None:
+            raise
+        _end(explain_lost(lost), UNHEARD)
+    _end("", status if isinstance(status, int) else 0)
 
 
 _format_any_warning = warnings.formatwarning
@@ -104,6 +120,11 @@ def _end_interrupted(stop: BaseException) -> NoReturn:
 
 
 def _end(text: str, status: int) -> NoReturn:
+    """Say why, if there is something to say, and end; what was printed and did not arrive is a failure too."""
+    lost = lost_output()
+    if lost is not None and status == 0:
+        text, status = explain_lost(lost), UNHEARD
     if text:
-        click.echo(f"kaleido-fast: {' '.join(text.split())}", err=True)
+        tell(f"kaleido-fast: {LINE_BREAKS.sub(' ', text.strip())}")
+        lost_output()
     sys.exit(status)

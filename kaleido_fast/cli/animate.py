@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import Name, Shape, overwrite_option
+from kaleido_fast.cli.output import tell
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -106,7 +107,7 @@ def command(
     if lacking and outs:
         raise InputError(f"{lacking[0]} was not written, the others were: {NO_FFMPEG}")
     if lacking and not quiet:
-        click.echo(f"no {lacking[0]}: {NO_FFMPEG}", err=True)
+        tell(f"no {lacking[0]}: {NO_FFMPEG}")
 
 
 def _refuse_run_options(file: Path) -> None:

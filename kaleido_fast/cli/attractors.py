@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.cli.output import say_table
+from kaleido_fast.valid_json import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +95,7 @@ def command(
     }
     written = [out]
     with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(facts, sort_keys=True) + "\n")
+        temporary.write_text(json_text(facts) + "\n")
     if sheet is not None:
         written.append(sheet)
         save_picture(catalogue.sheet(checkpoint.model, checkpoint.card.scaling), sheet)
@@ -124,7 +125,6 @@ def _training_data(checkpoint: Checkpoint, source: str | None) -> Tensor | None:
 
 
 def _print(catalogue: Catalogue, written: list[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from kaleido_fast.basins import ATTRACTOR, REPELS, UNMEASURED
@@ -136,8 +136,7 @@ def _print(catalogue: Catalogue, written: list[Path]) -> None:
         nearest = f"{row['nearest_example']} ({row['nearest_mse']:.4f})" if "nearest_example" in row else "-"
         radius = f"{row['spectral_radius']:.3f}"
         table.add_row(f"{row['share']:.2%}", f"{row['chains']:,}", str(row["period"]), radius, row["kind"], nearest)
-    console = Console(highlight=False)
-    console.print(
+    click.echo(
         f"{catalogue.counted(ATTRACTOR)[0]:,} attractors; {catalogue.n_settled:,} of {catalogue.n_chains:,} chains "
         "settled"
     )
@@ -147,6 +146,6 @@ def _print(catalogue: Catalogue, written: list[Path]) -> None:
     ):
         states, chains = catalogue.counted(kind)
         if states:
-            console.print(f"{states:,} end states ({chains:,} chains) {what}")
-    console.print(table)
-    console.print(f"written: {', '.join(map(str, written))}")
+            click.echo(f"{states:,} end states ({chains:,} chains) {what}")
+    say_table(table)
+    click.echo(f"written: {', '.join(map(str, written))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import Name, overwrite_option
+from kaleido_fast.cli.output import say_json, say_table
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
 
@@ -88,7 +88,7 @@ def command(
     if picture is not None and not results.lost:
         bars.save_bars(results, picture)
     if json_path == TERMINAL:
-        click.echo(json.dumps(report.as_record(results)))
+        say_json(report.as_record(results))
     elif not quiet:
         _print(results)
     if results.lost:
@@ -128,8 +128,9 @@ def _bench_bar(quiet: bool) -> Iterator[Callable[[float, str], None]]:
 
 
 def _print(results: BenchReport) -> None:
-    from rich.console import Console
+    from kaleido_fast.benchmarking.report import remarks, tables
 
-    from kaleido_fast.benchmarking.report import print_tables
-
-    print_tables(results, Console(highlight=False))
+    for table in tables(results):
+        say_table(table)
+    for line in remarks(results):
+        click.echo(line)

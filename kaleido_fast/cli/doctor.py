@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kaleido_fast import names
+from kaleido_fast.cli.output import say_json
 
 if TYPE_CHECKING:
     from kaleido_fast.model import ModelSpec
@@ -31,7 +31,7 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
     """Show versions, devices, and which engine would run and why: what a bug report should contain."""
     facts = examine(model, n_chains, device)
     if as_json:
-        click.echo(json.dumps(facts, sort_keys=True))
+        say_json(facts)
         return
     width = max(map(len, facts))
     for name, value in facts.items():

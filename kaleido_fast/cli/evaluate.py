@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,9 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
+from kaleido_fast.cli.output import say_json, say_table, tell
 from kaleido_fast.errors import InputError
+from kaleido_fast.valid_json import json_text
 
 if TYPE_CHECKING:
     from kaleido_fast.evaluation import Evaluation
@@ -116,19 +117,19 @@ def command(
         reference,
         sigmas=sigmas or SIGMAS,
         sampling={name: value for name, value in sampling.items() if value is not None},
-        tell=(lambda _: None) if quiet or as_json else (lambda text: click.echo(text, err=True)),
+        tell=(lambda _: None) if quiet or as_json else tell,
         **options,
     )
     facts = {"model": checkpoint.card.name, "model_hash": checkpoint.model_hash, **evaluation.to_dict()}
     written = [out]
     with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
+        temporary.write_text(json_text(facts, indent=1) + "\n")
     if sheet is not None:
         train = None if reference.train is None else reference.train.data
         save_picture(look_sheet(evaluation.samples, train, spec, checkpoint.card.scaling), sheet)
         written.append(sheet)
     if as_json:
-        click.echo(json.dumps({**facts, "files": [str(path) for path in written]}, sort_keys=True))
+        say_json({**facts, "files": [str(path) for path in written]})
     elif not quiet:
         _print(evaluation, written)
 
@@ -154,13 +155,11 @@ MEASURES = (
 
 
 def _print(evaluation: Evaluation, written: list[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from kaleido_fast.cli.sample import mixing_line
 
-    console = Console(highlight=False)
-    console.print(f"k = {evaluation.k}, against {evaluation.n_compared:,} {evaluation.compared_with}")
+    click.echo(f"k = {evaluation.k}, against {evaluation.n_compared:,} {evaluation.compared_with}")
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name, scores in evaluation.sets.items():
@@ -174,22 +173,22 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
         if any(found):
             title = f"nearest MSE at {quantile}"
             table.add_row(title, *("-" if nearest is None else f"{nearest[quantile]:.4f}" for nearest in found))
-    console.print(table)
+    say_table(table)
     for name, run in evaluation.runs.items():
-        console.print(f"{name}: {_run_line(run)}")
+        click.echo(f"{name}: {_run_line(run)}")
     if evaluation.mixing is not None:
         thin = evaluation.spacing.get("thin")
         apart = "" if thin is None else f", {thin} step{'s' * (thin > 1)} apart"
-        console.print(f"draws of a chain{apart}: {mixing_line(evaluation.mixing)}")
+        click.echo(f"draws of a chain{apart}: {mixing_line(evaluation.mixing)}")
     if evaluation.stable_share is not None:
         back = ", ".join(f"{share:.0%} from noise {sigma}" for sigma, share in evaluation.recovery.items())
-        console.print(
+        click.echo(
             f"training examples: {evaluation.stable_share:.0%} are stable attractors (median spectral radius "
             f"{evaluation.spectral_radius_median:.2f}); recovered: {back}"
         )
     for note in evaluation.notes:
-        console.print(f"note: {note}")
-    console.print(f"written: {', '.join(map(str, written))}")
+        click.echo(f"note: {note}")
+    click.echo(f"written: {', '.join(map(str, written))}")
 
 
 def _run_line(run: dict[str, Any]) -> str:

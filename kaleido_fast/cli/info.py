@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from kaleido_fast.cli.output import say_json
 from kaleido_fast.errors import InputError
+from kaleido_fast.valid_json import json_text
 
 MOST_CHUNKS = 64  # of a store, that are read for the range of its draws
 
@@ -21,10 +22,10 @@ def command(source: str, as_json: bool) -> None:
     """Say what a checkpoint, a bundled model or a file of draws holds."""
     facts = describe(source)
     if as_json:
-        click.echo(json.dumps(facts, sort_keys=True))
+        say_json(facts)
         return
     for name, value in facts.items():
-        text = json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else str(value)
+        text = json_text(value) if isinstance(value, (dict, list)) else str(value)
         click.echo(f"{name:16} {text}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.cli.output import tell as told
 from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, check_report_folder, chosen, made_folders, reproduce
 
 
@@ -28,7 +29,7 @@ from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, check_report_folde
 def command(name: str, out: Path | None, overwrite: bool, quiet: bool, **settings: object) -> None:
     """Make the paper's kaleidoscopes: train or reuse the model, sample, write pictures and a report."""
     entries = chosen(name)
-    tell = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
+    tell = (lambda _: None) if quiet else told
     base = out or Path("reproduced")
     folders = {entry.name: base / entry.name for entry in entries} if out is None or name == ALL else {name: base}
     with made_folders([base, *folders.values()]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import Name, NumberOr
+from kaleido_fast.cli.output import say_facts, say_json, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -249,7 +249,7 @@ def _finished(checkpoint: Checkpoint, out: Path, options: dict[str, Any]) -> Mad
 def _plain_warnings() -> Iterator[None]:
     """Warnings as lines of ours, at once."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"kaleido-fast: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: tell(f"kaleido-fast: {message}")
         yield
 
 
@@ -257,7 +257,7 @@ def _report_finished(result: StreamResult | FinishedDraws, written: list[Path], 
     n_chains = result.request.n_chains
     if as_json:
         facts = {**result.record(), "n_chains": n_chains, "finished": True, "files": [str(path) for path in written]}
-        click.echo(json.dumps(facts, sort_keys=True))
+        say_json(facts)
     elif not quiet:
         click.echo(f"{result.path} is finished: all {n_chains:,} chains are there, nothing was computed")
 
@@ -265,7 +265,7 @@ def _report_finished(result: StreamResult | FinishedDraws, written: list[Path], 
 def report(result: SampleResult | StreamResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
     """Print the end figures: a table for people, one JSON object for machines, nothing when quiet."""
     if as_json:
-        click.echo(json.dumps(summary(result, written), sort_keys=True))
+        say_json(summary(result, written))
     elif not quiet:
         _print_table(result, written)
 
@@ -331,14 +331,10 @@ def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
 
 
 def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from kaleido_fast.jitter import jitter_words
 
     stats, request = result.stats, result.request
     assert stats is not None
-    table = Table(show_header=False, box=None, pad_edge=False)
     residuals = ", ".join(f"{name} {value:.2g}" for name, value in stats.residual_quantiles.items() if name != "0%")
     settled = ", ".join(f"{name} {value:.0f}" for name, value in stats.steps_quantiles.items() if name != "0%")
     shares = ", ".join(
@@ -347,7 +343,7 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
     compiling = f", {stats.compile_seconds:.2f} s of it compiling" if stats.compile_seconds else ""
     words = jitter_words(request.schedule)
     noise = f", {words}" if words else ""
-    for name, value in (
+    rows = (
         *_kept_rows(result),
         ("chains", f"{stats.n_chains:,} x {stats.n_steps} steps{noise}, seed {request.seed}"),
         *_draws_rows(request, stats.mixing),
@@ -359,6 +355,5 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
         *([("settled", _histogram(stats.steps_histogram, stats.n_chains))] if stats.steps_histogram else []),
         *([("outcome", shares)] if request.freezes or stats.outcome_shares["non_finite"] else []),
         ("files", ", ".join(map(str, written))),
-    ):
-        table.add_row(f"[bold]{name}[/bold]", value)
-    Console(highlight=False).print(table)
+    )
+    say_facts(rows)

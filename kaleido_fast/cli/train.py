@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
+from kaleido_fast.cli.output import say_json, tell
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
 
@@ -139,7 +139,7 @@ def command(
     if not leads_by_name(alone=alone):
         return
     for warning in caught:
-        click.echo(f"kaleido-fast: warning: {warning.message}", err=True)
+        tell(f"kaleido-fast: warning: {warning.message}")
     with output_lock(out):
         remove_parts(out)
         save_checkpoint(out, result.model, result.card)
@@ -265,7 +265,7 @@ def _report(
         "files": [str(path) for path in written],
     }
     if as_json:
-        click.echo(json.dumps({**facts, **({"finished": True} if finished else {})}, sort_keys=True))
+        say_json({**facts, **({"finished": True} if finished else {})})
     elif finished and not quiet:
         click.echo(f"{written[0]} is finished: it is of this very run, nothing was trained")
     elif not quiet:

@@ -96,6 +96,6 @@ def command(
             found.append(entry)
             write_table(path, facts.name, triton, found)
             if not quiet:
-                bar.console.print(entry.explain(), highlight=False)
+                bar.console.print(entry.explain(), highlight=False, markup=False)
     if not quiet:
         click.echo(f"{path}: {len(found)} entries of {facts.name} measured")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from kaleido_fast.files import atomic_path, write_error
 from kaleido_fast.reproducing import UNFINISHED
+from kaleido_fast.valid_json import json_text
 from kaleido_fast.versions import library_versions
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Report:
         facts = {"kaleidoscope": self.name, "versions": library_versions(), **self.figures}
         made = f"Made by `kaleido-fast reproduce {self.name}`."
         text = "\n\n".join([f"# {self.title}", made, *self._parts]) + "\n"
-        for name, content in (("report.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"), ("report.md", text)):
+        for name, content in (("report.json", json_text(facts, indent=1) + "\n"), ("report.md", text)):
             path = self._begin(name)
             with atomic_path(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")
