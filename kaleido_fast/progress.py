@@ -1,32 +1,91 @@
-"""Progress bars on standard error."""
+"""Progress bars: on standard error where that is a terminal, below the cell in a notebook."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from kaleido_fast.sampling import SampleProgress
     from kaleido_fast.training import TrainingProgress
 
+NOTEBOOK_EVERY = 0.2  # seconds between messages to a notebook
+NOTEBOOK_WIDTH = 100
+
 
 def progress_bar() -> Progress:
-    """A bar with a description, a rate field and the time left; silent where standard error is not a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
+    """A bar with a description, a rate field and the time left; silent where nobody would see it move."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
     )
+    display = notebook_display()
+    if display is not None:
+        return NotebookProgress(display, *columns)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+def notebook_display() -> Callable[..., Any] | None:
+    """IPython's function that shows something below the cell that runs; None outside of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):  # IPython in a terminal has no kernel
+        return None
+    from IPython.display import display
+
+    return display
+
+
+class NotebookProgress(Progress):
+    """Bars as text below the cell: needs IPython alone, where rich's own need ipywidgets and are nothing without.
+
+    Args:
+        display: as IPython's.
+        columns: of the bars.
+    """
+
+    def __init__(self, display: Callable[..., Any], *columns: ProgressColumn) -> None:
+        canvas = Console(file=io.StringIO(), width=NOTEBOOK_WIDTH, force_terminal=False, force_jupyter=False)
+        super().__init__(*columns, console=canvas, auto_refresh=False)
+        self.display = display
+        self.handle: Any = None
+        self.drawn = 0.0
+
+    def start(self) -> None:
+        self.handle = None if self.disable else self.display(self._text(), raw=True, display_id=True)
+
+    def stop(self) -> None:
+        self._draw()
+        self.handle = None
+
+    def refresh(self) -> None:
+        if time.monotonic() - self.drawn >= NOTEBOOK_EVERY:
+            self._draw()
+
+    def update(self, *args: Any, **fields: Any) -> None:
+        super().update(*args, **fields)
+        self.refresh()
+
+    def _draw(self) -> None:
+        if self.handle is not None:
+            self.drawn = time.monotonic()
+            self.handle.update(self._text(), raw=True)
+
+    def _text(self) -> dict[str, str]:
+        with self.console.capture() as drawn:
+            self.console.print(self.make_tasks_table(self.tasks))
+        return {"text/plain": drawn.get().rstrip()}
 
 
 @contextlib.contextmanager

@@ -201,7 +201,7 @@ def fast_sample(
             None chooses by ``n_chains`` (`kaleido_fast.plan.module_tile`) and reports it in ``result.request``.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.
-        progress: show a progress bar on standard error.
+        progress: show a progress bar, on standard error if that is a terminal or below the cell of a notebook.
         dim, data_range: D and (low, high) of a module that is not an MLP, which its outputs must keep; ``z0`` can
             stand in for ``dim``.
 
