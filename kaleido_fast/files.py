@@ -23,7 +23,7 @@ _LONGEST_TAIL = 48  # bytes that `hidden` and `partial` names add at most, with 
 _LONGEST_INSIDE = 96  # bytes of a path inside a store, with its temporary's tail
 _USUAL_LIMIT = 255  # bytes of a name, on file systems that do not say
 # What file systems answer that have no such operation: old network mounts, buckets, FUSE.
-_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM)
+_NOT_THERE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 
 
 def follow(path: Path) -> Path:
@@ -146,12 +146,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     target = follow(path)
     try:
         temporary = _new_file(target)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     except OSError as problem:
         raise write_error(path, problem) from problem
     try:
         yield temporary
         with temporary.open("rb+") as file:
             flush(file.fileno(), target.parent)
+        _restore_mode(temporary, mode)
         temporary.replace(target)
     except OSError as problem:
         raise write_error(path, problem) from problem
@@ -160,12 +162,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _new_file(target: Path) -> Path:
-    """An empty file with a hidden name beside ``target``, its mode by the umask: buckets let no mode be changed."""
+    """An empty file with a hidden name beside ``target``, its mode by the umask."""
     while True:
         temporary = hidden(target, f".{secrets.token_hex(4)}.part{_part_suffix(target)}")
         with contextlib.suppress(FileExistsError):
             os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666))
             return temporary
+
+
+def _restore_mode(path: Path, mode: int) -> None:
+    """Undo a change of mode: safetensors makes its files private. Where modes cannot be changed, as in buckets, the
+    file system has its own."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        try:
+            path.chmod(mode)
+        except OSError as problem:
+            if problem.errno not in _NOT_THERE:
+                raise
 
 
 def _part_suffix(target: Path) -> str:
@@ -198,7 +211,7 @@ def flush(handle: int, folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as problem:
-        if problem.errno not in _NO_FLUSH:
+        if problem.errno not in _NOT_THERE:
             raise
         warnings.warn(
             f"the file system of {folder} does not flush what is written: after a power cut some may be missing",

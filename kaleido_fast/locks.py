@@ -37,15 +37,23 @@ def output_lock(path: Path) -> Iterator[str]:
     except OSError as problem:
         raise write_error(path, problem) from problem
     try:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
-        flush(handle, place.parent)
+        _name_holder(handle, path, place.parent, token)
         yield token
     finally:
         with contextlib.suppress(OSError):
             place.unlink()
         os.close(handle)
+
+
+def _name_holder(handle: int, path: Path, folder: Path, token: str) -> None:
+    """Write into the lock's file who holds it."""
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        flush(handle, folder)
+    except OSError as problem:
+        raise write_error(path, problem) from problem
 
 
 def read_token(path: Path) -> str | None:
