@@ -31,6 +31,7 @@ from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingReci
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
 from kaleido_fast.thinning import measure_thin, thin_problem, with_thin
+from kaleido_fast.training_memory import check_training_memory
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.exact import exact_products
@@ -148,6 +149,7 @@ def train(
                 {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
             )
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
+        check_training_memory(data, spec, recipe, target, saves=state_path is not None and team.leads)
         run = TrainingRun(data, spec, recipe, seed, target, team)
         with team.together(state_path, run.request, recipe.batch_size, target) as begun:
             if begun:

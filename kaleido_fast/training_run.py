@@ -20,12 +20,12 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.team import Team
+from kaleido_fast.training_memory import evaluation_rows
 from kaleido_fast.training_state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
 EVALUATIONS = 100  # per run
-EVALUATION_ROWS = 2048
 # Words that keep the random streams of one seed apart.
 ORDER, NOISE, EVALUATION, START, ATTEMPT = range(5)
 
@@ -170,9 +170,10 @@ class TrainingRun:
         return torch.Generator(self.device).manual_seed(stream_seed(self.attempt_seed, *words))
 
     def _evaluation_set(self) -> tuple[Tensor, Tensor]:
-        targets = evenly(self.watched, EVALUATION_ROWS)
+        rows = evaluation_rows(self.spec.dim)
+        targets = evenly(self.watched, rows)
         corrupted = self.recipe.noise > 0 or self.recipe.pair_mix > 0
-        targets = targets.repeat(max(1, EVALUATION_ROWS // len(targets)) if corrupted else 1, 1)
+        targets = targets.repeat(max(1, rows // len(targets)) if corrupted else 1, 1)
         return corrupt(targets, self.data, self.spec, self.recipe, self._generator(EVALUATION)), targets
 
     def advance(self, stop: bool = False) -> bool:
