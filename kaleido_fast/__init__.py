@@ -79,6 +79,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("kaleido_fast.versions").package_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'kaleido_fast' has no attribute {name!r}")
+    importlib.import_module("kaleido_fast.versions").find_kernels()
     value = getattr(importlib.import_module(f"kaleido_fast.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import kaleido_fast
-from kaleido_fast import names
+from kaleido_fast import names, versions
 from kaleido_fast.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +61,40 @@ def test_a_plain_checkout_knows_its_version():
     assert f"'kaleido-fast': '{version}'" in result.stdout and "'kaleido-slow': 'not installed'" in result.stdout
     result = in_checkout("sys.argv = ['kaleido-fast', '--version']\nfrom kaleido_fast.cli import main; main()")
     assert (result.returncode, result.stdout) == (0, f"kaleido-fast, version {version}\n"), result.stderr[-2000:]
+
+
+ALONE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import importlib.util
+assert importlib.util.find_spec("kaleido_kernels") is None
+import kaleido_fast
+kaleido_fast.InputError  # the first name that is asked for
+import kaleido_kernels.shapes
+print(kaleido_kernels.__file__)
+"""
+
+
+def test_a_checkout_on_the_path_finds_its_kernels(tmp_path):
+    """As ``git clone``, ``cd`` and ``python -m kaleido_fast`` leave it."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()) == ROOT / "kernels" / "kaleido_kernels" / "__init__.py"
+
+
+def test_copies_of_no_known_version_are_told_apart(tmp_path, monkeypatch):
+    """An unfinished run is not continued by sources of another version."""
+    found = []
+    monkeypatch.setattr(versions, "_version", lambda name: versions.NOT_INSTALLED)
+    for name, text in (("a", "x = 1"), ("same", "x = 1"), ("b", "x = 2")):
+        copy = tmp_path / name / "kaleido_fast"
+        copy.mkdir(parents=True)
+        (copy / "versions.py").write_text(text)
+        monkeypatch.setattr(versions, "__file__", str(copy / "versions.py"))
+        found.append(versions.package_version.__wrapped__())
+    assert found[0] == found[1] != found[2]
+    assert all(version.startswith("unknown (sources ") for version in found)
 
 
 def test_a_plain_checkout_collects_the_tests_for_a_gpu():

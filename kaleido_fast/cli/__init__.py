@@ -16,7 +16,7 @@ from kaleido_fast.cli.output import tell
 from kaleido_fast.cli.streams import explain_lost, lost_output, prepare_streams
 from kaleido_fast.crew import refuse_workers
 from kaleido_fast.errors import InputError, TerminatedError, unknown_name
-from kaleido_fast.versions import package_version
+from kaleido_fast.versions import find_kernels, package_version
 
 COMMANDS = (
     "sample",
@@ -82,6 +82,7 @@ def main() -> None:
     What was printed and has not arrived, because standard output is full or closed, ends with 1.
     """
     prepare_streams()
+    find_kernels()
     warnings.formatwarning = _format_warning
     # Before torch is loaded: a worker that has lost the first one says so in a line, not with stacks of its store.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
