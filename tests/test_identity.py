@@ -172,7 +172,7 @@ def test_whatever_changes_what_is_computed_changes_the_identity(change):
         (Net.forward, "__defaults__", (0.5,)),
         (squash, "__code__", doubled.__code__),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=lambda value: getattr(value, "__name__", getattr(value, "co_name", str(value))),
 )
 def test_code_and_what_it_reads_belong_to_the_identity(owner, name, value, monkeypatch):
     module = net()
