@@ -122,7 +122,7 @@ def bundled_path(name: str) -> Path:
 
 @neutral()
 def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
-    """Write a checkpoint; it appears under ``path`` only when whole. Returns the model's hash.
+    """Write a checkpoint in place of what is there; it appears only when whole. Returns the model's hash.
 
     Args:
         path: the file.

@@ -59,10 +59,10 @@ def check_folder(path: Path) -> None:
     Raises:
         InputError: as said.
     """
-    _check_name(path)
+    check_name(path)
     target = follow(path)
     if target != path:
-        _check_name(target)
+        check_name(target)
     folder = target.parent
     if not folder.exists():
         raise InputError(f"output folder {folder} does not exist: create it or write elsewhere")
@@ -75,8 +75,12 @@ def check_folder(path: Path) -> None:
         raise write_error(path, problem) from problem
 
 
-def _check_name(path: Path) -> None:
-    """Refuse a path that the file system cannot hold, also with what is added to it while it is written."""
+def check_name(path: Path) -> None:
+    """Refuse a path that the file system cannot hold, also with what is added to it while it is written.
+
+    Raises:
+        InputError: as said.
+    """
     if "\0" in str(path):
         raise InputError(f"output {str(path)!r} holds a zero byte: give another name")
     if path.name in ("", ".."):

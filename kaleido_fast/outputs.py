@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import check_folder, check_writable, follow, remove_parts
+from kaleido_fast.files import check_folder, check_name, check_writable, follow, remove_parts
 from kaleido_fast.locks import output_lock
 
 Outputs = Mapping[str, Path | None]
@@ -30,6 +30,7 @@ def check_outputs(
     *,
     overwrite: bool = False,
     ours: Collection[Path] = (),
+    stores: Collection[Path] = (),
     remedy: str = REMEDY,
 ) -> None:
     """Refuse outputs that would destroy something or cannot be written.
@@ -39,6 +40,7 @@ def check_outputs(
         inputs: all that it reads.
         overwrite: whether outputs may replace what is there; never what is read.
         ours: outputs that may exist, since this very run has written them or goes on with them.
+        stores: outputs that are folders.
         remedy: what to do instead of overwriting.
 
     Raises:
@@ -46,6 +48,8 @@ def check_outputs(
             read, exists, or cannot be written.
     """
     wanted = {role: path for role, path in outputs.items() if path is not None}
+    for path in wanted.values():
+        check_name(path)
     for (first, path), (second, other) in combinations(wanted.items(), 2):
         if is_same(path, other):
             raise InputError(f"{other} would be both the {first} and the {second} of this run: {remedy}")
@@ -53,7 +57,7 @@ def check_outputs(
         for name, source in (inputs or {}).items():
             if source is not None and "\0" not in str(source):
                 _refuse_input(role, path, name, Path(source), remedy)
-        if path.suffix == STORE:
+        if path in stores:
             check_folder(path)
         else:
             check_writable(path)

@@ -260,6 +260,17 @@ def test_a_run_that_may_overwrite_goes_on_as_one_that_may(folder):
     assert np.load("x.npy").shape == (N, 1, 6)
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_folder_for_blocks_that_no_run_has_left_stays(folder, kind):
+    place = Path("x.npy.partial")
+    mine = place if kind == "file" else make_folder(str(place)) / "mine"
+    mine.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"x\.npy\.partial is there and no run has left it"):
+            sample_to("x.npy", **RUN, overwrite=overwrite)
+    assert mine.read_text() == "mine" and not Path("x.npy").exists()
+
+
 def test_a_record_of_the_same_run_is_no_hindrance(folder):
     sample_to("x.npy", **RUN)
     before = Path("x.npy").read_bytes()

@@ -43,7 +43,7 @@ def join_stores(
     if not is_store(path):
         raise InputError(f"output {path}: stores are joined into a store, whose name ends in .zarr")
     sources = {f"part {i}": part for i, part in enumerate(parts, 1)}
-    check_outputs({"joined store": path}, sources, overwrite=True, remedy="give another name")
+    check_outputs({"joined store": path}, sources, overwrite=True, stores=[path], remedy="give another name")
     opened = _ordered([ZarrOutput.open(Path(part)) for part in parts])
     layout, record = _whole(opened)
     with output_lock(path):

@@ -39,9 +39,11 @@ class NpyOutput:
         folder = partial_folder(path)
         shapes = {**layout.shapes(), MARKS: ((layout.n_blocks,), "uint8")}
         try:
-            if overwrite and folder.is_dir():
+            if overwrite and (folder / RECORD).is_file():
                 shutil.rmtree(folder)
             remove_rest(path)
+            if folder.exists():
+                raise InputError(f"{folder} is there and no run has left it: move it away or give another --out")
             folder.mkdir()
             for name, (shape, dtype) in shapes.items():
                 made = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)

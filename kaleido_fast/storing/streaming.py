@@ -287,8 +287,9 @@ class _Task:
         if is_store(self.path):
             import_zarr()
         # What is there is looked at when the lock is held, with what it says of its run.
-        check_outputs(self.files.written, {"model": self.files.source}, overwrite=True)
-        if is_store(self.path):
+        stores = [self.path] if is_store(self.path) else []
+        check_outputs(self.files.written, {"model": self.files.source}, overwrite=True, stores=stores)
+        if stores:
             return
         if crew.size > 1:
             raise InputError(
