@@ -273,7 +273,7 @@ def call(monkeypatch, capsys, *args: str) -> tuple[int, str]:
     [
         (("--out", "a.npy", "--repair"), "has no checksums"),
         (("--out", "a.npz", "--dtype", "uint8"), "--dtype is for outputs written in blocks (.zarr, .npy)"),
-        (("--out", "m.safetensors", "--overwrite"), "m.safetensors is read by this run (model)"),
+        (("--out", "a.safetensors"), "--chunk-chains is for outputs written in blocks"),
         (("--out", "a.zarr", "--dtype", "uint9"), "did you mean 'uint8'"),
         (("--out", "m.safetensors.zarr", "--chunk-chains", "-1"), "chunk_chains is -1"),
         (("--out", "gone/a.zarr"), "does not exist"),
