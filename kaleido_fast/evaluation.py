@@ -233,7 +233,8 @@ def _divide(
     if used.sha256 != digest:
         raise InputError(
             f"data {data.name} are not what {checkpoint.path} was trained on ({card.dataset.get('name')}, {n:,} "
-            "examples): give those, or pass these as held-out examples"
+            "examples): give those, read as they were then (value_range, background, channels), or pass these as "
+            "held-out examples"
         )
     train, kept = used.split(int(card.recipe.get("held_out", 0)))
     return train, _joined(kept, rest)

@@ -125,7 +125,7 @@ print(need.on_device(torch.device("cpu")), peak[0] - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("dim", "hidden", "saves"), [(20_000, 256, False), (2000, 2000, True)])
+@pytest.mark.parametrize(("dim", "hidden", "saves"), [(10_000, 128, False), (1500, 1500, True)])
 def test_the_estimate_is_near_what_is_used(tmp_path, dim, hidden, saves):
     arguments = [str(dim), str(hidden), *([str(tmp_path / "x.training")] if saves else [])]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
