@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from kaleido_fast.neutral import neutral
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
 from kaleido_fast.spacing import JITTERED_STEPS, default_thin, recommended_options
+from kaleido_fast.tensor_files import open_tensors
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -196,7 +197,7 @@ def _find(source: str | Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt") as file:
             names = file.keys()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:

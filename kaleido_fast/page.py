@@ -49,7 +49,7 @@ def write_page(shown: Shown, path: Path, title: str) -> None:
     """Write `page_html`; the file appears when whole."""
     text = page_html(shown, title)
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # bytes of a name that are no characters
 
 
 def _pictures(shown: Shown) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
+from kaleido_fast.tensor_files import open_tensors
 
 ENTRY, VERSION = "kaleido_fast_training", "1"
 
@@ -38,7 +39,7 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
         InputError: the file is damaged or foreign, or it belongs to another request (the difference is named).
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
@@ -55,7 +56,7 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
 def read_request(path: Path) -> dict[str, Any] | None:
     """What the run in a state file trains; None for a file that is no state of this release."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt") as file:
             request = json.loads(_parse_header(path, file.metadata() or {})["request"])
     except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None

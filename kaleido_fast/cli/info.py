@@ -38,10 +38,12 @@ def describe(source: str) -> dict[str, Any]:
 
 
 def _holds_draws(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+
+    from kaleido_fast.tensor_files import open_tensors
 
     try:
-        with safe_open(path, framework="np") as file:
+        with open_tensors(path, "np") as file:
             return "record" in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False  # read as a checkpoint, whose reader names what is wrong

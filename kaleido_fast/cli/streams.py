@@ -35,7 +35,16 @@ def prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # click takes ASCII for a mistake, and writes UTF-8 with question marks instead.
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding="utf-8" if is_ascii else None, errors=ESCAPED)
+            errors = ESCAPED if _is_file(stream) else "backslashreplace"
+            stream.reconfigure(encoding="utf-8" if is_ascii else None, errors=errors)
+
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether bytes leave this process: who captures a text in memory reads characters."""
+    try:
+        return stream.fileno() >= 0
+    except OSError:
+        return False
 
 
 class _Output(io.FileIO):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +21,7 @@ from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN
 from kaleido_fast.storing.stores import ZarrOutput, is_store
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.tensor_files import open_tensors
 
 HELD_CHUNKS = 4
 MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK"}
@@ -131,7 +132,7 @@ def _read(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         with np.load(path, allow_pickle=False) as archive:
             return archive["draws"], _checked_record(json.loads(str(archive["record"])))
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="np") as file:
+        with open_tensors(path, "np") as file:
             return file.get_tensor("draws"), _checked_record(json.loads((file.metadata() or {})["record"]))
     raise unknown_name("format", path.suffix, OUTPUT_ENDINGS)
 
