@@ -346,6 +346,37 @@ def evaluate(
     )
 
 
+def also_sampled(
+    evaluation: Evaluation,
+    checkpoint: Checkpoint,
+    reference: Reference,
+    name: str,
+    *,
+    n_chains: int = N_CHAINS,
+    n_compared: int = N_COMPARED,
+    seed: int = 0,
+    **options: Any,
+) -> Evaluation:
+    """An evaluation with one more set, placed after the first: chains of the same model, sampled with ``options`` of
+    `fast_sample` and measured against the same examples.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, evaluation.k, seed, None)
+    result = fast_sample(checkpoint.path, n_chains=n_chains, seed=seed, **options)
+    states = result.final.cpu().float()
+    _check_finite(states)
+    sets, runs = {SAMPLES: evaluation.sets[SAMPLES]}, {SAMPLES: evaluation.runs[SAMPLES]}
+    sets[name], runs[name] = scorer.score(states), _run_facts(result)
+    return replace(evaluation, sets={**sets, **_but(evaluation.sets)}, runs={**runs, **_but(evaluation.runs)})
+
+
+def _but(sets: dict[str, Any]) -> dict[str, Any]:
+    """All but the samples."""
+    return {name: value for name, value in sets.items() if name != SAMPLES}
+
+
 def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str, Any]) -> dict[str, SampleResult]:
     """The run asked for and, if that has jitter or is short, one without jitter to the end."""
     runs = {SAMPLES: fast_sample(checkpoint.path, n_chains=n_chains, seed=seed, **options)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from kaleido_fast.errors import InputError
@@ -33,6 +34,13 @@ def fit_to_noise(options: Mapping[str, Any], explicit: Mapping[str, Any], noise:
             "so that no step is clean; leave settle out, or pass noise 'normal' or 'uniform'"
         )
     return {**options, "jitter": jitter, "settle": 0}
+
+
+def run_words(run: Mapping[str, Any]) -> str:
+    """Steps and noise of a run in words, from a mapping that holds the fields of its schedule."""
+    schedule = Schedule(**{field.name: run[field.name] for field in fields(Schedule)})
+    words = jitter_words(schedule)
+    return f"{schedule.n_steps} steps{f', {words}' if words else ' without noise'}"
 
 
 def jitter_words(schedule: Schedule) -> str:

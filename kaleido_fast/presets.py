@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from kaleido_fast.errors import unknown_name
+from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.scalars import plain_fields
 
 
@@ -82,6 +84,19 @@ NETWORKS: dict[str, NetworkShape] = {
 
 PUBLISHED_RECIPE = TrainingRecipe(
     steps=10_000, batch_size=1000, learning_rate=1e-4, noise=0.0, init="default", schedule="constant", warmup=0
+)
+
+# The published notebook samples MNIST so; the noise comes after each step, also the last one.
+PUBLISHED_SAMPLING: dict[str, Any] = {
+    "burn_in": PUBLISHED_RUNS - 1,
+    "thin": 1,
+    "noise": "upstream",
+    "jitter": PUBLISHED_EPS,
+}
+
+# The published notebook trains four points so: all of them 2,000 times, at the default rate of its code.
+PUBLISHED_POINTS_RECIPE = TrainingRecipe(
+    steps=2000, batch_size=4, learning_rate=1e-3, noise=0.0, init="default", schedule="constant", warmup=0
 )
 
 PRESETS: dict[str, Preset] = {

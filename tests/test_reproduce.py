@@ -38,6 +38,7 @@ def links(text: str) -> list[str]:
 @pytest.mark.parametrize("name", ["points1d", "points2d"])
 def test_a_report_shows_files_that_are_there_and_its_figures_agree(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kaleido_fast.reproducing.losses.N_SEEDS", 2)
     args = ("reproduce", name, "--steps", "30", "--chains", "60", "--cache", str(tmp_path / "cache"))
     status, output, errors = call(monkeypatch, capsys, *args)
     assert status == 0, errors
@@ -54,6 +55,12 @@ def test_a_report_shows_files_that_are_there_and_its_figures_agree(tmp_path, mon
     assert facts["n_chains"] == 60
     assert sum(facts["basin_shares"]) <= 1
     assert f"{facts['chains_at_a_point']:,} of 60 chains" in text
+    assert "## The published loss beside ours" in text
+    assert list(facts["losses"]) == ["our loss", "the published loss", "the published loss and optimiser"]
+    for title, found in facts["losses"].items():
+        assert len(found["n_attracting"]) == 2
+        assert (found["recipe"]["noise"] > 0) == (title == "our loss")
+        assert f"With {title} " in text
 
 
 def test_the_bundled_digits_are_reproduced(tmp_path, monkeypatch, capsys):
@@ -76,6 +83,15 @@ def test_mnist_compares_two_recipes_on_any_images_of_its_shape(tmp_path, monkeyp
     text = (tmp_path / "m" / "report.md").read_text()
     assert "## Published recipe" in text
     assert "## Our recipe" in text
+    rows = ("30 steps, published noise 0.01 after every step", "30 steps without noise", "300 steps without noise")
+    for row in rows:
+        assert f"| Published recipe: {row} |" in text
+    assert "| Our recipe: 50 steps, jitter 2 (3 clean steps before a draw) |" in text
+    facts = json.loads((tmp_path / "m" / "report.json").read_text())["evaluations"]["published"]
+    assert set(facts["runs"]) == {"samples", "short, without noise", "without jitter"}
+    assert f"first row, coverage {facts['sets']['samples']['coverage']:.2f}" in text
+    run = facts["runs"]["samples"]
+    assert (run["burn_in"] + run["thin"], run["noise"], run["jitter"]) == (30, "upstream", 0.01)
     assert set(links(text)) <= {path.name for path in (tmp_path / "m").iterdir()}
 
 

@@ -192,20 +192,14 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
 
 
 def _run_line(run: dict[str, Any]) -> str:
-    from dataclasses import fields
-
-    from kaleido_fast.jitter import jitter_words
-    from kaleido_fast.plan import Schedule
+    from kaleido_fast.jitter import run_words
 
     if "outcome_shares" not in run:
         return f"{run['n_chains']:,} chains of {run['file']}"
     shares = run["outcome_shares"].items()
     outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares if share)
     residual = run["residual_quantiles"]
-    schedule = Schedule(**{field.name: run[field.name] for field in fields(Schedule)})
-    words = jitter_words(schedule)
-    noise = f", {words}" if words else ""
     return (
-        f"{schedule.n_steps} steps{noise}, seed {run['seed']}: {outcomes}; residual "
+        f"{run_words(run)}, seed {run['seed']}: {outcomes}; residual "
         f"{residual['50%']:.2g} (median), {residual['99%']:.2g} (99 %)"
     )

@@ -48,8 +48,8 @@ class Kaleidoscope:
 KALEIDOSCOPES: dict[str, Kaleidoscope] = {
     entry.name: entry
     for entry in (
-        Kaleidoscope("points1d", "Four points on a line", 0.5),
-        Kaleidoscope("points2d", "Four points in the plane", 0.5),
+        Kaleidoscope("points1d", "Four points on a line", 2),
+        Kaleidoscope("points2d", "Four points in the plane", 2),
         Kaleidoscope("digits", "8 x 8 digits", 0.5),
         Kaleidoscope("mnist", "MNIST digits", 12),
         Kaleidoscope("depth", "Does depth help?", 6),

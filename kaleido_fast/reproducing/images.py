@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.classifier import Trees
 from kaleido_fast.datasets import Dataset
 from kaleido_fast.diagnostics import evenly
-from kaleido_fast.evaluation import REAL, SAMPLES, SETTLED, Evaluation, Reference, SetScores, evaluate, look_sheet
+from kaleido_fast.evaluation import REAL, SAMPLES, Evaluation, Reference, SetScores, evaluate, look_sheet
+from kaleido_fast.jitter import run_words
+from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.page import write_page
 from kaleido_fast.pictures import image_grid
 from kaleido_fast.plan import Trace
@@ -47,15 +49,17 @@ class Contestant:
         title: heading, and name in tables.
         checkpoint: the model.
         train: what it was trained on.
+        sampling: options of `fast_sample` that its samples are drawn with; empty for what its card recommends.
     """
 
     title: str
     checkpoint: Checkpoint
     train: Dataset
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def jitter(self) -> float:
-        """The jitter that the model recommends."""
+    def recommended_jitter(self) -> float:
+        """The jitter that the model's card recommends."""
         return float(self.checkpoint.card.sampling.get("jitter", 0.0))
 
 
@@ -92,11 +96,21 @@ def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
         most_frames=FEW_FRAMES if large else MOVED_FRAMES,
         seed=job.seed,
         device=job.device,
-        jitter=who.jitter,
+        **_noise_of(who),
     )
-    how = f"with jitter {who.jitter:g}" if who.jitter else "without jitter"
-    with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over 60 steps {how}") as path:
+    with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over {_noise_words(who)}") as path:
         write_gif(make_frames(moving), path, frames_per_second=4, colours=GIF_COLOURS)
+
+
+def _noise_of(who: Contestant) -> dict[str, Any]:
+    """The noise that a contestant is sampled with, as options of `fast_sample`."""
+    jitter = who.sampling.get("jitter", who.recommended_jitter)
+    return {"jitter": jitter, "noise": who.sampling.get("noise", "normal")}
+
+
+def _noise_words(who: Contestant) -> str:
+    settle = int(who.checkpoint.card.sampling.get("settle", DEFAULT_SETTLE))
+    return run_words({"burn_in": 59, "n_draws": 1, "thin": 1, "settle": settle, **_noise_of(who)})
 
 
 def _recovered(who: Contestant) -> Any:
@@ -115,7 +129,7 @@ def _recovered(who: Contestant) -> Any:
 
 def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset, slug: str) -> None:
     """Single chains with jitter: those that pass through the most classes; nothing for a model without jitter."""
-    if not who.jitter:
+    if not who.recommended_jitter:
         return
     card, spec = who.checkpoint.card, who.checkpoint.model.spec
     thin = int(card.sampling.get("settle", 2)) + 4
@@ -138,8 +152,8 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
     report.picture(
         f"{slug}-wanderers",
         strip(Shown(states, steps, spec, card.scaling)),
-        f"Single chains with jitter {who.jitter:g}, seen after clean steps: the {len(chosen)} of {searched} that pass "
-        "through the most classes",
+        f"Single chains with jitter {who.recommended_jitter:g}, seen after clean steps: the {len(chosen)} of "
+        f"{searched} that pass through the most classes",
     )
     shown = sample_shown(
         who.checkpoint.path,
@@ -167,20 +181,20 @@ def _most_varied(draws: Tensor, held_out: Dataset) -> Tensor:
 def measure(job: Job, who: Contestant, held_out: Dataset) -> Evaluation:
     """Scores of a model's samples against examples that no contestant has seen."""
     job.tell(f"measuring: {who.title}")
-    sampling = None if who.checkpoint.card.sampling else {"burn_in": 299, "jitter": 0.0}
     n_chains = job.n_chains or N_CHAINS
     reference = Reference(who.train, held_out)
-    return evaluate(who.checkpoint, reference, n_chains=n_chains, sampling=sampling, seed=job.seed, device=job.device)
+    return evaluate(
+        who.checkpoint, reference, n_chains=n_chains, sampling=who.sampling, seed=job.seed, device=job.device
+    )
 
 
 def sample_sheets(report: Report, who: Contestant, found: Evaluation, slug: str) -> None:
-    """Samples with the recommended settings, and the nearest training example below each."""
+    """Samples as they were measured, and the nearest training example below each."""
     spec, scaling = who.checkpoint.model.spec, who.checkpoint.card.scaling
-    how = f"with jitter {who.jitter:g}" if who.jitter else "after 300 steps"
     report.picture(
         f"{slug}-samples",
         enlarged(image_grid(found.samples[:SHEET], spec, scaling, columns=20), SHEET_WIDTH),
-        f"Samples {how}, not chosen: chains 0 to {min(SHEET, len(found.samples)) - 1}",
+        f"Samples after {run_words(found.runs[SAMPLES])}, not chosen: chains 0 to {min(SHEET, len(found.samples)) - 1}",
     )
     sheet = look_sheet(found.samples, who.train.data, spec, scaling)
     caption = "Samples, and below each row of them the nearest training examples"
@@ -200,13 +214,12 @@ COLUMNS = (
 
 
 def score_table(report: Report, found: Sequence[tuple[Contestant, Evaluation]]) -> None:
-    """The table: every contestant as recommended and without jitter, and real data as the ceiling."""
+    """The table: every contestant as it was sampled, and real data as the ceiling."""
     rows = []
     for who, scores in found:
-        for name, title in ((SAMPLES, _how(who)), (SETTLED, "no jitter, 300 steps")):
-            if name in scores.sets:
-                fixed = f"{scores.runs[name]['outcome_shares']['fixed_point']:.3f}" if _at_rest(scores, name) else "-"
-                rows.append((f"{who.title}: {title}", *_cells(scores.sets[name]), fixed))
+        for name, run in scores.runs.items():
+            fixed = "-" if run["jitter"] else f"{run['outcome_shares']['fixed_point']:.3f}"
+            rows.append((f"{who.title}: {run_words(run)}", *_cells(scores.sets[name]), fixed))
     last = found[-1][1]
     if REAL in last.sets:
         rows.append(("training examples themselves", *_cells(last.sets[REAL]), "-"))
@@ -219,15 +232,6 @@ def score_table(report: Report, found: Sequence[tuple[Contestant, Evaluation]]) 
         "than any training example. Coverage, class entropy and the distance are to be read together: a blur wins "
         "precision and density, copies win the distance."
     )
-
-
-def _how(who: Contestant) -> str:
-    settle = int(who.checkpoint.card.sampling.get("settle", 2))
-    return f"jitter {who.jitter:g}, {settle} clean steps" if who.jitter else "no jitter, 300 steps"
-
-
-def _at_rest(scores: Evaluation, name: str) -> bool:
-    return scores.runs[name]["jitter"] == 0
 
 
 def _cells(scores: SetScores) -> tuple[str, ...]:

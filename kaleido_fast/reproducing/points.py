@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.datasets import Dataset, built_in, load_dataset
+from kaleido_fast.diagnostics import spectral_radii
+from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.plan import Trace
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reproducing import Job
@@ -38,6 +40,16 @@ class Ends:
     distance: Tensor
     shares: list[float]
 
+    def held(self, model: KaleidoMLP, final: Tensor) -> list[float]:
+        """Share of all chains that each point attracts: chains (n, D) that end at it, where the spectral radius is
+        below 1. Where it is above, they rest within the tolerance beside a state that repels."""
+        arrived = self.basin >= 0
+        stays = torch.zeros_like(arrived)
+        if arrived.any():
+            stays[arrived] = spectral_radii(model, final[arrived]) < 1
+        counts = torch.bincount(self.basin[stays], minlength=len(self.shares))
+        return (counts / len(final)).tolist()
+
 
 def train_points(job: Job, name: str) -> tuple[Dataset, Trained]:
     """The preset's points and its network, trained on them."""
@@ -55,7 +67,7 @@ def find_ends(final: Tensor, points: Tensor) -> Ends:
     return Ends(basin, distance, (counts / len(final)).tolist())
 
 
-def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...]) -> SampleResult:
+def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...] = (0,)) -> SampleResult:
     """Chains of the kaleidoscope with the states of some of them at ``steps``."""
     n = job.n_chains or N_CHAINS
     return fast_sample(
@@ -71,9 +83,14 @@ def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...]) ->
     )
 
 
+def point_name(point: list[float]) -> str:
+    """A training point in a table."""
+    return ", ".join(f"{value:g}" for value in point)
+
+
 def describe(report: Report, made: Trained, data: Dataset, result: SampleResult, ends: Ends) -> None:
     """The table of points, and the sentence that says how the chains ended."""
-    n = len(ends.basin)
+    n, held = len(ends.basin), ends.held(made.checkpoint.model, result.final.cpu())
     arrived = int((ends.basin >= 0).sum())
     quantiles = result.stats.steps_quantiles
     report.text(
@@ -84,15 +101,15 @@ def describe(report: Report, made: Trained, data: Dataset, result: SampleResult,
     report.table(
         ("training point", "attractor", "basin share"),
         [
-            (", ".join(f"{value:g}" for value in point), "yes" if share > 0 else "no", f"{share:.3f}")
-            for point, share in zip(data.data.tolist(), ends.shares, strict=True)
+            (point_name(point), "yes" if stays > 0 else "no", f"{share:.3f}")
+            for point, stays, share in zip(data.data.tolist(), held, ends.shares, strict=True)
         ],
     )
     report.record(
         n_chains=n,
         chains_at_a_point=arrived,
         furthest=float(ends.distance.max()),
-        attractors=sum(share > 0 for share in ends.shares),
+        attractors=sum(share > 0 for share in held),
         basin_shares=ends.shares,
         steps_quantiles=result.stats.steps_quantiles,
         training_seconds=made.seconds,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from kaleido_fast import plots
 from kaleido_fast.animation import make_frames, write_gif
 from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
+from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.shown import Shown, frame_steps
@@ -19,18 +22,13 @@ COBWEB_STEPS = 12
 def run(job: Job, report: Report) -> None:
     """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
     data, made = train_points(job, "points1d")
-    model, spec = made.checkpoint.model, made.checkpoint.model.spec
+    spec = made.checkpoint.model.spec
     steps = tuple(sorted({*SHOWN_STEPS, *frame_steps(max(SHOWN_STEPS))}))
     result = sample_points(job, made, "uniform", steps)
     ends = find_ends(result.final.cpu(), data.data)
     describe(report, made, data, result, ends)
-    grid = torch.linspace(spec.low, spec.high, 2001)[:, None]
-    paths = [torch.tensor(COBWEB_STARTS)[:, None]]
-    with torch.no_grad():
-        image = model(grid)
-        for _ in range(COBWEB_STEPS):
-            paths.append(model(paths[-1]))
-    x, y, points = grid[:, 0].numpy(), image[:, 0].numpy(), data.data[:, 0].numpy()
+    x, y = _curve(made)
+    points = data.data[:, 0].numpy()
     report.picture(
         "function",
         plots.learned_function(x, y, points),
@@ -51,7 +49,7 @@ def run(job: Job, report: Report) -> None:
     )
     report.picture(
         "cobweb",
-        plots.cobweb(x, y, torch.cat(paths, dim=1).numpy(), points),
+        plots.cobweb(x, y, _paths(made), points),
         "Cobweb plot: chains go up or down to the function, across to the diagonal, and so on to a training point",
     )
     moving = [i for i, step in enumerate(steps) if step <= 20]
@@ -59,3 +57,30 @@ def run(job: Job, report: Report) -> None:
     frames = make_frames(Shown(states[:MOVED, moving], seen, spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains: value from left to right, one row a chain") as path:
         write_gif(frames, path, frames_per_second=3)
+    found = compare_losses(job, "points1d", data, "uniform")
+    describe_losses(job, report, "points1d", data, found)
+    for title, slug in ((OURS, "ours"), (PUBLISHED, "published")):
+        one = found[title][0]
+        x, y = _curve(one.made)
+        report.picture(
+            f"{slug}-cobweb",
+            plots.cobweb(x, y, _paths(one.made), points),
+            f"{title[0].upper()}{title[1:]}, seed {job.seed}: {one.n_attracting} of {len(data)} points attract",
+        )
+
+
+def _curve(made: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """The learned function over the data range: x and f(x), (2001,) each."""
+    model = made.checkpoint.model
+    grid = torch.linspace(model.spec.low, model.spec.high, 2001)[:, None]
+    with torch.no_grad():
+        return grid[:, 0].numpy(), model(grid)[:, 0].numpy()
+
+
+def _paths(made: Trained) -> np.ndarray:
+    """Eight chains over twelve steps, (8, 13)."""
+    paths = [torch.tensor(COBWEB_STARTS)[:, None]]
+    with torch.no_grad():
+        for _ in range(COBWEB_STEPS):
+            paths.append(made.checkpoint.model(paths[-1]))
+    return torch.cat(paths, dim=1).numpy()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from kaleido_fast import plots
 from kaleido_fast.animation import make_frames, write_gif
+from kaleido_fast.datasets import Dataset
 from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
+from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import BURN_IN, MOVED, TOL, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
@@ -44,15 +48,29 @@ def run(job: Job, report: Report) -> None:
         f"{len(states):,} chains from normal noise (mean 0.5, standard deviation 0.5, clipped to the square), coloured "
         "by where they end; crosses: training points",
     )
-    mapped = fast_sample(
-        made.checkpoint.path, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device
-    )
-    basins = find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID)
     report.picture(
         "basins",
-        plots.basin_map(basins.numpy(), bounds, points),
+        plots.basin_map(_basins(job, made, data, starts), bounds, points),
         "Basins: every start in the square, coloured by the training point it ends at (grey: none)",
     )
     frames = make_frames(Shown(states[:MOVED, :21], steps[:21], spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains over the steps") as path:
         write_gif(frames, path, frames_per_second=3)
+    found = compare_losses(job, "points2d", data, "normal")
+    describe_losses(job, report, "points2d", data, found)
+    for title, slug in ((OURS, "ours"), (PUBLISHED, "published")):
+        one = found[title][0]
+        report.picture(
+            f"{slug}-basins",
+            plots.basin_map(_basins(job, one.made, data, starts), bounds, points),
+            f"{title[0].upper()}{title[1:]}, seed {job.seed}: {one.n_attracting} of {len(data)} points attract "
+            f"{sum(one.held):.1%} of the chains (grey: starts that end at no point)",
+        )
+
+
+def _basins(job: Job, made: Trained, data: Dataset, starts: torch.Tensor) -> np.ndarray:
+    """The number of the point at which each start (GRID**2, 2) ends, (GRID, GRID); -1 for none."""
+    mapped = fast_sample(
+        made.checkpoint.path, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device
+    )
+    return find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID).numpy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from kaleido_fast.devices import cpu_name
 from kaleido_fast.files import atomic_path, write_error
 from kaleido_fast.reproducing import UNFINISHED
 from kaleido_fast.valid_json import json_text
@@ -93,8 +94,8 @@ class Report:
 
     def write(self) -> None:
         """Write report.md and report.json."""
-        facts = {"kaleidoscope": self.name, "versions": library_versions(), **self.figures}
-        made = f"Made by `kaleido-fast reproduce {self.name}`."
+        facts = {"kaleidoscope": self.name, "processor": cpu_name(), "versions": library_versions(), **self.figures}
+        made = f"Made by `kaleido-fast reproduce {self.name}`; processor: {cpu_name()}."
         text = "\n\n".join([f"# {self.title}", made, *self._parts]) + "\n"
         for name, content in (("report.json", json_text(facts, indent=1) + "\n"), ("report.md", text)):
             path = self._begin(name)
