@@ -55,7 +55,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What a run computes; two equal requests give the same bits on one engine, precision and kind of device.
+    """What a run computes; two equal requests give the same bits on one engine, precision and kind of device (on a CPU
+    engine "reference" also takes the same number of threads).
 
     Args:
         n_chains: number of chains, at least 1.

@@ -31,6 +31,7 @@ from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingReci
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
 from kaleido_fast.thinning import measure_thin, thin_problem, with_thin
+from kaleido_fast.threads import threads
 from kaleido_fast.training_memory import check_training_memory
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
@@ -110,10 +111,11 @@ def train(
     """Train a kaleidoscope.
 
     The weights kept are those with the least error on fixed corrupted examples: held-out ones where the recipe holds
-    some out, else training examples. The result depends on the arguments, the kind of device and the versions of the
-    libraries alone; global random states are neither read nor changed. Started by ``torchrun``, workers share every
-    batch: the same batches and noise as of one process, gradients averaged by torch's DistributedDataParallel. The
-    weights then agree with those of one process to rounding, and to the bit for one number of workers.
+    some out, else training examples. The result depends on the arguments, the kind of device, the versions of the
+    libraries and, on a CPU, torch's number of threads alone; global random states are neither read nor changed. Started
+    by ``torchrun``, workers share every batch: the same batches and noise as of one process, gradients averaged by
+    torch's DistributedDataParallel. The weights then agree with those of one process to rounding, and to the bit for
+    one number of workers.
 
     Args:
         dataset: a `Dataset`, or what `load_dataset` takes (an array, a path, a name); by default the preset's.
@@ -126,7 +128,8 @@ def train(
         seed: 0 to 2^64 - 1.
         device: "auto" (a CUDA device where there is one), or torch's name of a device.
         state: a path for the state of the unfinished run. Where it exists the run goes on from there, with the same
-            bits as one that was never interrupted. On storage that all workers share; the first one writes it.
+            bits as one that was never interrupted: on a CPU with the number of threads that it was begun with. On
+            storage that all workers share; the first one writes it.
         save_every: seconds between writes of the state; it is also written on Ctrl-C, on SIGTERM and at the end.
         alone: train in this process alone, although ``torchrun`` started others beside it.
         callback: called after every step, of the first worker; if it raises `KeyboardInterrupt`, that counts as Ctrl-C.
@@ -155,7 +158,9 @@ def train(
             if begun:
                 run.restore(cast("Path", state_path))
             loop = _Loop(run, state_path, save_every, callback if team.leads else None)
-            diagnostics = _train_until_accepted(run, loop)
+            run.threads = team.tell("threads", lambda: run.threads)
+            with threads(run.threads):
+                diagnostics = _train_until_accepted(run, loop)
             if sampling is None:
                 sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
             thinning = loop.measure_thin(sampling)

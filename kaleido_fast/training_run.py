@@ -20,6 +20,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.team import Team
+from kaleido_fast.threads import deciding_threads
 from kaleido_fast.training_memory import evaluation_rows
 from kaleido_fast.training_state import load_state, save_state
 
@@ -145,6 +146,7 @@ class TrainingRun:
         self.data = train_part.data.to(device)
         self.watched = self.data if held_part is None else held_part.data.to(device)
         self.request = make_request(dataset, spec, recipe, seed)
+        self.threads = deciding_threads(device)
         self.every = max(1, recipe.steps // EVALUATIONS)
         self.history: list[HistoryEntry] = []
         with torch.device("meta"):  # no weights are drawn from the global generator
@@ -241,6 +243,7 @@ class TrainingRun:
             "best_loss": best_loss,
             "best_step": self.best_step,
             "workers": self.team.size,
+            "threads": self.threads,
             "history": [asdict(entry) for entry in self.history],
         }
         save_state(path, self.request, position, tensors)
@@ -255,6 +258,14 @@ class TrainingRun:
                 "of an uninterrupted run to rounding, not to the bit",
                 stacklevel=5,
             )
+        begun_with = position.get("threads", self.threads)
+        if None not in (begun_with, self.threads) and begun_with != self.threads:
+            warnings.warn(
+                f"{path} was begun with {begun_with} threads and goes on with them, not with {self.threads}: the last "
+                "bits depend on their number",
+                stacklevel=5,
+            )
+            self.threads = begun_with
         self.begin(position["attempt"])
         self.step, self.best_step = position["step"], position["best_step"]
         self.best_loss = math.inf if position["best_loss"] is None else position["best_loss"]

@@ -54,6 +54,7 @@ from kaleido_fast.storing.npy_output import NpyOutput, read_finished, read_parti
 from kaleido_fast.storing.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.threads import deciding_threads, threads
 from kaleido_fast.versions import library_versions
 
 ENDINGS = (".zarr", ".npy")
@@ -69,6 +70,7 @@ _COMPARED = (
     "arithmetic",
     "kernel",
     "device",
+    "threads",
     "versions",
     "encoding",
     "scaling",
@@ -261,7 +263,7 @@ class _Task:
             )
         else:
             output = ZarrOutput.open(self.path, writable=True)
-            problem = difference(output.record, self.record(output.layout.encoding))
+            problem = difference(output.record, as_begun(self.record(output.layout.encoding), output.record))
             problem = problem and f"it would compute something else than the first worker: {problem}"
         crew.confirm(problem)
         assert output is not None
@@ -335,6 +337,8 @@ class _Task:
             record["kernel"] = run.plan.kernel
         if run.plan.engine == "cpu" and cpu_arithmetic():
             record["arithmetic"] = cpu_arithmetic()
+        if run.plan.engine == "reference" and deciding_threads(run.device) is not None:
+            record["threads"] = deciding_threads(run.device)
         if run.subject.spec is not None:
             record["model"] = json.loads(run.subject.spec.to_json())
         else:
@@ -355,7 +359,7 @@ class _Task:
         found = "no record that fits is beside it"
         try:
             if stored is not None:
-                found = difference(stored, self.record(Encoding.from_record(stored)))
+                found = difference(stored, as_begun(self.record(Encoding.from_record(stored)), stored))
         except InputError:
             found = "the record beside it is of something else"
         if found:
@@ -418,7 +422,7 @@ class _Task:
 
     def refuse_difference(self, stored: dict[str, Any], encoding: Encoding | None) -> None:
         """Refuse an output that another run began."""
-        found = difference(stored, self.record(encoding))
+        found = difference(stored, as_begun(self.record(encoding), stored))
         if found:
             raise InputError(
                 f"{self.path} belongs to another run: {found}; ask for the same to go on, or --overwrite starts anew"
@@ -433,7 +437,8 @@ class _Task:
         """
         tally, whole = Tally(), Tally()
         try:
-            computed = self.compute_missing(output, done, crew, tally, callback)
+            with threads(output.record.get("threads")):
+                computed = self.compute_missing(output, done, crew, tally, callback)
             count_blocks(output, np.flatnonzero(done)[crew.rank :: crew.size].tolist(), tally)
             for counts in crew.gather("tally", tally.plain()):
                 whole.include(counts)
@@ -567,6 +572,12 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     keys = [key for key in keys if key not in ("versions.python", "versions.numpy")]
     shown = [f"{key} was {left.get(key)}, is now {right.get(key)}" for key in keys[:3]]
     return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def as_begun(asked: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """A record with the number of threads of an output that is there: whoever goes on with it computes with as many."""
+    record = {name: value for name, value in asked.items() if name != "threads"}
+    return record | ({"threads": stored["threads"]} if "threads" in stored and "threads" in asked else {})
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
