@@ -128,26 +128,29 @@ def identify(module: nn.Module) -> Identity:
 
 
 class Watch:
-    """Notices that a module's parameters or buffers change: a run that reads them as it goes on would mix two models.
+    """Notices that parameters or buffers change: a run that reads them as it goes on would mix two models.
 
     Args:
-        module: the module, as it is now.
+        modules: what is run, as it is now.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
         self.before = self._digests()
 
     def changed(self) -> str:
         """Name of a tensor that is not what it was; "" for none."""
         now = self._digests()
-        names = sorted(now.keys() | self.before.keys())
-        return next((name for name in names if now.get(name) != self.before.get(name)), "")
+        keys = sorted(now.keys() | self.before.keys())
+        return next((name for place, name in keys if now.get((place, name)) != self.before.get((place, name))), "")
 
-    def _digests(self) -> dict[str, bytes]:
+    def _digests(self) -> dict[tuple[int, str], bytes]:
         walk = _Walk()
-        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return {name: walk.of(tensor) for name, tensor in tensors.items()}
+        return {
+            (place, name): walk.of(tensor)
+            for place, module in enumerate(self.modules)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
 
 
 class _UntoldError(Exception):

@@ -306,16 +306,33 @@ def test_a_store_takes_draws_of_one_model_alone(tmp_path, name, finished, module
     assert open_draws(path).record["model_hash"] == want.model_hash == identify(net()).digest
 
 
+def through_a_closure(part: nn.Module) -> nn.Module:
+    """A module that calls another one which no copy of it can reach."""
+    module = nn.Identity()
+    module.register_forward_hook(lambda _, inputs, output: part(output))
+    return module
+
+
 def test_weights_that_change_while_a_store_is_written_are_noticed(tmp_path):
     pytest.importorskip("zarr")
-    module = net()
+    part = net()
+    change = stop_after(8192, lambda: part.inner[0].weight.data.mul_(2))
     with pytest.raises(InputError, match=r"inner\.0\.weight of the model changed while it was sampled") as caught:
-        change = stop_after(8192, lambda: module.inner[0].weight.data.mul_(2))
-        sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu", callback=change)
+        sample_to(tmp_path / "a.zarr", through_a_closure(part), **RUN, device="cpu", callback=change)
     assert "\n" not in str(caught.value)
-    result = sample_to(tmp_path / "a.zarr", net(), **RUN, device="cpu")
+    result = sample_to(tmp_path / "a.zarr", through_a_closure(net()), **RUN, device="cpu")
     assert 0 < result.stats.new_chains < RUN["n_chains"], "blocks from before the change are kept"
+    sample_to(tmp_path / "b.zarr", through_a_closure(net()), **RUN, device="cpu")
+    assert torch.equal(open_draws(tmp_path / "a.zarr")[:], open_draws(tmp_path / "b.zarr")[:])
+
+
+def test_a_module_that_is_trained_while_its_store_is_written_changes_nothing(tmp_path):
+    pytest.importorskip("zarr")
+    module = net()
+    change = stop_after(8192, lambda: module.inner[0].weight.data.mul_(2))
+    sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu", callback=change)
     sample_to(tmp_path / "b.zarr", net(), **RUN, device="cpu")
+    assert not torch.equal(module.inner[0].weight, net().inner[0].weight)
     assert torch.equal(open_draws(tmp_path / "a.zarr")[:], open_draws(tmp_path / "b.zarr")[:])
 
 

@@ -280,7 +280,7 @@ def test_warnings_name_the_callers_line():
 
 def test_the_module_keeps_its_own_type():
     """A module in half precision runs in it, whatever autocast and the default type say."""
-    module = copy.deepcopy(MODULE).mix.to(torch.bfloat16)
+    module = nn.Sequential(copy.deepcopy(MODULE).mix, nn.Tanh()).to(torch.bfloat16)
     seen = []
     module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     *want, _ = draw_module(module)  # what the hook holds belongs to the identity

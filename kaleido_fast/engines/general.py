@@ -58,6 +58,11 @@ class ModuleEngine(ReferenceEngine):
         self.answers = Answers(Evaluated.of(module), dim, data_range, self.dtype, device)
         self.step_map = self.answers
 
+    @property
+    def read_modules(self) -> tuple[nn.Module, ...]:
+        """What a run reads weights of as it goes on: the copy, and what of the caller's it calls."""
+        return (self.answers.form.module, *self.answers.form.borrowed)
+
     def advance(
         self,
         chains: Tensor,

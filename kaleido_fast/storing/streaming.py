@@ -26,6 +26,7 @@ from torch import nn
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.crew import Crew, Totals, find_crew, local_device
 from kaleido_fast.devices import cpu_arithmetic, device_facts, is_lack_of_memory
+from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import follow, write_error
 from kaleido_fast.identity import Watch
@@ -454,8 +455,9 @@ class _Task:
         missing = np.flatnonzero(~done).tolist()
         if crew.leads and crew.size > max(1, len(missing)):
             warnings.warn(f"{crew.size} workers for {len(missing)} blocks: some have nothing to do", stacklevel=3)
-        watch = None if run.subject.packed is not None else Watch(run.subject.module)
         phases = build_phases(run.subject, run.request, run.plan, run.device)
+        engine = phases[0].engine
+        watch = Watch(*engine.read_modules) if isinstance(engine, ModuleEngine) else None  # others hold copies
         before = layout.n_chains - sum(layout.length(block) for block in missing)
         meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
         setup = time.perf_counter() - began
