@@ -195,6 +195,7 @@ def recovered(
     """
     sigma, seed = check_sigma(sigma), whole_number("seed", seed, 0, 2**64 - 1)
     spec = model.spec
+    examples = as_points(examples, spec.dim)
     half = (spec.high - spec.low) / 2
     noise = torch.randn(examples.shape, generator=torch.Generator().manual_seed(seed))
     starts = (examples.cpu() + sigma * half * noise).clamp(spec.low, spec.high)

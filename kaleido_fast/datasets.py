@@ -62,6 +62,9 @@ class Dataset:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("data", "labels"):
+            if isinstance(getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, torch.from_numpy(getattr(self, name).copy()))
         if self.data.ndim != 2 or self.data.dtype != torch.float32 or 0 in self.data.shape:
             raise InputError(
                 f"data set {self.name}: data of shape {tuple(self.data.shape)} and {self.data.dtype}: "
@@ -81,6 +84,9 @@ class Dataset:
         labels = self.labels
         if labels is None:
             return
+        if labels.shape == (len(self), 1):
+            labels = labels[:, 0]
+            object.__setattr__(self, "labels", labels)
         if labels.shape != (len(self),) or labels.dtype != torch.int64:
             raise InputError(
                 f"data set {self.name}: labels of shape {tuple(labels.shape)} and {labels.dtype} "
@@ -97,6 +103,7 @@ class Dataset:
 
     def take(self, indices: Tensor, name: str | None = None) -> Dataset:
         """The examples at ``indices`` (int64, (m,)); their hash derives from this one's and the indices."""
+        indices = torch.as_tensor(indices, dtype=torch.int64)
         digest = hashlib.sha256(self.sha256.encode() + indices.numpy().astype("<i8").tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, name=name or self.name, data=self.data[indices], labels=labels, sha256=digest)

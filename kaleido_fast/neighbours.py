@@ -19,6 +19,8 @@ CLOSE_VALUES = 1 << 22  # differences held at once while measuring again
 
 def check_points(what: str, points: Tensor) -> None:
     """Refuse points that are no finite (n, D) cloud: `InputError` naming ``what``."""
+    if not isinstance(points, Tensor):
+        raise InputError(f"{what} are a {type(points).__name__}: give a tensor, such as by torch.from_numpy")
     if points.ndim != 2 or 0 in points.shape:
         raise InputError(f"{what} of shape {tuple(points.shape)}: give (n, D) with at least one row and one value")
     bad = int((~torch.isfinite(points)).any(dim=1).sum())

@@ -112,6 +112,10 @@ def sample_op(
         SamplingMemoryError: the memory ran out; it says what to pass.
     """
     model = _weights_known(model)
+    if z0 is not None and not isinstance(z0, Tensor):
+        raise InputError(
+            f"z0 is a {type(z0).__name__}: give a tensor on the model's device, such as by torch.from_numpy"
+        )
     if n_chains is None:
         if z0 is None:
             raise InputError("sample_op without n_chains and z0: pass one of them")

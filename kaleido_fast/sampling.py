@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,7 +174,7 @@ def fast_sample(
         thin: steps per draw (1). Several draws of a jittered chain: as many as were measured to mix, else ``settle`` +
             64; ``thin`` up to ``settle`` is refused there, as it leaves no jittered step between draws.
         seed: 0 .. 2**64 - 1; None draws one, reported in ``result.request.seed``.
-        z0: (n_chains, D) start states instead of start noise, inside the data range.
+        z0: (n_chains, D) start states instead of start noise, inside the data range: a tensor or an array.
         init: start noise, "uniform" over the data range or "normal" clipped to it.
         noise: "normal" or "uniform" jitter; or "upstream", the published sampler's formula: ``x <- clamp(f(x) +
             jitter * e, low, high)`` with e uniform on [high, 2 high - low), after every step, also the last one.
@@ -211,6 +212,8 @@ def fast_sample(
         SamplingMemoryError: the memory ran out all the same; it says what to pass.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
     """
+    if isinstance(z0, np.ndarray):
+        z0 = torch.from_numpy(z0.copy())
     run = prepare_run(
         model,
         dim=dim,

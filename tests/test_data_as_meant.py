@@ -28,13 +28,16 @@ from kaleido_fast import (
     fast_sample,
     load_checkpoint,
     load_dataset,
+    sample_op,
     save_checkpoint,
     train,
 )
+from kaleido_fast.basins import recovered
 from kaleido_fast.checkpoint import bundled_path
 from kaleido_fast.datasets import NAMES, DataWarning
 from kaleido_fast.evaluation import find_reference
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.quality import manifold_scores
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -426,7 +429,7 @@ class Examples(torch.utils.data.Dataset):
         (torch.utils.data.DataLoader(Examples()), "torch.stack"),
         ((np.zeros((4, 2)), np.zeros(4)), "labels="),
         ([[1.0, 2.0], [3.0]], "of one shape"),
-        (np.ma.masked_array(np.zeros((2, 2)), mask=np.eye(2)), "2 values are masked"),
+        (np.ma.masked_array(np.zeros((2, 2)), mask=np.eye(2, dtype=bool)), "2 values are masked"),
         (torch.zeros(2, 2).to_sparse(), "to_dense"),
         (torch.zeros(2, 2, dtype=torch.complex64), "real numbers"),
         (torch.zeros(2, 2, device="meta"), "meta"),
@@ -464,6 +467,26 @@ def test_everything_that_takes_data_takes_arrays(tmp_path):
     assert all(torch.equal(found[0], other) for other in found)
     with pytest.raises(InputError, match=r"give \(m, 4\)"):
         attractors(result, made[0].model, data=values[:, :3])
+
+
+def test_arrays_for_start_states_and_measures():
+    model = load_checkpoint("digits").model
+    starts = np.random.default_rng(0).uniform(-1, 1, (3, 64)).astype(np.float32)
+    runs = [fast_sample(model, n_chains=3, burn_in=4, z0=z0).final for z0 in (starts, torch.from_numpy(starts))]
+    assert torch.equal(*runs)
+    assert torch.equal(*(recovered(model, x, 0.1) for x in (starts, torch.from_numpy(starts))))
+    with pytest.raises(InputError, match="torch.from_numpy"):
+        sample_op(model, z0=starts)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="torch.from_numpy"):
+        manifold_scores(starts, starts)  # type: ignore[arg-type]
+
+
+def test_a_dataset_takes_arrays():
+    data = Dataset("a", np.zeros((3, 4), np.float32), labels=np.arange(3)[:, None])  # type: ignore[arg-type]
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1, 2]
+    taken = [data.take(rows) for rows in (torch.tensor([2, 0]), np.array([2, 0]), [2, 0])]  # type: ignore[arg-type]
+    assert len({part.sha256 for part in taken}) == 1
 
 
 # --- files

@@ -51,7 +51,7 @@ def test_whole_numbers_of_any_library(kind):
 
 def test_arrays_of_whole_numbers():
     assert ModelSpec(np.array([4, 9, 4])).to_json() == ModelSpec((4, 9, 4)).to_json()
-    assert Trace(np.arange(3), torch.arange(2)) == Trace((0, 1, 2), (0, 1))  # type: ignore[arg-type]
+    assert Trace(np.arange(3), torch.arange(2)) == Trace((0, 1, 2), (0, 1))
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2), np.array(0.5)])
