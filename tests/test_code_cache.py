@@ -81,7 +81,7 @@ def test_damaged_code_is_compiled_anew_said_once_and_mended(kept, damage):
     assert after.call() == [] and after.compiled == 0, "the file was not mended"
 
 
-def test_code_of_another_version_is_replaced_in_silence(kept):
+def test_code_of_other_sources_is_replaced_in_silence(kept):
     content = kept.read_bytes()
     kept.write_bytes(bytes(DIGEST) + content[DIGEST:])
     process = Process(kept.parent)
@@ -89,11 +89,13 @@ def test_code_of_another_version_is_replaced_in_silence(kept):
     assert kept.read_bytes()[:DIGEST] == content[:DIGEST]
 
 
-def test_types_and_settings_have_files_of_their_own(kept, monkeypatch):
+def test_types_settings_and_versions_have_files_of_their_own(kept, monkeypatch):
     assert Process(kept.parent).call(0.5) == []
     monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1)
     assert Process(kept.parent).call() == []
-    assert len(list(kept.parent.iterdir())) == 3
+    monkeypatch.setattr(numba, "__version__", "another")
+    assert Process(kept.parent).call() == []
+    assert len(list(kept.parent.iterdir())) == 4
 
 
 def test_code_is_read_from_a_folder_that_cannot_be_written_and_kept_in_the_next(kept, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ class CodeCache:
                 self.tell(f"{path} cannot be read ({problem.strerror}): compiled anew")
                 continue
             if content[:DIGEST] != stamp and len(content) > 2 * DIGEST:
-                continue  # of another version
+                continue  # of other sources
             code = content[2 * DIGEST :]
             if hashlib.sha256(code).digest() == content[DIGEST : 2 * DIGEST]:
                 return CompileResult._rebuild(target_context, *pickle.loads(code))
@@ -102,13 +102,13 @@ class CodeCache:
     def file_name(self, signature: Any, codegen: Any) -> str:
         """One for each version of the code that may be wanted beside others."""
         settings = [f"{name}={getattr(config, name, None)}" for name in SETTINGS]
-        facts = (sys.implementation.cache_tag, str(signature), codegen.magic_tuple(), settings)
+        made_by = (sys.version, numba.__version__, llvmlite.__version__)
+        facts = (made_by, str(signature), codegen.magic_tuple(), settings)
         return f"{self.source.stem}.{self.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.code"
 
     def stamp(self) -> bytes:
-        """Digest of what the code is made from and by."""
-        made_by = f"{sys.version} numba {numba.__version__} llvmlite {llvmlite.__version__} "
-        return hashlib.sha256(made_by.encode() + _read(self.source)).digest()
+        """Digest of what the code is made from: code of other sources is replaced."""
+        return hashlib.sha256(_read(self.source)).digest()
 
     def tell(self, text: str) -> None:
         """Warn, once a process."""
