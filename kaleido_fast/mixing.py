@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -115,6 +116,7 @@ def _watched_values(draws: Tensor) -> np.ndarray:
     return values[np.ptp(values, axis=(1, 2)) > 0]
 
 
+@functools.cache
 def _measures() -> tuple[tuple[Measure, Measure, Measure], str]:
     """Functions of draws (chains, draws) for R-hat, the bulk and the tail, and their name."""
     try:
