@@ -285,7 +285,7 @@ class SamplePlan:
     Args:
         engine: the engine that runs it.
         reason: why that one.
-        tile_rows: chains in one tile of the reference; every tile has exactly this many rows, the last one padded.
+        tile_rows: chains in one tile of the reference; the last one is padded, or smaller where no bit shows it.
         block_chains: chains handed to the engine at once.
         draws_bytes: memory of the draws and per-chain results that are kept.
         working_bytes: memory of the engine besides that, estimated.

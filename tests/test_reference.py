@@ -300,3 +300,22 @@ def test_modules_that_cannot_be_taken_over_say_why():
         fast_sample(nn.Linear(3, 3), n_chains=3)
     with pytest.raises(InputError, match="a KaleidoMLP or a plain Sequential"):
         fast_sample(nn.Tanh(), n_chains=3, dim=2, data_range=(-1.0, 1.0), engine="cpu")
+
+
+@pytest.mark.parametrize("step_error", [0.0, 1e-6])
+def test_few_chains_are_run_in_few_rows_where_that_changes_no_bit(step_error):
+    """With an error that depends on the number of rows, as a library's may, whole tiles are taken."""
+    request = SampleRequest(n_chains=3, burn_in=9, jitter=0.2)
+    engine, seen = engine_for(request, tile_rows=64), []
+    exact = engine.step_map
+
+    def recorded(x):
+        seen.append(len(x))
+        return exact(x) + step_error * (len(x) < 64)
+
+    engine.step_map = recorded
+    few = engine.advance(torch.arange(40, 43), None, 0, 10, None, lambda _: None)
+    rows = set(seen[3:])  # after the three looks
+    assert rows == ({64} if step_error else {engine._rows_for(3)})
+    many = engine_for(request, tile_rows=64).advance(torch.arange(64), None, 0, 10, None, lambda _: None)
+    assert torch.equal(few.state, many.state[40:43])
