@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from kaleido_fast import InputError, SamplingInterruptedError, SamplingMemoryError, attractors, fast_sample
+from kaleido_fast import InputError, SamplingInterruptedError, SamplingMemoryError, attractors, fast_sample, sample_to
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.general import Evaluated, reached
 from kaleido_fast.noise import start_noise
@@ -411,3 +412,16 @@ def test_too_little_memory_names_the_rows_at_once():
 
     with pytest.raises(SamplingMemoryError, match="pass tile_chains=4, or block_chains="):
         sample(Greedy(), 8)
+
+
+def test_stored_draws_are_those_of_memory_and_say_how_many_rows(tmp_path):
+    options: dict[str, Any] = {"burn_in": 3, "dim": DIM, "data_range": RANGE, "device": "cpu", "tol": None}
+    module = place_dependent(2.0**-24)
+    whole = sample(module, 50, tile_chains=7, data_range=RANGE)
+    path = tmp_path / "draws.npy"
+    stored = sample_to(path, module, n_chains=50, tile_chains=7, chunk_chains=14, **options)
+    assert torch.equal(torch.from_numpy(np.load(path)), whole.draws)
+    assert stored is not None
+    assert stored.stored["request"]["tile_chains"] == 7
+    with pytest.raises(InputError, match="tile_chains"):
+        sample_to(path, module, n_chains=50, tile_chains=14, **options)
