@@ -114,3 +114,19 @@ def test_evaluate_measures_the_noise_that_is_asked_for(model, monkeypatch, capsy
     status, _, errors = call(monkeypatch, capsys, *args, "--draws", "d.npz")
     assert status == 2
     assert "--noise is for samples that are drawn now" in errors
+
+
+@pytest.mark.parametrize(("bound", "low", "high"), [("tanh", -1.0, 1.0), ("sigmoid", 0.0, 1.0)])
+def test_the_published_noise_raises_every_value_and_centred_noise_does_not(bound, low, high):
+    """A step adds eps * [high, 2 high - low): nothing falls, and the mean of 0.01 * (high + half range) stays in."""
+    net = random_mlp(6, 9, 6, bound=bound)
+    clean = fast_sample(net, n_chains=400, burn_in=0, tol=None, engine="reference").final
+    noisy = fast_sample(net, n_chains=400, burn_in=0, noise="upstream", jitter=0.01, engine="reference").final
+    inside = clean < high - 0.03
+    rise = (noisy - clean)[inside]
+    assert float(rise.min()) >= 0.01 * high - 1e-6
+    assert float(rise.max()) <= 0.01 * (2 * high - low) + 1e-6
+    assert float(rise.mean()) == pytest.approx(0.01 * (high + (high - low) / 2), rel=0.03)
+    centred = fast_sample(net, n_chains=400, burn_in=1, noise="uniform", jitter=0.01, settle=0, engine="reference")
+    after = fast_sample(net, n_chains=400, burn_in=1, tol=None, engine="reference").final
+    assert abs(float((centred.final - after).mean())) < 1e-3
