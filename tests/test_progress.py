@@ -19,10 +19,8 @@ class Notebook:
 
     def __init__(self, shell: object) -> None:
         self.shown: list[str] = []
-        self.module = types.ModuleType("IPython")
-        self.module.get_ipython = lambda: shell
-        self.module.display = types.ModuleType("IPython.display")
-        self.module.display.display = self.show
+        display = types.SimpleNamespace(display=self.show)
+        self.module = types.SimpleNamespace(get_ipython=lambda: shell, display=display)
 
     def show(self, data, *, raw, display_id):
         assert raw and display_id
