@@ -115,6 +115,6 @@ def _refuse_existing(outputs: Mapping[str, Path], ours: Collection[Path], remedy
     for role, path in outputs.items():
         if path not in ours and follow(path).exists():
             raise InputError(
-                f"{path} is there already, and this run's {role} would overwrite it: {remedy}, "
-                "or --overwrite replaces it"
+                f"{path} is there already, and this run's {role} would overwrite it: {remedy}, or --overwrite replaces "
+                "it"
             )

@@ -9,6 +9,7 @@ import sys
 import warnings
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,20 @@ TRAIN = ("train", "--data", "data.npy", "--steps", "3", "--hidden", "5", "--laye
 EVALUATE = ("evaluate", "m.safetensors", "--data", "data.npy", "--chains", "12", "--k", "2", "--no-classes")
 ATTRACTORS = ("attractors", "--model", "m.safetensors", "--chains", "9", "--burn-in", "20", "--out")
 ANIMATE = ("animate", "--model", "m.safetensors", "--chains", "3", "--steps", "2", "--out")
-BENCH = ("bench", "--model", "m.safetensors", "--chains", "8", "--steps", "1", "--engine", "reference", "--rounds", "1")
-BENCH = (*BENCH, "--peers", "none", "--no-first-calls", "--quick")
+_SHORT = (
+    "bench",
+    "--model",
+    "m.safetensors",
+    "--chains",
+    "8",
+    "--steps",
+    "1",
+    "--engine",
+    "reference",
+    "--rounds",
+    "1",
+)
+BENCH = (*_SHORT, "--peers", "none", "--no-first-calls", "--quick")
 # A command, and the files that it writes.
 COMMANDS = [
     ((*SAMPLE, "x.npy"), ("x.npy", "x.json", "x.png")),
@@ -235,7 +248,13 @@ def begin(overwrite: bool = False, **more) -> None:
 
 
 N = 9000
-RUN = {"model": random_mlp(6, 9, 6), "n_chains": N, "chunk_chains": 4096, "burn_in": 2, "engine": "reference"}
+RUN: dict[str, Any] = {
+    "model": random_mlp(6, 9, 6),
+    "n_chains": N,
+    "chunk_chains": 4096,
+    "burn_in": 2,
+    "engine": "reference",
+}
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.json"])

@@ -90,7 +90,7 @@ def test_show_draws_a_store_as_it_draws_a_file(stores, tmp_path, monkeypatch, ca
 
 def test_evaluate_measures_stored_draws_as_fresh_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ("--chains", 60, "--seed", 0, "--sigma", 0.3, "--no-classes", "--json")
+    options = ("--chains", 60, "--seed", 0, "--sigma", 0.3, "--no-classes", "--overwrite", "--json")
     monkeypatch.setattr("kaleido_fast.evaluation.WATCHED", 20)
     monkeypatch.setattr("kaleido_fast.evaluation.RADIUS_EXAMPLES", 5)
     sample_to("a.zarr", "digits", n_chains=200)
