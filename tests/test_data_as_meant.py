@@ -476,16 +476,16 @@ def test_arrays_for_start_states_and_measures():
     assert torch.equal(*runs)
     assert torch.equal(*(recovered(model, x, 0.1) for x in (starts, torch.from_numpy(starts))))
     with pytest.raises(InputError, match=r"torch\.from_numpy"):
-        sample_op(model, z0=starts)  # type: ignore[arg-type]
+        sample_op(model, z0=starts)
     with pytest.raises(InputError, match=r"torch\.from_numpy"):
-        manifold_scores(starts, starts)  # type: ignore[arg-type]
+        manifold_scores(starts, starts)
 
 
 def test_a_dataset_takes_arrays():
-    data = Dataset("a", np.zeros((3, 4), np.float32), labels=np.arange(3)[:, None])  # type: ignore[arg-type]
+    data = Dataset("a", np.zeros((3, 4), np.float32), labels=np.arange(3)[:, None])
     assert data.labels is not None
     assert data.labels.tolist() == [0, 1, 2]
-    taken = [data.take(rows) for rows in (torch.tensor([2, 0]), np.array([2, 0]), [2, 0])]  # type: ignore[arg-type]
+    taken = [data.take(rows) for rows in (torch.tensor([2, 0]), np.array([2, 0]), [2, 0])]
     assert len({part.sha256 for part in taken}) == 1
 
 

@@ -443,6 +443,7 @@ def mutation_test(kind: str, effort: settings):
     return test
 
 
+@pytest.mark.filterwarnings("ignore::kaleido_fast.datasets.DataWarning")
 @pytest.mark.parametrize("kind", VALID)
 def test_mutated_files(kind, tmp_path):
     mutation_test(kind, QUICK)(tmp_path)
