@@ -317,13 +317,14 @@ def _tell_generator(walk: _Walk, generator: torch.Generator) -> bytes:
 
 
 def _tell_function(walk: _Walk, function: types.FunctionType) -> bytes:
-    if (function.__module__ or "").startswith("torch._dynamo") and hasattr(function, "__wrapped__"):
-        return walk.of(function.__wrapped__)  # what only says whether to compile
+    inner = vars(function).get("_torchdynamo_orig_callable")
+    if inner is not None:  # it only says whether to compile
+        return walk.of(inner)
     parts = [function.__qualname__.encode()]
-    library = _library(function.__module__)
+    library = _library(function.__globals__.get("__name__"))  # of the code, which a wrapper of another name may hold
     if library is not None:
         parts.append(f"{function.__module__} {library}".encode())
-        if "<locals>" not in function.__qualname__:
+        if _finds(function):
             return _hash("function", *parts)
     code = function.__code__
     document = code.co_consts[:1] == (function.__doc__,) and function.__doc__ is not None
@@ -405,18 +406,21 @@ def _tell_class(walk: _Walk, kind: type) -> bytes:
     library = _library(kind.__module__)
     if library is not None and _finds(kind):
         return _hash("class", f"{kind.__module__}.{kind.__qualname__} {library}".encode())
+    if kind.__module__ == "torch.nn.utils.parametrize":
+        # Made for a module, which its properties hold, also those of a copy; what they call are parts of the module.
+        return _hash("parametrized", walk.all(kind.__bases__), walk.all(sorted(vars(kind))))
     parts = [kind.__qualname__.encode(), walk.all(kind.__bases__), walk.named(vars(kind), _NOT_OF_A_CLASS)]
     if type(kind) is not type:
         parts.append(walk.of(type(kind)))
     return _hash("class", *parts)
 
 
-def _finds(kind: type) -> bool:
-    """Whether a class is what its name says, and not one made on the way for a single module."""
-    found: Any = sys.modules.get(kind.__module__)
-    for name in kind.__qualname__.split("."):
+def _finds(named: Any) -> bool:
+    """Whether a class or function is what its name says, and not one made on the way for a single module."""
+    found: Any = sys.modules.get(named.__module__)
+    for name in named.__qualname__.split("."):
         found = getattr(found, name, None)
-    return found is kind
+    return found is named
 
 
 @functools.cache

@@ -220,6 +220,32 @@ def test_what_changes_nothing_does_not_count(change):
     assert identify(copy.deepcopy(module)).digest == before
 
 
+def test_a_copy_is_the_same_whatever_becomes_of_the_original():
+    for name, module in modules().items():
+        if name not in ("scripted", "traced", "old weight norm", "own forward", "pruned"):  # torch or the test cannot
+            twin, before = copy.deepcopy(module), identify(module).digest
+            with torch.no_grad():
+                next(module.parameters()).add_(1)
+            assert identify(twin).digest == before != identify(module).digest, name
+
+
+def test_compiled_functions_are_told_by_what_they_compile():
+    """Also those within a module; whether they were called already does not count."""
+
+    def module_of(factor: float) -> nn.Module:
+        def scaled(x: torch.Tensor) -> torch.Tensor:
+            return x * factor
+
+        module = nn.Identity()
+        vars(module)["forward"] = torch.compile(scaled, backend="eager")
+        return module
+
+    module = module_of(2.0)
+    before = identify(module).digest
+    module(torch.zeros(2, 3))
+    assert identify(module).digest == before == identify(module_of(2.0)).digest != identify(module_of(3.0)).digest
+
+
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.identity(m, "weight")])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weights_that_each_call_computes_do_not_count(norm):
@@ -234,13 +260,20 @@ def test_weights_that_each_call_computes_do_not_count(norm):
     assert not torch.equal(stale, module.weight)
 
 
+def nested(times: int) -> list:
+    inner: list = []
+    for _ in range(times):
+        inner = [inner]
+    return inner
+
+
 @pytest.mark.parametrize(
     ("part", "why"),
     [
         (lambda: sys.__stdout__, r"its part is of type _io\.TextIOWrapper, whose contents cannot be read"),
-        (lambda: [{"key": (n for n in ())}], r"its part\.key is of type builtins\.generator"),
+        (lambda: [{"key": (n for n in "")}], r"its part\.key is of type builtins\.generator"),
         (lambda: torch.eye(3).to_sparse(), r"its part is a tensor of layout torch\.sparse_coo"),
-        (lambda: functools.reduce(lambda inner, _: [inner], range(10_000), []), "nested too deeply"),
+        (lambda: nested(10_000), "nested too deeply"),
     ],
 )
 def test_what_cannot_be_told_is_named_and_refused_for_a_store(part, why, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import random
 import threading
 import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,8 +50,11 @@ def switched(switch, on, off):
         switch(off)
 
 
+MKLDNN: Any = torch.backends.mkldnn
+
+
 def permit(value: str) -> None:
-    for backend in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn):
+    for backend in (MKLDNN.matmul, MKLDNN.conv, MKLDNN.rnn):
         backend.fp32_precision = value
 
 
@@ -127,7 +132,7 @@ def catalogued(_) -> list:
 
 def evaluated(tmp_path) -> list:
     save_checkpoint(tmp_path / "mild.safetensors", MILD, ModelCard())
-    options = {"engine": "reference", "device": "cpu", "sigmas": (0.3,)}
+    options: dict[str, Any] = {"engine": "reference", "device": "cpu", "sigmas": (0.3,)}
     found = evaluate(load_checkpoint(tmp_path / "mild.safetensors"), REFERENCE, n_chains=20, k=3, **options)
     return [str(found.to_dict()), found.samples]
 
@@ -167,15 +172,14 @@ def assert_same(got: list, want: list) -> None:
 
 def settings() -> tuple:
     """Everything that `STATES` changes, as torch tells it."""
-    mkldnn = torch.backends.mkldnn
     return (
         torch.get_default_dtype(),
         torch.get_default_device(),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
-        torch.get_float32_matmul_precision() if mkldnn.matmul.fp32_precision != "bf16" else "",
-        [backend.fp32_precision for backend in (mkldnn.matmul, mkldnn.conv, mkldnn.rnn)],
+        torch.get_float32_matmul_precision() if MKLDNN.matmul.fp32_precision != "bf16" else "",
+        [backend.fp32_precision for backend in (MKLDNN.matmul, MKLDNN.conv, MKLDNN.rnn)],
         torch.are_deterministic_algorithms_enabled(),
         np.float64(5e-324) * 1 == 0,
         torch.get_num_threads(),
@@ -183,7 +187,7 @@ def settings() -> tuple:
 
 
 def random_states() -> tuple:
-    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+    return torch.get_rng_state().tolist(), pickle.dumps(np.random.get_state(legacy=False)), random.getstate()
 
 
 @pytest.mark.parametrize("work", WORK)
