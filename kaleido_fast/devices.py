@@ -20,6 +20,7 @@ from torch import nn
 
 import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.folders import user_data
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.plan import H200, NOT_COMPILED, DeviceFacts, SamplePlan, SampleRequest, make_plan
 from kaleido_fast.versions import library_versions
@@ -262,19 +263,6 @@ def _tuned_here(gpu: str, tables: tuple[tuple[Path, int], ...]) -> dict[str, Any
 def table_name(gpu: str) -> str:
     """File name of a GPU's tuned table."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json"
-
-
-def user_data() -> Path:
-    """The folder for what the program keeps for a person, after each platform's custom; it need not exist."""
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - does not fail where there is no home
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:  # XDG Base Directory Specification: a relative path there is to be ignored
-        given = Path(os.environ.get("XDG_DATA_HOME", ""))
-        base = given if given.is_absolute() else home / ".local" / "share"
-    return base / "kaleido-fast"
 
 
 def _cached_memory(device: torch.device) -> int:

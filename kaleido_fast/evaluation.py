@@ -18,7 +18,7 @@ from kaleido_fast.datasets import DOWNLOADED, NAMES, Dataset, built_in, load_dat
 from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
 from kaleido_fast.errors import InputError
 from kaleido_fast.mixing import Mixing, measure_mixing, watched_chains
-from kaleido_fast.model import ModelSpec
+from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.names import BACKGROUND
 from kaleido_fast.neutral import neutral
 from kaleido_fast.pictures import image_grid, is_image_shape
@@ -301,18 +301,12 @@ def evaluate(
             f"k = {k} neighbours among {len(scorer.compared)} examples and {n_chains} samples: "
             "k must be at least 1 and below both"
         )
+    where = {"engine": engine, "device": device}
     if draws is None:
-        tell(f"sampling {n_chains:,} chains")
-        options = {**(sampling or {}), "engine": engine, "device": device}
-        runs = _sample(checkpoint, n_chains, seed, options)
-        mixing, spacing = _mixing(checkpoint, runs[SAMPLES].request, options, tell)
-        facts = {name: _run_facts(result) for name, result in runs.items()}
-        points = {name: result.final.cpu().float() for name, result in runs.items()}
+        options = {**(sampling or {}), **where}
+        points, facts, mixing, spacing = _sampled(checkpoint, n_chains, seed, options, tell)
     else:
-        points = {SAMPLES: draws[:n_chains][:, -1].float()}
-        facts = {SAMPLES: _draws_facts(draws, n_chains)}
-        mixing = measure_mixing(draws[: watched_chains(draws.shape[1])].float())
-        spacing = {name: facts[SAMPLES][name] for name in _SPACING if name in facts[SAMPLES]}
+        points, facts, mixing, spacing = _drawn(draws, n_chains)
     sets = {}
     for name, states in points.items():
         _check_finite(states)
@@ -324,10 +318,7 @@ def evaluate(
     stable, recovery, radius = None, {}, None
     if scorer.train is not None:
         tell("recovering training examples from noise")
-        watched = evenly(scorer.train, WATCHED)
-        where = {"engine": engine, "device": device}
-        back = {sigma: recovered(checkpoint.model, watched, sigma, seed=seed, **where) for sigma in (0.0, *sigmas)}
-        shares = {sigma: float(which.double().mean()) for sigma, which in back.items()}
+        shares = _recovered_shares(checkpoint.model, scorer.train, (0.0, *sigmas), seed, where)
         stable, recovery = shares[0.0], {f"{sigma:g}": share for sigma, share in shares.items() if sigma > 0}
         radius = float(spectral_radii(checkpoint.model, evenly(scorer.train, RADIUS_EXAMPLES)).median())
     return Evaluation(
@@ -344,6 +335,36 @@ def evaluate(
         notes=(*reference.notes, *scorer.notes),
         samples=points[SAMPLES],
     )
+
+
+Measured = tuple[dict[str, Tensor], dict[str, dict[str, Any]], Mixing | None, dict[str, Any]]
+"""States (n_chains, D) by name, figures of their runs, how independent draws of a chain are, and how far apart."""
+
+
+def _sampled(
+    checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str, Any], tell: Callable[[str], None]
+) -> Measured:
+    tell(f"sampling {n_chains:,} chains")
+    runs = _sample(checkpoint, n_chains, seed, options)
+    mixing, spacing = _mixing(checkpoint, runs[SAMPLES].request, options, tell)
+    points = {name: result.final.cpu().float() for name, result in runs.items()}
+    return points, {name: _run_facts(result) for name, result in runs.items()}, mixing, spacing
+
+
+def _drawn(draws: Draws, n_chains: int) -> Measured:
+    facts = {SAMPLES: _draws_facts(draws, n_chains)}
+    mixing = measure_mixing(draws[: watched_chains(draws.shape[1])].float())
+    spacing = {name: facts[SAMPLES][name] for name in _SPACING if name in facts[SAMPLES]}
+    return {SAMPLES: draws[:n_chains][:, -1].float()}, facts, mixing, spacing
+
+
+def _recovered_shares(
+    model: KaleidoMLP, train: Tensor, sigmas: Sequence[float], seed: int, where: Mapping[str, str]
+) -> dict[float, float]:
+    """Share of training examples that chains come back to, from noise of each strength."""
+    watched = evenly(train, WATCHED)
+    back = {sigma: recovered(model, watched, sigma, seed=seed, **where) for sigma in sigmas}
+    return {sigma: float(which.double().mean()) for sigma, which in back.items()}
 
 
 def also_sampled(

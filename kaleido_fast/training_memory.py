@@ -32,7 +32,7 @@ def evaluation_rows(dim: int) -> int:
 class TrainingMemory:
     """Bytes that a training needs, estimated.
 
-    On a CPU within 14 % of what was measured from 0.2 to 2.2 GiB; below that up to a third too low, where it matters least.
+    On a CPU within 14 % of what was measured from 0.2 to 2.2 GiB; below that up to a third too low.
 
     Args:
         weights: copies of weights on the device, all the time.

@@ -35,8 +35,9 @@ from kaleido_fast.benchmarking.tuning import (
     tune_model,
     write_table,
 )
-from kaleido_fast.devices import device_facts, table_name, user_data
+from kaleido_fast.devices import device_facts, table_name
 from kaleido_fast.errors import InputError
+from kaleido_fast.folders import user_data
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.packed import forget_packed
 from kaleido_fast.plan import DeviceFacts
