@@ -165,7 +165,36 @@ def train(
                 sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
             thinning = loop.measure_thin(sampling)
     name = preset or data.name
-    card = ModelCard(
+    told = _tell_problems(name, diagnostics, sampling, thinning)
+    card = _card(name, run, data, recipe, seed, diagnostics, sampling)
+    run.optimizer.zero_grad(set_to_none=True)
+    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), told)
+
+
+def _tell_problems(
+    name: str, diagnostics: Diagnostics, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Warn of what will make samples poor, and give the same texts."""
+    problems = (
+        (diagnostics.problem(sampling.get("jitter", 0.0)), UnstableModelWarning),
+        (thin_problem(thinning), SlowMixingWarning),
+    )
+    for text, kind in problems:
+        if text is not None:
+            warn_caller(f"model {name}: {text}", kind)
+    return tuple(text for text, _ in problems if text is not None)
+
+
+def _card(
+    name: str,
+    run: TrainingRun,
+    data: Dataset,
+    recipe: TrainingRecipe,
+    seed: int,
+    diagnostics: Diagnostics,
+    sampling: Mapping[str, Any],
+) -> ModelCard:
+    return ModelCard(
         name=name,
         recipe={**asdict(recipe), "seed": seed, "attempt": run.attempt, "best_step": run.best_step},
         dataset={"name": data.name, "sha256": data.sha256, "n_examples": len(data)},
@@ -175,14 +204,6 @@ def train(
         sampling=dict(sampling),
         created_with=library_versions(),
     )
-    problem, slow = diagnostics.problem(sampling.get("jitter", 0.0)), thin_problem(thinning)
-    problems = [(problem, UnstableModelWarning), (slow, SlowMixingWarning)]
-    for text, kind in problems:
-        if text is not None:
-            warn_caller(f"model {name}: {text}", kind)
-    run.optimizer.zero_grad(set_to_none=True)
-    told = tuple(text for text, _ in problems if text is not None)
-    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), told)
 
 
 def training_request(
