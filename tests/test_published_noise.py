@@ -109,9 +109,9 @@ def test_evaluate_measures_the_noise_that_is_asked_for(model, monkeypatch, capsy
     run = json.loads(Path("evaluation.json").read_text())["runs"]["samples"]
     assert (run["noise"], run["jitter"], run["settle"]) == ("upstream", 0.01, 0)
     sheet = Path("evaluation.png").read_bytes()
-    assert call(monkeypatch, capsys, *args[:-2])[0] == 0
+    assert call(monkeypatch, capsys, *args[:-2], "--overwrite")[0] == 0
     assert Path("evaluation.png").read_bytes() != sheet, "samples of another noise are others"
-    status, _, errors = call(monkeypatch, capsys, *args, "--draws", "d.npz")
+    status, _, errors = call(monkeypatch, capsys, *args, "--draws", "d.npz", "--overwrite")
     assert status == 2
     assert "--noise is for samples that are drawn now" in errors
 

@@ -408,6 +408,7 @@ def test_the_host_waits_once_a_check(max_period, monkeypatch):
     run = prepare_run(contracting(scale=1.4, seed=6), **options)  # none of its chains is taken for a cycle on its way
     phases = build_phases(run.subject, run.request, run.plan, run.device)
     draws = torch.empty(50, 1, 5)
+    run_block(phases, run.request, torch.arange(50), None, draws, lambda _: None)  # looks at each number of rows once
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     with Waiting() as waiting:
         end = run_block(phases, run.request, torch.arange(50), None, draws, lambda _: None)
