@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,13 +93,12 @@ class Starved:
     """The reference engine until its n-th call, in which memory runs out."""
 
     def __init__(self, monkeypatch, at: int, problem: BaseException) -> None:
-        self.calls, self.at = 0, at
-        whole, starved = ReferenceEngine.advance, self
+        calls = itertools.count(1)  # of several threads, each of which gets a number of its own
+        whole = ReferenceEngine.advance
 
         def advance(self, *arguments):
-            starved.calls += 1
             held = torch.ones(1000)  # as an engine's own buffers
-            if starved.calls == starved.at:
+            if next(calls) == at:
                 raise type(problem)(*problem.args)  # a new one: the given one would keep the frames that it passed
             assert held is not None
             return whole(self, *arguments)
