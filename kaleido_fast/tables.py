@@ -12,6 +12,8 @@ from kaleido_fast.raw_data import MAX_BYTES, RawData, reading
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".dat")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
+INDEX_COLUMNS = ("", "unnamed: 0")  # as pandas writes and reads it
+MISSING = ("", "na", "n/a", "null", "none", "?")
 MAX_TEXT = MAX_BYTES // 4  # a digit and a comma become 8 bytes
 
 
@@ -43,10 +45,28 @@ def _layout(path: Path) -> tuple[str | None, list[str] | None, int]:
         start, line = next(lines, (0, ""))
         delimiter = next((mark for mark in ("\t", ";", ",") if mark in line), None)
         cells = line.split() if delimiter is None else next(csv.reader([line.strip("\r\n")], delimiter=delimiter))
-        has_names = not all(map(_is_number, cells))
+        names = [cell.strip() for cell in cells]
+        has_names = not all(map(_is_number, names))
         if not line or (has_names and next(lines, None) is None):
             raise InputError(f"{path} holds no line of numbers: put one example on each line")
-    return delimiter, [cell.strip() for cell in cells] if has_names else None, start + has_names
+    if has_names:
+        _refuse_half_names(path, names)
+    return delimiter, names if has_names else None, start + has_names
+
+
+def _refuse_half_names(path: Path, names: list[str]) -> None:
+    """Refuse a first line that may be an example with a value missing: passed over, it would be lost in silence."""
+    words = [name for i, name in enumerate(names) if not (_is_number(name) or _is_special(i, name))]
+    if words and (any(map(_is_number, names)) or all(name.lower() in MISSING for name in names)):
+        raise InputError(
+            f"{path}: its first line may be names or an example, with {words[0]!r} in it: "
+            "give every column a name, and every example all of its values"
+        )
+
+
+def _is_special(i: int, name: str) -> bool:
+    """Whether a column is the classes or an index, whose names stand beside numbered columns too."""
+    return name.lower() in LABEL_COLUMNS or (i == 0 and name.lower() in INDEX_COLUMNS)
 
 
 def _is_content(line: str) -> bool:
@@ -64,7 +84,7 @@ def _is_number(cell: str) -> bool:
 def _named(path: Path, values: np.ndarray, names: list[str]) -> RawData:
     """Columns by their names: classes, an index, and what is left."""
     label = next((i for i, name in enumerate(names) if name.lower() in LABEL_COLUMNS), None)
-    index = 0 if names[0] == "" or names[0].lower() == "unnamed: 0" else None
+    index = 0 if names[0].lower() in INDEX_COLUMNS else None
     kept = [i for i in range(len(names)) if i not in (label, index)]
     notes = []
     if index is not None:
