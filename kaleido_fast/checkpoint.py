@@ -192,7 +192,7 @@ def _find(source: str | Path) -> Path:
         raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"checkpoint {path} does not exist: give a .safetensors file, or the name of a bundled model")
-    raise unknown_name("model", str(source), PRESETS)
+    raise InputError(f"{unknown_name('model', str(source), PRESETS)}; nor is there a file of that name")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kaleido_fast.arrays import as_classes, place_channels, read_memory, to_array
 from kaleido_fast.checkpoint import Scaling
-from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.errors import InputError, unknown_name, warn_caller
 from kaleido_fast.files import atomic_path
 from kaleido_fast.image_files import check_background
 from kaleido_fast.model import BOUND_RANGES, BOUNDS, MAX_WIDTH
@@ -25,7 +25,7 @@ from kaleido_fast.names import BACKGROUND, BUILT_IN_PREFIX
 from kaleido_fast.neutral import neutral
 from kaleido_fast.raw_data import RawData
 from kaleido_fast.readers import read_npz_file
-from kaleido_fast.scalars import plain_number, real_number
+from kaleido_fast.scalars import plain_number, plain_numbers, real_number
 from kaleido_fast.sources import KINDS, read_file, read_path
 
 __all__ = ["DOWNLOADED", "NAMES", "DataWarning", "Dataset", "Scaling", "built_in", "load_dataset"]
@@ -181,7 +181,7 @@ def load_dataset(
     raw = _checked(_limited(raw, limit))
     scaling = _find_scaling(raw, BOUND_RANGES[bound], value_range)
     for note in (*raw.notes, *_doubts(raw, value_range)):
-        warnings.warn(f"data {raw.name}: {note}", DataWarning, stacklevel=2)
+        warn_caller(f"data {raw.name}: {note}", DataWarning)
     return Dataset(
         name=raw.name,
         data=_scaled(raw.values, scaling, BOUND_RANGES[bound]),
@@ -209,6 +209,8 @@ def _read_raw(source: Any, background: str, channels: str | None) -> RawData:
     if not isinstance(source, (str, Path)):
         return place_channels(read_memory(source, background), channels)
     name, path = str(source), Path(source)
+    if not name:
+        raise InputError(f"the name of the data is empty: give {KINDS}, or one of {', '.join(NAMES)}")
     if name.startswith(BUILT_IN_PREFIX):
         name = name.removeprefix(BUILT_IN_PREFIX)
         if name not in NAMES:
@@ -222,9 +224,9 @@ def _read_raw(source: Any, background: str, channels: str | None) -> RawData:
     if name in NAMES and not path.exists():
         return _read_named(name)
     if not path.exists():
-        if path.suffix or len(path.parts) > 1:
-            raise InputError(f"data {path} does not exist: give {KINDS}")
-        raise unknown_name("data set", name, NAMES)
+        if path.suffix or name != path.name:
+            raise InputError(f"data {name} does not exist: give {KINDS}")
+        raise InputError(f"{unknown_name('data set', name, NAMES)}; nor is there a file or folder of that name")
     raw = read_path(path, background, channels)
     # A card with a built-in name would have the built-in data taken for these.
     return replace(raw, name=f"./{raw.name}") if raw.name in NAMES else raw
@@ -292,7 +294,10 @@ def _find_scaling(raw: RawData, bound: tuple[float, float], value_range: tuple[f
             f"data {raw.name}: values from {seen_low:g} to {seen_high:g} are outside of [{low:g}, {high:g}]: "
             "pass value_range=(lowest, highest) to have them scaled"
         )
-    bottom, top = (math.nan if end is None else end for end in map(real_number, known))
+    ends = plain_numbers(known)
+    if not isinstance(ends, tuple) or len(ends) != 2:
+        raise InputError(f"value_range = {value_range!r}: give two finite numbers, the lower one first")
+    bottom, top = (math.nan if end is None else end for end in map(real_number, ends))
     if not (math.isfinite(top - bottom) and bottom < top):
         raise InputError(f"value_range = ({bottom:g}, {top:g}): give two finite numbers, the lower one first")
     if seen_low < bottom or seen_high > top:

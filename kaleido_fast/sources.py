@@ -37,6 +37,8 @@ def read_path(path: Path, background: str, channels: str | None) -> RawData:
     """
     if path.is_dir():
         return read_folder(path, background, channels)
+    if not path.is_file():  # a pipe would be waited for, and can be read once only
+        raise InputError(f"{path} is neither a file nor a folder: write what it gives into a file first")
     raw = read_file(path, background, channels)
     _refuse_classes(path, raw)
     return raw
@@ -64,8 +66,8 @@ def read_file(path: Path, background: str, channels: str | None) -> RawData:
     if ending in TABLE_SUFFIXES:
         return read_table(path)
     known = foreign.describe_foreign(path, start)
-    if known is None:  # says what it starts with
-        return read_idx_file(path)
+    if known is None:
+        raise InputError(f"{path} is of no known kind: it starts with {start[:4].hex() or 'nothing'}; give {KINDS}")
     what, remedy = known
     raise InputError(f"{path} is {what}: {remedy} ({KINDS} are read as they are)")
 

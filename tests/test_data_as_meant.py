@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import struct
 import warnings
@@ -34,6 +35,7 @@ from kaleido_fast import (
 )
 from kaleido_fast.basins import recovered
 from kaleido_fast.checkpoint import bundled_path
+from kaleido_fast.cli.info import describe
 from kaleido_fast.datasets import NAMES, DataWarning
 from kaleido_fast.evaluation import find_reference
 from kaleido_fast.presets import TrainingRecipe
@@ -553,6 +555,9 @@ def test_tables(tmp_path, mark, names, label, index, values):
         ("a,b\n", "no line"),
         ("1,,2\n", "table"),
         ("1;0,5\n", "table"),
+        ("0,,0\n1,0,0\n", "names or an example, with ''"),
+        ("0 n/a\n1 0\n", "names or an example, with 'n/a'"),
+        ("?\n1\n", "names or an example"),
         ("label\n1\n2\n", "at least one"),
         ("0.1,nan\n", "NaN"),
         ("1e999,0\n", "infinite"),
@@ -620,3 +625,42 @@ def test_faint_bytes_are_doubted():
     assert "value_range=(0, 16)" in read(values)[1]
     assert read(values, value_range=(0, 16))[1] == ""
     assert read(values * 15)[1] == ""
+
+
+def test_numbered_columns_beside_named_classes_are_names(tmp_path):
+    (tmp_path / "x.csv").write_text(",0,1,class\n0,.5,-.5,3\n1,.25,1,4\n")
+    data, _ = read(tmp_path / "x.csv")
+    assert data.data.tolist() == [[0.5, -0.5], [0.25, 1.0]]
+    assert data.labels is not None
+    assert data.labels.tolist() == [3, 4]
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    refused(tmp_path / "pipe.safetensors", "neither a file nor a folder")
+    with pytest.raises(InputError, match="does not exist"):
+        describe(str(tmp_path / "pipe.safetensors"))
+
+
+@pytest.mark.parametrize("value_range", [(0, 1, 2), (1,), 5, "01"])
+def test_ranges_have_two_ends(value_range):
+    with pytest.raises(InputError, match="two finite numbers"):
+        load_dataset(np.zeros((2, 2)), value_range=value_range)
+
+
+def test_names_of_nothing_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (4, 4)).save("a.png")
+    refused("", "is empty")
+    refused("my_images", "nor is there a file or folder")
+    refused("my_images/", "my_images/ does not exist")
+    (tmp_path / "text").write_text("abc")
+    refused("text", "no known kind: it starts with 616263; give an IDX")
+
+
+def test_what_is_said_of_data_is_said_of_the_callers_line(tmp_path):
+    Image.new("RGBA", (4, 4)).save(tmp_path / "clear.png")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load_dataset(tmp_path / "clear.png")
+    assert [warning.filename for warning in told] == [__file__]

@@ -32,7 +32,9 @@ def command(source: str, as_json: bool) -> None:
 def describe(source: str) -> dict[str, Any]:
     """Facts about a checkpoint or a file of draws, as plain values."""
     path = Path(source)
-    if path.suffix in (".npy", ".npz", ".zarr") or (path.suffix == ".safetensors" and _holds_draws(path)):
+    if path.suffix in (".npy", ".npz", ".zarr") or (
+        path.suffix == ".safetensors" and path.is_file() and _holds_draws(path)
+    ):
         return _describe_draws(path)
     return _describe_checkpoint(source)
 
