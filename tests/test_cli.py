@@ -45,6 +45,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+WRITERS = [
+    ("sample",),
+    ("train", "--preset", "points1d"),
+    ("evaluate", "digits"),
+    ("attractors",),
+    ("show", "samples.npy"),
+    ("animate",),
+    ("tune",),
+]
 SMALL = ("sample", "--model", "small.safetensors", "--burn-in", "3")
 
 
@@ -103,6 +112,9 @@ def test_json_is_one_object_and_quiet_is_silent(folder):
         (("train", "--data", "gone.npy"), "gone.npy"),
         (("train", "--preset", "points1d", "--steps", "0"), "steps"),
         (("info", "gone.npy"), "not a file"),
+        (("info", "x" * 5000), "too long"),
+        (("train", "--data", "x" * 5000), "too long"),
+        *(((*command, "--out", name), "is a folder") for name in ("", "..") for command in WRITERS),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_touches_nothing(folder, monkeypatch, capsys, args, text):
@@ -195,6 +207,18 @@ def test_a_warning_of_the_package_takes_one_line(folder, monkeypatch, capsys):
         status, _, err = call(monkeypatch, capsys, "doctor", "--model", "small.safetensors")
     assert status == 0
     assert err.startswith("kaleido-fast: ignored: ") and err.count("\n") == 1 and "is no tuned table" in err
+
+
+def test_how_data_are_read_takes_one_line(folder, monkeypatch, capsys):
+    Image.new("RGBA", (4, 4)).save(folder / "clear.png")
+    monkeypatch.chdir(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main replaces it
+        monkeypatch.setattr(warnings, "showwarning", lambda *told: sys.stderr.write(warnings.formatwarning(*told[:4])))
+        status, _, err = call(monkeypatch, capsys, "train", "--data", "clear.png", "--steps", "0")
+    assert status == 2
+    assert err.startswith("kaleido-fast: data clear.png: 1 of 1 pictures are transparent") and err.count("\n") == 2
 
 
 @pytest.mark.parametrize("command", ["", "sample", "train", "info", "doctor"])

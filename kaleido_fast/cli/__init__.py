@@ -94,11 +94,13 @@ def main() -> None:
         _end("" if getattr(problem, "told", False) else str(problem), 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         _end_interrupted(stop)
-    except OSError:
+    except OSError as problem:
         lost = lost_output()
-        if lost is None:
+        if lost is not None:
+            _end(explain_lost(lost), UNHEARD)
+        if problem.filename is None:
             raise
-        _end(explain_lost(lost), UNHEARD)
+        _end(f"{os.fsdecode(problem.filename)}: {problem.strerror}; give a path that can be used here", 2)
     _end("", status if isinstance(status, int) else 0)
 
 
@@ -109,7 +111,8 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning of this package in one line; Python would show the place in the code as well."""
-    if Path(filename).is_relative_to(Path(__file__).parent.parent):
+    package = __name__.partition(".")[0]
+    if Path(filename).is_relative_to(Path(__file__).parent.parent) or category.__module__.partition(".")[0] == package:
         return f"kaleido-fast: {message}\n"
     return _format_any_warning(message, category, filename, lineno, line)
 

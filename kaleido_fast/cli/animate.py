@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, Shape, overwrite_option
+from kaleido_fast.cli.options import Name, Output, Shape, overwrite_option
 from kaleido_fast.cli.output import tell
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
 @click.option(
     "--out",
     "outs",
-    type=click.Path(path_type=Path),
+    type=Output(),
     multiple=True,
     help="May be given several times; the ending picks the format: .gif, .mp4 (needs ffmpeg), .html (a page with a "
     "slider), .png (rows of chains, a column a step) [default: chains.gif, and chains.mp4 where ffmpeg is there].",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.cli.options import Output, overwrite_option
 from kaleido_fast.cli.output import say_table
 from kaleido_fast.valid_json import json_text
 
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
 @click.option("--data", "source", help="Training data, for the nearest example [default: the model's own, if at hand].")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("attractors.json"), show_default=True, help="JSON to write."
-)
+@click.option("--out", type=Output(), default=Path("attractors.json"), show_default=True, help="JSON to write.")
 @overwrite_option
 @click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")

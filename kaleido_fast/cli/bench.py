@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, overwrite_option
+from kaleido_fast.cli.options import Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, say_table
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
@@ -43,13 +43,11 @@ TERMINAL = Path("-")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--rounds", type=click.IntRange(min=1), help="Timings of each contestant [default: 5, 3 with --quick].")
 @click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls and memory in new processes.")
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write every raw timing as JSON; - prints it instead."
-)
+@click.option("--json", "json_path", type=Output(), help="Write every raw timing as JSON; - prints it instead.")
 @click.option(
     "--readme", type=click.Path(path_type=Path), help="Write the table between the marker comments of this file."
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the results as bars (.png, .svg, .pdf).")
+@click.option("--picture", type=Output(), help="Draw the results as bars (.png, .svg, .pdf).")
 @overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, say_table, tell
 from kaleido_fast.errors import InputError
 from kaleido_fast.valid_json import json_text
@@ -51,10 +51,8 @@ SIGMAS = (0.1, 0.3, 1.0)
 @click.option("--settle", type=int, help="Clean steps before the draw [default: as recommended].")
 @click.option("--noise", type=Name("noise", names.NOISES), help="Kind of jitter, as in sample [default: normal].")
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("evaluation.json"), show_default=True, help="JSON to write."
-)
-@click.option("--sheet", type=click.Path(path_type=Path), help="PNG to write [default: beside --out, for pictures].")
+@click.option("--out", type=Output(), default=Path("evaluation.json"), show_default=True, help="JSON to write.")
+@click.option("--sheet", type=Output(), help="PNG to write [default: beside --out, for pictures].")
 @overwrite_option
 @click.option("--engine", default="auto", show_default=True, help=f"One of {', '.join(names.ENGINES)}.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from kaleido_fast.cli.options import Output
+
 
 @click.command(name="join", short_help="Join stores of array jobs into one.")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=Output())
 @click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
+from kaleido_fast.files import check_name
+
+
+class Output(click.Path):
+    """The path of a file or store to be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        check_name(path)  # before other names are made of it
+        return path
+
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under the names of outputs.")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, NumberOr
+from kaleido_fast.cli.options import Name, NumberOr, Output
 from kaleido_fast.cli.output import say_facts, say_json, tell
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BLOCK_ENDINGS = (".zarr", ".npy")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("samples.npy"),
     show_default=True,
     help=f"Where the draws go; the ending picks the format: {', '.join(names.OUTPUT_ENDINGS)}.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.cli.options import Shape, overwrite_option
+from kaleido_fast.cli.options import Output, Shape, overwrite_option
 
 ENDINGS = (".png", ".html")
 
@@ -15,7 +15,7 @@ ENDINGS = (".png", ".html")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     help="Picture (.png), or page to click through the draws (.html) [default: FILE with -shown.png for its ending].",
 )
 @click.option(
@@ -49,7 +49,7 @@ def command(
     from kaleido_fast.shown import read_shown
     from kaleido_fast.storing.writers import record_path
 
-    out = file.with_name(f"{file.stem}-shown.png") if out is None else out
+    out = file.parent / f"{file.stem}-shown.png" if out is None else out
     if out.suffix not in ENDINGS:
         raise unknown_name("format", out.suffix or out.name, ENDINGS)
     record = record_path(file) if file.suffix == ".npy" else None

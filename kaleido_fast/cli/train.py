@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, overwrite_option
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, tell
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @BACKGROUND
 @CHANNELS
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many examples.")
-@click.option("--out", type=click.Path(path_type=Path), help="Checkpoint to write [default: NAME.safetensors].")
+@click.option("--out", type=Output(), help="Checkpoint to write [default: NAME.safetensors].")
 @click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--batch-size", type=int, help="Examples per step.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, overwrite_option
+from kaleido_fast.cli.options import Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
 
 TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"))
@@ -37,7 +37,7 @@ TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:1, ...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     help="Table to write, or to add to if it is of this GPU and Triton [this GPU's in your data folder].",
 )
 @overwrite_option
