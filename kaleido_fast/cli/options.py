@@ -19,9 +19,9 @@ class Output(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(value)
         check_name(path)  # before other names are made of it
-        return path
+        return super().convert(path, param, ctx)
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under the names of outputs.")
