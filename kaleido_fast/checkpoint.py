@@ -27,7 +27,7 @@ from kaleido_fast.neutral import neutral
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
 from kaleido_fast.spacing import JITTERED_STEPS, default_thin, recommended_options
-from kaleido_fast.tensor_files import open_tensors
+from kaleido_fast.tensor_files import open_tensors, write_tensors
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -142,7 +142,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     spec, card_text = model.spec.to_json(), card.to_json()
     header = {"version": VERSION, "spec": spec, "card": card_text, "checksum": _checksum(spec, card_text, tensors)}
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
+        write_tensors(save_file, tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
     return model_hash(model)
 
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import warnings
@@ -73,6 +74,19 @@ def check_folder(path: Path) -> None:
             pass
     except OSError as problem:
         raise write_error(path, problem) from problem
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """Refuse an output of ``n_bytes`` that its disk cannot hold now.
+
+    Raises:
+        InputError: as said.
+    """
+    free = shutil.disk_usage(follow(path).parent).free
+    if n_bytes > free:
+        raise InputError(
+            f"output {path} needs {n_bytes:,} bytes, {free:,} are free there: free some or write elsewhere"
+        )
 
 
 def check_name(path: Path) -> None:

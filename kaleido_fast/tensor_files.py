@@ -1,13 +1,15 @@
-"""Files of safetensors under every name that the system allows."""
+"""Files of safetensors under every name that the system allows, and with the system's own errors."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 
 @contextlib.contextmanager
@@ -29,3 +31,18 @@ def open_tensors(path: Path, framework: str) -> Iterator[Any]:
     else:
         with safe_open(path, framework=framework) as file:
             yield file
+
+
+def write_tensors(save: Callable[..., None], tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
+    """A ``save_file`` of safetensors, whose own error hides that a disk is full.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        save(tensors, path, metadata)
+    except SafetensorError as problem:
+        number = re.search(r"\(os error (\d+)\)", str(problem))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from problem

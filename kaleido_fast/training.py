@@ -24,6 +24,7 @@ from kaleido_fast.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.devices import resolve_device
 from kaleido_fast.diagnostics import Diagnostics, diagnose
 from kaleido_fast.errors import InputError, unknown_name, warn_caller
+from kaleido_fast.files import check_room
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.neutral import neutral
 from kaleido_fast.outputs import check_outputs
@@ -32,7 +33,7 @@ from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.team import find_team
 from kaleido_fast.thinning import measure_thin, thin_problem, with_thin
 from kaleido_fast.threads import threads
-from kaleido_fast.training_memory import check_training_memory
+from kaleido_fast.training_memory import ITEM, STORED_COPIES, check_training_memory
 from kaleido_fast.training_run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.exact import exact_products
@@ -146,18 +147,23 @@ def train(
         data, spec, recipe = _resolve(dataset, found, spec, recipe)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
+        seconds = real_number(save_every)
+        if seconds is None or not seconds >= 0:
+            raise InputError(f"save_every = {save_every!r}: give seconds, 0 or more")
         if state_path is not None:
-            read = None if isinstance(dataset, Dataset) else dataset
+            read = dataset if isinstance(dataset, (str, Path)) else None  # others are in memory
             check_outputs(
                 {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
             )
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
         check_training_memory(data, spec, recipe, target, saves=state_path is not None and team.leads)
+        if state_path is not None:  # at the end also the checkpoint, which holds the weights once more
+            check_room(state_path, (STORED_COPIES + 1) * ITEM * spec.n_parameters)
         run = TrainingRun(data, spec, recipe, seed, target, team)
         with team.together(state_path, run.request, recipe.batch_size, target) as begun:
             if begun:
                 run.restore(cast("Path", state_path))
-            loop = _Loop(run, state_path, save_every, callback if team.leads else None)
+            loop = _Loop(run, state_path, seconds, callback if team.leads else None)
             run.threads = team.tell("threads", lambda: run.threads)
             with threads(run.threads):
                 diagnostics = _train_until_accepted(run, loop)

@@ -19,6 +19,7 @@ EVALUATION_ROWS = 2048
 EVALUATION_VALUES = 2**27  # of the fixed examples: 512 MiB; fewer rows where examples have more than 65,536 values
 ITEM = 4  # bytes of fp32
 KEPT_COPIES = 5  # weights, gradients, two moments of Adam, the best weights
+STORED_COPIES = 4  # in the file of an unfinished run: weights, best weights, two moments
 SAVED_COPIES = 7  # weights, best weights and moments in main memory, and most of them again as bytes of the file
 BATCH_COPIES = 5  # examples, noise, inputs, error and its gradient
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
-from kaleido_fast.tensor_files import open_tensors
+from kaleido_fast.tensor_files import open_tensors, write_tensors
 
 ENTRY, VERSION = "kaleido_fast_training", "1"
 
@@ -29,7 +29,7 @@ def save_state(path: Path, request: dict[str, Any], position: dict[str, Any], te
     texts = {"request": json.dumps(request, sort_keys=True), "position": json.dumps(position)}
     header = {"version": VERSION, **texts, "checksum": _checksum(texts, held)}
     with atomic_path(path) as temporary:
-        save_file(held, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
+        write_tensors(save_file, held, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
 
 
 def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -8,7 +8,6 @@ Records hold no time of day, so that the same command writes the same bytes.
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +18,11 @@ from safetensors.numpy import save_file
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import atomic_path, check_writable
+from kaleido_fast.files import atomic_path, check_room, check_writable
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.result import SampleResult
+from kaleido_fast.tensor_files import write_tensors
 
 RECORD_VERSION = 1
 PER_CHAIN = ("residual", "steps", "period", "outcome")
@@ -34,11 +34,7 @@ def check_output(path: Path, n_bytes: int) -> None:
     if path.suffix not in OUTPUT_ENDINGS:
         raise unknown_name("format", path.suffix or path.name, OUTPUT_ENDINGS)
     check_writable(path)
-    free = shutil.disk_usage(path.parent).free
-    if n_bytes > free:
-        raise InputError(
-            f"output {path} needs {n_bytes:,} bytes, {free:,} are free there: free some or write elsewhere"
-        )
+    check_room(path, n_bytes)
 
 
 def make_record(result: SampleResult, spec: ModelSpec | None, scaling: Scaling | None) -> dict[str, Any]:
@@ -78,5 +74,5 @@ def write_draws(path: Path, result: SampleResult, record: dict[str, Any]) -> lis
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, record=np.array(text), **arrays)
         else:
-            save_file(arrays, temporary, {"record": text})
+            write_tensors(save_file, arrays, temporary, {"record": text})
     return [path, record_path(path)] if path.suffix == ".npy" else [path]
