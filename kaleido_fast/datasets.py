@@ -292,7 +292,7 @@ def _find_scaling(raw: RawData, bound: tuple[float, float], value_range: tuple[f
             return Scaling()
         raise InputError(
             f"data {raw.name}: values from {seen_low:g} to {seen_high:g} are outside of [{low:g}, {high:g}]: "
-            "pass value_range=(lowest, highest) to have them scaled"
+            "pass value_range=(lowest, highest) (--value-range) to have them scaled"
         )
     ends = plain_numbers(known)
     if not isinstance(ends, tuple) or len(ends) != 2:
@@ -303,7 +303,7 @@ def _find_scaling(raw: RawData, bound: tuple[float, float], value_range: tuple[f
     if seen_low < bottom or seen_high > top:
         raise InputError(
             f"data {raw.name}: values from {seen_low:g} to {seen_high:g} are outside of [{bottom:g}, {top:g}]: "
-            "pass a value_range=(lowest, highest) that holds them"
+            "pass a value_range=(lowest, highest) (--value-range) that holds them"
         )
     scale = (high - low) / (top - bottom)
     return Scaling(scale=scale, offset=low - bottom * scale)

@@ -62,7 +62,7 @@ def image_grid(
     if not len(samples):
         raise InputError("no samples to draw: ask for at least one")
     values = to_bytes(samples, spec, scaling)
-    columns = columns or max(1, round(math.sqrt(1.6 * len(values))))
+    columns = min(columns or max(1, round(math.sqrt(1.6 * len(values)))), len(values))
     rows = -(-len(values) // columns)
     height, width = spec.sample_shape[:2]
     colour = spec.sample_shape[2:]

@@ -173,6 +173,12 @@ def test_train_then_info_then_sample(folder):
     assert (draws["chains"], draws["dim"]) == (20, 1)
 
 
+def test_nothing_asked_for_is_answered_with_the_help(folder, monkeypatch, capsys):
+    status, output, errors = call(monkeypatch, capsys)
+    assert (status, errors) == (0, "")
+    assert "  sample      Start chains" in output.splitlines()[output.splitlines().index("Commands:") + 1]
+
+
 def test_doctor_names_versions_and_every_engine(folder):
     facts = json.loads(run("doctor", "--model", "small.safetensors", "--json", cwd=folder).stdout)
     assert {f"--engine {name}" for name in names.ENGINES} <= facts.keys()

@@ -142,3 +142,11 @@ def test_what_cannot_be_drawn_is_named():
         image_grid(torch.zeros(0, 4), square, Scaling())
     with pytest.raises(InputError, match="do not belong together"):
         image_grid(torch.zeros(2, 5), square, Scaling())
+
+
+def test_a_sheet_is_no_wider_than_its_samples():
+    """Columns without samples would be grey, and ask for memory in proportion."""
+    spec = ModelSpec((4, 4), sample_shape=(2, 2))
+    samples = torch.zeros(3, 4)
+    sheets = [image_grid(samples, spec, Scaling(), columns=columns) for columns in (3, 10**9)]
+    assert sheets[0].size == sheets[1].size

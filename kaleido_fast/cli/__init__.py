@@ -67,13 +67,20 @@ class LazyGroup(click.Group):
             raise InputError(f"a file ends too early: {problem or 'it is cut off or empty'}") from problem
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,  # by itself click takes that for an error, whose lines become one
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_version(), prog_name="kaleido-fast")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Sample generative kaleidoscopic networks: one deep MLP iterated over 100,000 chains at once.
 
     Begin with: kaleido-fast sample --chains 100000
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:
