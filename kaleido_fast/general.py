@@ -7,9 +7,11 @@ import copy
 import functools
 import math
 import operator
+import threading
 import types
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from kaleido_fast.errors import InputError
+from kaleido_fast.identity import library_of, used_by
+from kaleido_fast.recognition import as_written, is_compiled, uncached, why_more_than_compiled
 
 _MOST_ITEMS = 10_000  # of a list or dictionary that is searched for modules: longer ones hold data
+_BORROWING = threading.RLock()  # whoever runs a module of the caller's restores its mode, under nobody else's feet
 
 
 def check_data_range(data_range: object) -> tuple[float, float]:
@@ -58,6 +63,14 @@ def check_module(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"a {type(module).__name__} has no values yet for {name}: call it once on data before")
+    for inner in filter(is_compiled, reached(module)):
+        more = why_more_than_compiled(inner)
+        if more:
+            kind = type(inner._orig_mod).__name__
+            raise InputError(
+                f"{more} was set on what torch.compile returned for a {kind}: no copy has it; set it on the module "
+                "itself, and compile after that"
+            )
     for name, inner in module.named_modules():
         if isinstance(inner, _BatchNorm) and inner.running_mean is None:
             raise InputError(
@@ -122,6 +135,11 @@ class Evaluated:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """What is borrowed is in evaluation mode; afterwards its modes and buffers are as before, whatever happened."""
+        with _BORROWING if self.borrowed else contextlib.nullcontext(), uncached(), self._borrowing():
+            yield
+
+    @contextlib.contextmanager
+    def _borrowing(self) -> Iterator[None]:
         modes = [(part, part.training) for part in self.borrowed]
         tensors = {id(buffer): buffer for part in self.borrowed for buffer in part.buffers(recurse=False)}
         before = [(buffer, buffer.detach().clone()) for buffer in tensors.values()]
@@ -153,26 +171,61 @@ def reached(module: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def _parts(item: Any) -> list[Any]:
+def _parts(item: Any) -> Iterable[Any]:
     """What is held by something that may lead to a module."""
     if isinstance(item, nn.Module):
-        return [*vars(item).values(), getattr(type(item), "forward", None)]
-    if isinstance(item, dict) and len(item) <= _MOST_ITEMS:
-        return list(item.values())
-    if isinstance(item, (list, tuple, set, frozenset, deque)) and len(item) <= _MOST_ITEMS:
-        return list(item)
-    if isinstance(item, types.MethodType):
-        return [item.__self__, item.__func__]
-    if isinstance(item, functools.partial):
-        return [item.func, item.args, item.keywords]
+        return [*vars(item).values(), *_class_parts(type(item), ["forward"])]
+    if isinstance(item, (dict, types.MappingProxyType)):
+        return item.values() if len(item) <= _MOST_ITEMS else ()
+    if isinstance(item, (list, tuple, set, frozenset, deque)):
+        return item if len(item) <= _MOST_ITEMS else ()
     if isinstance(item, types.FunctionType):
-        held: list[Any] = [item.__defaults__, item.__kwdefaults__, vars(item)]
-        for cell in item.__closure__ or ():
-            with contextlib.suppress(ValueError):  # an empty cell
-                held.append(cell.cell_contents)
-        named = (item.__globals__.get(name) for name in item.__code__.co_names)
-        return held + [value for value in named if isinstance(value, nn.Module)]
-    return []
+        return _function_parts(item)
+    for kind, names in _HOLDERS:
+        if isinstance(item, kind):
+            return [getattr(item, name) for name in names]
+    if isinstance(item, weakref.ref):
+        return [item()]
+    if isinstance(item, (type, types.ModuleType, Tensor)) or not isinstance(getattr(item, "__dict__", None), dict):
+        return ()
+    return [*vars(item).values(), *_class_parts(type(item), dir(type(item)))]
+
+
+_HOLDERS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (types.MethodType, ("__self__", "__func__")),
+    (functools.partial, ("func", "args", "keywords")),
+    (staticmethod, ("__func__",)),
+    (classmethod, ("__func__",)),
+    (property, ("fget",)),
+    (functools.cached_property, ("func",)),
+)
+
+
+def _function_parts(function: types.FunctionType) -> list[Any]:
+    held: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            held.append(cell.cell_contents)
+    used = used_by(function)
+    if library_of(function.__module__) is not None:  # what else it uses has no state of the person's
+        used = [value for value in used if isinstance(value, nn.Module)]
+    return held + used
+
+
+def _class_parts(cls: type, names: Iterable[str]) -> list[Any]:
+    """What a person's own class holds, of its methods those of these names and all that they name in turn."""
+    own: dict[str, Any] = {}
+    for kind in reversed(cls.__mro__):
+        if kind.__module__ != "builtins" and library_of(kind.__module__) is None:
+            own |= vars(kind)
+    found = {name: value for name, value in own.items() if not isinstance(value, types.FunctionType)}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in own and name not in found:
+            found[name] = own[name]
+            waiting.extend(own[name].__code__.co_names)
+    return list(found.values())
 
 
 def _to_evaluation(modules: Sequence[nn.Module]) -> None:
@@ -194,13 +247,6 @@ def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
             module.training = training
 
 
-def as_written(module: nn.Module) -> nn.Module:
-    """The module inside of what ``torch.compile`` returns; any other one as it is."""
-    while type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
-        module = module._orig_mod  # type: ignore[assignment]
-    return module
-
-
 def _copy(module: nn.Module) -> nn.Module | None:
     with contextlib.suppress(Exception):
         return copy.deepcopy(module, _tensors_of_graphs(module))
@@ -213,7 +259,7 @@ def _tensors_of_graphs(module: nn.Module) -> dict[int, Any]:
     """A memo for deepcopy, which refuses tensors with a history, such as the weights of old norms after a step."""
     memo: dict[int, Any] = {}
     for inner in module.modules():
-        for value in vars(inner).values():
+        for value in (*vars(inner).values(), *inner._buffers.values(), *inner._parameters.values()):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return memo

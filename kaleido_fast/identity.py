@@ -321,7 +321,7 @@ def _tell_function(walk: _Walk, function: types.FunctionType) -> bytes:
     if inner is not None:  # it only says whether to compile
         return walk.of(inner)
     parts = [function.__qualname__.encode()]
-    library = _library(function.__globals__.get("__name__"))  # of the code, which a wrapper of another name may hold
+    library = library_of(function.__globals__.get("__name__"))  # of the code, which a wrapper of another name may hold
     if library is not None:
         parts.append(f"{function.__module__} {library}".encode())
         if _finds(function):
@@ -355,6 +355,11 @@ def _tell_code(walk: _Walk, code: types.CodeType, *, documented: bool = False) -
     return _hash("code", code.co_code, exceptions, walk.of(names), walk.of(counts), walk.all(constants))
 
 
+def used_by(function: types.FunctionType) -> list[Any]:
+    """What a function's code may mean by the names that it looks up outside of itself."""
+    return list(_used(function.__code__, function.__globals__).values())
+
+
 def _used(code: types.CodeType, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The globals that code names, and of modules among them the attributes that it may mean."""
     found: dict[str, Any] = {}
@@ -369,7 +374,7 @@ def _used(code: types.CodeType, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_module(path: str, module: types.ModuleType, names: Iterable[str], above: set[int]) -> dict[str, Any]:
     """What code may mean by attributes of a module: of the person's own modules and packages the things themselves."""
-    library = _library(module.__name__)
+    library = library_of(module.__name__)
     if library is not None or id(module) in above:
         return {path: f"{module.__name__} {library}"}
     found: dict[str, Any] = {}
@@ -403,7 +408,7 @@ def _inner(code: types.CodeType) -> list[types.CodeType]:
 
 
 def _tell_class(walk: _Walk, kind: type) -> bytes:
-    library = _library(kind.__module__)
+    library = library_of(kind.__module__)
     if library is not None and _finds(kind):
         return _hash("class", f"{kind.__module__}.{kind.__qualname__} {library}".encode())
     if kind.__module__ == "torch.nn.utils.parametrize":
@@ -424,7 +429,7 @@ def _finds(named: Any) -> bool:
 
 
 @functools.cache
-def _library(name: str | None) -> str | None:
+def library_of(name: str | None) -> str | None:
     """Version of the library that a module belongs to ("" for none known); None for a person's own code."""
     root = (name or "__main__").partition(".")[0]
     if root == "__main__":  # even where that is a program of a package
@@ -484,7 +489,7 @@ _TELL: tuple[tuple[Any, Callable[[_Walk, Any], bytes]], ...] = (
     (types.FunctionType, _tell_function),
     (types.MethodType, _tell_method),
     (types.CodeType, _tell_code),
-    (types.ModuleType, lambda _, value: _hash("module", f"{value.__name__} {_library(value.__name__)}".encode())),
+    (types.ModuleType, lambda _, value: _hash("module", f"{value.__name__} {library_of(value.__name__)}".encode())),
     (types.MappingProxyType, _Walk.mapping),
     (property, _parts("property", "fget", "fset", "fdel")),
     (staticmethod, _parts("static", "__func__")),

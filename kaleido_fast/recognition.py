@@ -7,11 +7,13 @@ hooks, and with the weights that its forward would use.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
 import math
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -83,11 +85,39 @@ class Stack:
     bound: str
 
 
+# What runs when a module is called.
+_CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "activate")
+# What a forward reads of a module besides its registered parts: of a subclass it may be a property.
+_READ = ("weight", "bias", "negative_slope", "approximate", "start_dim", "end_dim", "layers", "spec", "training")
+
+
 def look_through(module: nn.Module) -> nn.Module:
     """The module inside of wrappers that change nothing: `torch.compile`, data parallelism, averaged weights."""
     while (inner := _wrapped(module)) is not None:
         module = inner
     return module
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """The module inside of what ``torch.compile`` returned, where that does nothing else; any other one as it is."""
+    while is_compiled(module) and not why_more_than_compiled(module) and not _global_hooks():
+        module = cast(nn.Module, module._orig_mod)
+    return module
+
+
+def is_compiled(module: object) -> bool:
+    """Whether it is what ``torch.compile`` returned for a module."""
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    return compiled is not None and type(module) is compiled
+
+
+def why_more_than_compiled(module: nn.Module) -> str:
+    """What was added to that which ``torch.compile`` returned, which no copy of it has; empty for nothing."""
+    forward = module.forward
+    lazy = isinstance(forward, types.MethodType) and forward.__func__ in vars(type(module)).values()
+    if not lazy and not hasattr(forward, "_torchdynamo_orig_callable"):  # dynamo's own has that mark
+        return "a forward"
+    return "a forward hook" if module._forward_hooks or module._forward_pre_hooks else ""
 
 
 def why_not_exactly(module: nn.Module, kind: type[nn.Module]) -> str:
@@ -164,13 +194,10 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps; None for a module that is none, or one that does more (hooks, a forward of its own)."""
+    if (inner := as_written(module)) is not module:
+        return inner
     if _hooked(module):
         return None
-    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
-    if compiled is not None and type(module) is compiled:
-        # A forward set by the caller lacks the mark of dynamo's own.
-        ours = hasattr(module.forward, "_torchdynamo_orig_callable")
-        return cast(nn.Module, module._orig_mod) if ours else None
     averaged = getattr(sys.modules.get("torch.optim.swa_utils"), "AveragedModel", None)
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, averaged)
     if any(type(module) is wrapper for wrapper in wrappers) and not _own_methods(module):
@@ -188,8 +215,10 @@ def _opened(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     if why:
         raise UnknownModuleError(f"module {prefix} {why}" if prefix else f"the Sequential {why}")
     for name, child in module._modules.items():
-        if child is not None:
-            yield from _opened(child, f"{prefix}.{name}" if prefix else name)
+        path = f"{prefix}.{name}" if prefix else name
+        if child is None:
+            raise UnknownModuleError(f"module {path} of the Sequential is None, which it cannot call")
+        yield from _opened(child, path)
 
 
 def _changes_nothing(module: nn.Module) -> bool:
@@ -256,9 +285,10 @@ def _why_other_class(module: nn.Module, kind: type[nn.Module]) -> str:
         return f"is {_class(module)}, which has parametrisations that are not torch's"
     if not issubclass(cls, kind):
         return f"is {_class(module)}, not {kind.__name__}"
-    if not kind.forward.__module__.startswith("torch.") and kind.__module__.startswith("torch."):
-        return f"is {kind.__name__}, whose forward was replaced in torch itself"
-    changed = [] if cls is kind else _changed(cls, kind)
+    replaced = [name for name in _CALLED if _is_replaced(kind, name)]
+    if replaced:
+        return f"is {kind.__name__}, whose {replaced[0]} was replaced in the class itself"
+    changed = _read_otherwise(cls) if cls is kind else _changed(cls, kind) + _read_otherwise(cls)
     if changed:
         return f"is {cls.__name__}, a {kind.__name__} with its own {changed[0]}"
     own = _own_methods(module)
@@ -270,6 +300,24 @@ def _changed(cls: type, kind: type) -> list[str]:
     names = [name for name in dir(kind) if name not in _OF_EACH_CLASS]
     changed = [n for n in names if inspect.getattr_static(cls, n, None) is not inspect.getattr_static(kind, n, None)]
     return sorted(changed, key=lambda name: (name != "forward", name))
+
+
+def _is_replaced(kind: type[nn.Module], name: str) -> bool:
+    """Whether a method is no longer the one that the class was written with: another was set on the class."""
+    owner = next((cls for cls in kind.__mro__ if name in vars(cls)), None)
+    if owner is None:
+        return False
+    # What `functools.wraps` has copied says nothing of where a function is from; its namespace does.
+    namespace = getattr(vars(owner)[name], "__globals__", {})
+    if namespace is vars(sys.modules[owner.__module__]):
+        return False
+    # Torch itself replaces how modules are called while it exports a program.
+    return not (owner is nn.Module and str(namespace.get("__name__")).startswith("torch."))
+
+
+def _read_otherwise(cls: type) -> list[str]:
+    """What a forward reads that a class computes at each time, perhaps by the mode: properties and the like."""
+    return [name for name in _READ if hasattr(type(inspect.getattr_static(cls, name, None)), "__get__")]
 
 
 def _own_methods(module: nn.Module) -> list[str]:
@@ -335,11 +383,27 @@ def _weights_in_force(layer: nn.Module, name: str) -> tuple[Tensor, Tensor | Non
     with torch.no_grad():
         for hook in layer._forward_pre_hooks.values():
             hook(stand_in, (None,))
-        (weight, bias), again = _tensors(stand_in), _tensors(stand_in)
+        with uncached():
+            weight, bias = _tensors(stand_in)
+        with uncached():
+            again = _tensors(stand_in)
         for first, second in zip((weight, bias), again, strict=True):
             if first is not None and second is not None and not torch.equal(first, second):
                 raise UnknownModuleError(f"{name} has a parametrisation that gives other weights each time")
     return weight, bias
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Let copies of modules compute their weights anew inside of `torch.nn.utils.parametrize.cached`.
+
+    It keeps weights by where a module lies in memory, also those of a copy that is gone, whose place another one takes.
+    """
+    held, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = held if parametrize._cache_enabled else {}
 
 
 def _tensors(layer: Any) -> tuple[Tensor, Tensor | None]:

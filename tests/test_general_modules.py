@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -130,7 +131,61 @@ def convolutional() -> nn.Module:
     )  # fmt: skip
 
 
+class Holder:
+    """No module, but holds one."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self.part = part
+
+
+class ByMode(nn.Module):
+    """Tells its mode by its answer alone: no batch, no chance."""
+
+    def forward(self, x):
+        return x * 0.5 if self.training else x
+
+
+SHARED = {"norm": nn.BatchNorm1d(DIM), "mode": ByMode()}
+HELD = Holder(ByMode())
+
+
+def by_a_function(x):
+    return SHARED["norm"](HELD.part(x))
+
+
+class Around(nn.Module):
+    """Calls modules that torch does not find."""
+
+    kept = (ByMode(),)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear, self.name = nn.Linear(DIM, DIM), name
+        self.holder = Holder(nn.Sequential(ByMode(), nn.BatchNorm1d(DIM)))
+
+    def in_an_object(self, x):
+        return self.holder.part(x)
+
+    def in_the_class(self, x):
+        return self.kept[0](x)
+
+    def in_a_global(self, x):
+        return (lambda y: SHARED["mode"](y))(x)
+
+    def by_a_function(self, x):
+        return by_a_function(x)
+
+    def forward(self, x):
+        named = {"object": self.in_an_object, "class": self.in_the_class, "global": self.in_a_global}
+        return torch.tanh(named.get(self.name, self.by_a_function)(self.linear(x)))
+
+
 MODULES = {
+    "a part in an object": lambda: Around("object"),
+    "a part in the class": lambda: Around("class"),
+    "a part in a global container": lambda: Around("global"),
+    "a part by a function": lambda: Around("function"),
     "batch norm and dropout": with_statistics,
     "a convolution": convolutional,
     "spectral_norm": lambda: normed(parametrizations.spectral_norm),
@@ -194,6 +249,12 @@ def test_a_module_is_sampled_as_in_evaluation_and_left_alone(name):
     assert_states_close(results[0], want, atol=1e-6, what=name)
 
 
+def test_modules_are_found_wherever_a_forward_may_reach_them():
+    module = Around("class")
+    hidden = [*module.holder.part, *SHARED.values(), HELD.part, *Around.kept]
+    assert set(map(id, hidden)) <= set(map(id, reached(module)))
+
+
 @pytest.mark.parametrize("name", ["batch norm and dropout", "a closure", "no copy"])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_a_stopped_run_leaves_the_module_alone(name, stop):
@@ -206,6 +267,46 @@ def test_a_stopped_run_leaves_the_module_alone(name, stop):
     with pytest.raises(SamplingInterruptedError if stop is KeyboardInterrupt else stop):
         sample(module, burn_in=200, callback=interrupt)
     assert state_of(module) == before
+
+
+def test_threads_may_sample_a_module_that_cannot_be_copied_at_once():
+    """Each puts it into evaluation mode for a while: none may find it back in training."""
+    module = warmed_up("no copy")
+    before, found = state_of(module), []
+    quiet = sample(module, 16, burn_in=30).final
+    threads = [threading.Thread(target=lambda: found.append(sample(module, 16, burn_in=30).final)) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [torch.equal(final, quiet) for final in found] == [True] * 4
+    assert state_of(module) == before
+
+
+def test_a_buffer_with_a_history_is_copied_and_not_shared():
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+            self.register_buffer("mean", torch.zeros(DIM))
+
+        def forward(self, x):
+            y = self.linear(x)
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * y.mean(0)
+            return torch.tanh(y - self.mean)
+
+    module = Running()
+    module(torch.rand(7, DIM)).sum().backward()
+    exact = sample(module, precision="fp64")
+    assert module.mean.dtype == module.linear.weight.dtype == torch.float32
+    assert module.mean.grad_fn is not None
+    assert_states_close(exact.final, sample(module).final.double(), atol=1e-5, what="fp64")
 
 
 def test_another_thread_may_train_the_module_meanwhile():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from typing import Any
 
@@ -386,3 +387,91 @@ def test_a_size_that_is_not_the_networks_own_is_refused(given):
     with pytest.raises(InputError, match=r"is .* the model('s| has) .*: leave"):
         fast_sample(random_mlp(4, 7, 4), n_chains=2, **given)
     assert fast_sample(random_mlp(4, 7, 4), n_chains=2, burn_in=1, dim=4, data_range=(-1, 1)).draws.shape == (2, 1, 4)
+
+
+def with_hook_on_compiled(module: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(module, backend="eager")
+    compiled.register_forward_hook(lambda module, args, output: output * 0.5)
+    return compiled
+
+
+def with_forward_on_compiled(module: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(module, backend="eager")
+    before = compiled.forward
+    compiled.forward = lambda x: 0.5 * before(x)
+    return compiled
+
+
+class Holds(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = [part]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part[0](x)
+
+
+@pytest.mark.parametrize("around", [lambda m: m, nn.Sequential, Holds])
+@pytest.mark.parametrize("change", [with_hook_on_compiled, with_forward_on_compiled])
+def test_what_was_added_to_a_compiled_module_is_not_lost_in_silence(change, around):
+    with pytest.raises(InputError, match=r"was set on what torch\.compile returned for a Sequential"):
+        one_step(around(change(mlp_with("plain"))), torch.zeros(N, 5), 5, data_range=(-1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(nn.Linear, "forward"), (nn.Sequential, "forward"), (nn.Module, "__call__"), (KaleidoMLP, "forward")],
+)
+def test_methods_that_were_replaced_in_a_class_are_obeyed(kind, name, monkeypatch):
+    models, z0 = [mlp_with("plain"), random_mlp(5, 7, 5)], torch.rand(N, 5) * 2 - 1
+    before = getattr(kind, name)
+    monkeypatch.setattr(kind, name, functools.wraps(before)(lambda self, x: before(self, x) * 0.9))
+    for model in models:
+        state, _ = one_step(model, z0, 5, data_range=(-1.0, 1.0))
+        expected = as_evaluated(model, z0)
+        assert torch.allclose(state, expected, atol=ATOL), worst(state, expected)
+
+
+class ByMode(nn.Linear):
+    """Another weight in training than in evaluation."""
+
+    weight = property(lambda self: self.own * (3.0 if self.training else 1.0), lambda self, value: None)
+
+
+class SlopeByMode(nn.LeakyReLU):
+    negative_slope = property(lambda self: 0.5 if self.training else 0.1, lambda self, value: None)
+
+
+def test_what_a_class_computes_at_each_read_is_not_read_once():
+    layer, z0 = nn.Linear(5, 5), torch.rand(N, 5) * 2 - 1
+    plain = nn.Linear(5, 5)
+    plain.own = nn.Parameter(plain._parameters.pop("weight").detach())
+    plain.__class__ = ByMode
+    for first, activation in ((plain, nn.ReLU()), (nn.Linear(5, 5), SlopeByMode())):
+        module = nn.Sequential(first, activation, layer, nn.Tanh()).train()
+        state, engine = one_step(module, z0, 5, data_range=(-1.0, 1.0))
+        expected = as_evaluated(module, z0)
+        assert engine == "reference" and torch.allclose(state, expected, atol=ATOL), worst(state, expected)
+
+
+def test_a_sequential_that_cannot_run_is_not_run():
+    module = mlp_with("plain")
+    module.register_module("4", None)
+    with pytest.raises(UnknownModuleError, match="module 4 of the Sequential is None"):
+        plain_mlp(module)
+
+
+@pytest.mark.parametrize("middle", [nn.ReLU, nn.PReLU])
+def test_cached_parametrisations_of_other_modules_are_not_taken(middle):
+    """Torch keeps them by where a module lies in memory, which another one takes when it is gone."""
+    z0 = torch.rand(N, 5) * 2 - 1
+    with parametrize.cached():
+        for seed in range(8):
+            torch.manual_seed(seed)
+            layers = [parametrizations.weight_norm(nn.Linear(5, 5)) for _ in range(4)]
+            module = nn.Sequential(*[part for layer in layers for part in (layer, middle())][:-1], nn.Tanh())
+            state, _ = one_step(module, z0, 5, data_range=(-1.0, 1.0))
+            assert not parametrize._cache, "weights of a copy are left"
+            expected = as_evaluated(module, z0)
+            assert torch.allclose(state, expected, atol=ATOL), f"module {seed}: {worst(state, expected)}"
+            parametrize._cache.clear()
