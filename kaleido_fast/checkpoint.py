@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.files import atomic_path
 from kaleido_fast.jitter import fit_to_noise
-from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp
+from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp, weights_hash
 from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
 from kaleido_fast.neutral import neutral
 from kaleido_fast.presets import PRESETS
@@ -123,7 +123,7 @@ def bundled_path(name: str) -> Path:
 
 @neutral()
 def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
-    """Write a checkpoint in place of what is there; it appears only when whole. Returns the model's hash.
+    """Write a checkpoint in place of what is there; it appears only when whole. Returns the hash of what is stored.
 
     Args:
         path: the file.
@@ -143,7 +143,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     header = {"version": VERSION, "spec": spec, "card": card_text, "checksum": _checksum(spec, card_text, tensors)}
     with atomic_path(Path(path)) as temporary:
         write_tensors(save_file, tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
-    return model_hash(model)
+    return weights_hash(model.spec, tensors.items())
 
 
 @neutral()

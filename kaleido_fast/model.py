@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import cast
@@ -277,17 +277,25 @@ def named_weights(model: KaleidoMLP) -> Iterator[tuple[str, Tensor]]:
 
 
 def model_hash(model: KaleidoMLP) -> str:
-    """SHA-256 over the specification and the weights as fp32 bytes: names a model in records of runs."""
-    digest = hashlib.sha256(model.spec.to_json().encode())
-    for name, tensor in named_weights(model):
+    """SHA-256 over the specification and the weights, see `weights_hash`: names a model in records of runs."""
+    return weights_hash(model.spec, named_weights(model))
+
+
+def weights_hash(spec: ModelSpec, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over a specification and its weights (name, tensor) as fp32 bytes; fp64 ones where fp32 rounds them."""
+    digest = hashlib.sha256(spec.to_json().encode())
+    for name, tensor in weights:
+        exact = tensor.to("cpu")
+        rounded = exact.to(torch.float32)
+        held = exact if exact.dtype == torch.float64 and not torch.equal(rounded.double(), exact) else rounded
         digest.update(name.encode())
-        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(held.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def check_finite(model: KaleidoMLP) -> None:
-    """Refuse a model with NaN or infinite weights, naming the first such tensor."""
+    """Refuse a model whose weights are NaN or infinite, also where fp32 makes them so, naming the first such tensor."""
     for name, tensor in named_weights(model):
-        bad = int((~torch.isfinite(tensor)).sum())
+        bad = int((~torch.isfinite(tensor.to(torch.float32))).sum())
         if bad:
             raise InputError(f"model weight {name} holds {bad} NaN or infinite values: every weight must be finite")

@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
+from kaleido_fast.recognition import plain_linear
 
 MODELS_KEPT = 8
 ENGINES_KEPT = 16  # of one network: precisions, devices and streams
@@ -91,9 +92,9 @@ class PackedModel:
             self._engines.clear()
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Compare weights and biases by value; waits for a GPU."""
+        """Compare weights and biases bit by bit (-0.0 is another weight than 0.0); waits for a GPU."""
         kept = _tensors(*layers_of(self.module))
-        return all(torch.equal(a, b.detach()) for a, b in zip(kept, tensors, strict=True))
+        return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(kept, tensors, strict=True))
 
     def is_like(self, spec: ModelSpec, tensors: Sequence[Tensor]) -> bool:
         """Whether shape, types and devices agree, so that values may be compared."""
@@ -192,14 +193,15 @@ def _tensors(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list
     return [*weights, *(bias for bias in biases if bias is not None)]
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().resolve_neg().view(whole)
+
+
 def _frozen_copy(spec: ModelSpec, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> KaleidoMLP:
     """A model of its own memory; made without torch's random initialisation."""
-    layers = []
-    for weight, bias in zip(weights, biases, strict=True):
-        n_out, n_in = weight.shape
-        layer = nn.Linear(n_in, n_out, bias=bias is not None, device="meta")
-        layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-        layers.append(layer)
+    layers = [
+        plain_linear(weight.detach().clone(), None if bias is None else bias.detach().clone())
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
     return KaleidoMLP(spec, layers).eval()

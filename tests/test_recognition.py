@@ -475,3 +475,35 @@ def test_cached_parametrisations_of_other_modules_are_not_taken(middle):
             expected = as_evaluated(module, z0)
             assert torch.allclose(state, expected, atol=ATOL), f"module {seed}: {worst(state, expected)}"
             parametrize._cache.clear()
+
+
+def test_weights_beyond_fp32_are_refused_before_anything_is_written(tmp_path):
+    path, module = tmp_path / "model.safetensors", mlp_with("plain").double()
+    save_checkpoint(path, module, ModelCard())
+    before = path.read_bytes()
+    with torch.no_grad():
+        module[0].weight[0, 0] = 1e39
+    for refuses in (
+        lambda: save_checkpoint(path, module, ModelCard()),
+        lambda: fast_sample(module, n_chains=2, burn_in=0),
+    ):
+        with pytest.raises(InputError, match=r"weight layers\.0\.weight holds 1 NaN or infinite"):
+            refuses()
+    assert path.read_bytes() == before
+
+
+def test_a_hash_names_the_bits_of_the_weights_and_a_checkpoint_those_that_it_stores(tmp_path):
+    module = mlp_with("plain").double()
+    hashes = {fast_sample(module, n_chains=1, burn_in=0).model_hash}
+    assert hashes == {model_hash(plain_mlp(mlp_with("plain")))}, "fp64 of fp32 values is another model"
+    for change in (1e-11, 2e-11):  # less than fp32 tells apart, more than a run in fp64 does
+        with torch.no_grad():
+            module[0].weight.add_(change)
+        hashes.add(fast_sample(module, n_chains=1, burn_in=0).model_hash)
+    for zero in (0.0, -0.0):
+        with torch.no_grad():
+            module[0].bias[0] = zero
+        hashes.add(fast_sample(module, n_chains=1, burn_in=0).model_hash)
+    assert len(hashes) == 5
+    stored = save_checkpoint(tmp_path / "model.safetensors", module, ModelCard())
+    assert load_checkpoint(tmp_path / "model.safetensors").model_hash == stored
