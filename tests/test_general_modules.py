@@ -418,6 +418,25 @@ def test_random_numbers_without_effect_leave_torch_alone():
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_random_numbers_of_another_thread_are_not_taken_back():
+    """Those of a training beside it: torch's generator is one for all threads."""
+    module, numbers, over = convolutional(), [], threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            numbers.append(tuple(torch.randn(4).tolist()))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for seed in range(10):
+            sample(module, 33, burn_in=5, seed=seed)
+    finally:
+        over.set()
+        thread.join()
+    assert len(numbers) == len(set(numbers)), f"{len(numbers) - len(set(numbers))} of {len(numbers)} came again"
+
+
 def test_rounding_at_the_bound_is_put_inside():
     result = sample(Mapped(lambda x: torch.sign(x) * (1 + 2**-23)))
     assert set(result.draws.unique().tolist()) == {-1.0, 1.0}

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaleido_fast.devices import is_lack_of_memory
 from kaleido_fast.engines.base import Advanced, Report
@@ -178,10 +180,10 @@ class Answers:
         Raises:
             InputError: what the module does cannot be sampled.
         """
-        before = _generator_states(self.device)
+        before, drew = _generator_states(self.device), False
         try:
             y = self._first_answer(x).clone()  # a module may return the same memory at each call
-            drew = not all(map(torch.equal, before, _generator_states(self.device)))
+            drew = self._draws(x, before)
             mixed = x.flip(0)
             mixed[1::2] = others[1::2]
             apart, together = self._answer(mixed)[::2], y.flip(0)[::2]
@@ -194,9 +196,8 @@ class Answers:
                         "each row must be mapped for itself, in evaluation mode too"
                     )
         finally:
-            after = _generator_states(self.device)
-            self.guarded = not all(map(torch.equal, before, after))
-            if self.guarded:
+            self.guarded = drew
+            if drew:
                 _set_generator_states(self.device, before)
         if not bool(y.isfinite().any(dim=1).any()):
             weight = damaged_weight(self.form.module)
@@ -217,6 +218,14 @@ class Answers:
                 f"a {self.name} returned values up to {excess:.3g} outside of data_range ({low}, {high}): pass the "
                 f"range that it keeps, or clamp in it: torch.nn.Sequential(module, torch.nn.Hardtanh({low}, {high}))"
             )
+
+    def _draws(self, x: Tensor, before: list[Tensor]) -> bool:
+        """Whether it was the module that took random numbers: other threads take theirs from the same generators."""
+        if all(map(torch.equal, before, _generator_states(self.device))):
+            return False
+        with _Chance() as chance:
+            self._answer(x)
+        return chance.met
 
     def _answer(self, x: Tensor) -> Tensor:
         with self._generators():
@@ -274,6 +283,16 @@ class Answers:
         if not self.guarded:
             return contextlib.nullcontext()
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+
+class _Chance(TorchDispatchMode):
+    """Notices operators that take random numbers, in this thread alone."""
+
+    met = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met = self.met or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 def _same(a: Tensor, b: Tensor, within: float) -> Tensor:
