@@ -38,7 +38,7 @@ class Mixing:
     Args:
         r_hat: the largest split R-hat, rank-normalised, of the values or of their distance from the median (folded):
             1 for draws whose chains cannot be told apart, infinite for chains that stand still in different places;
-            None for one chain.
+            None for one chain, and where no value moves but in the middle draw.
         ess_bulk, ess_tail: the smallest effective sample sizes: as many independent draws would tell the middle of the
             distribution, or its 5 % and 95 % quantiles, as well as these ``n_chains * n_draws``. None for less than 10
             draws a chain.
@@ -97,7 +97,8 @@ def measure_mixing(draws: Tensor) -> Mixing | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.array([[measure(value) for measure in measures] for value in values])
     found[(np.ptp(values, axis=2) == 0).all(axis=1), 0] = math.inf  # a variance of rounding errors is none
-    r_hat = float(found[:, 0].max()) if n_chains > 1 else None
+    r_hats = found[~np.isnan(found[:, 0]), 0]  # undefined for a value that moves in the middle draw alone
+    r_hat = float(r_hats.max()) if n_chains > 1 and len(r_hats) else None
     bulk, tail = found[:, 1:].min(axis=0).tolist() if n_draws >= LEAST_DRAWS_ESS else (None, None)
     return Mixing(r_hat, bulk, tail, n_chains, n_draws, len(values), source)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.names import DEFAULT_JITTER, DEFAULT_JITTERED_STEPS, DEFAULT_SETTLE, DEFAULT_THIN
+from kaleido_fast.scalars import plain_number
 
 JITTERED_STEPS = "jittered_steps"  # of a recommendation: measured, between two draws
 
@@ -41,8 +42,8 @@ def default_thin(options: Mapping[str, Any], n_draws: int, noise: str) -> int:
         n_draws: draws kept per chain.
         noise: kind of jitter; "upstream" knows no clean steps.
     """
-    thin, settle = options.get("thin", DEFAULT_THIN), options.get("settle", DEFAULT_SETTLE)
-    jitter = options.get("jitter", DEFAULT_JITTER)
+    thin, settle = options.get("thin", DEFAULT_THIN), plain_number(options.get("settle", DEFAULT_SETTLE))
+    jitter, n_draws = plain_number(options.get("jitter", DEFAULT_JITTER)), plain_number(n_draws)
     numbers = isinstance(settle, Integral) and isinstance(n_draws, Integral) and isinstance(jitter, Real)
     if not numbers or not are_jittered(n_draws, jitter, noise):  # what is no number, the request refuses by name
         return thin

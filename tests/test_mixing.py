@@ -146,6 +146,14 @@ def test_what_too_few_draws_cannot_tell_is_not_told(alone):
     assert one.r_hat is None and one.ess_bulk > 10
 
 
+def test_a_value_that_moves_in_the_middle_alone_hides_no_other(alone):
+    draws = torch.zeros(4, 5, 2)
+    draws[:, 2, 0] = torch.arange(4.0)
+    assert measure_mixing(draws[:, :, :1]).r_hat is None
+    draws[:, :, 1] = torch.arange(4.0)[:, None]
+    assert measure_mixing(draws).r_hat == math.inf
+
+
 def test_figures_are_valid_json(alone):
     facts = measure_mixing(independent(8, 1, 2).expand(8, 12, 2)).to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False))["r_hat"] is None
