@@ -410,7 +410,9 @@ def _inner(code: types.CodeType) -> list[types.CodeType]:
 def _tell_class(walk: _Walk, kind: type) -> bytes:
     library = library_of(kind.__module__)
     if library is not None and _finds(kind):
-        return _hash("class", f"{kind.__module__}.{kind.__qualname__} {library}".encode())
+        name = f"{kind.__module__}.{kind.__qualname__} {library}".encode()
+        replaced = _set_from_outside(kind)
+        return _hash("class", name, walk.named(replaced, set())) if replaced else _hash("class", name)
     if kind.__module__ == "torch.nn.utils.parametrize":
         # Made for a module, which its properties hold, also those of a copy; what they call are parts of the module.
         return _hash("parametrized", walk.all(kind.__bases__), walk.all(sorted(vars(kind))))
@@ -418,6 +420,16 @@ def _tell_class(walk: _Walk, kind: type) -> bytes:
     if type(kind) is not type:
         parts.append(walk.of(type(kind)))
     return _hash("class", *parts)
+
+
+def _set_from_outside(kind: type) -> dict[str, Any]:
+    """Methods of a library's class that are a person's own code, set on it or on one that it is derived from."""
+    return {
+        f"{owner.__qualname__}.{name}": value
+        for owner in kind.__mro__
+        for name, value in vars(owner).items()
+        if isinstance(value, types.FunctionType) and library_of(value.__globals__.get("__name__")) is None
+    }
 
 
 def _finds(named: Any) -> bool:

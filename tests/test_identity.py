@@ -359,6 +359,37 @@ def test_weights_that_change_while_a_store_is_written_are_noticed(tmp_path):
     assert torch.equal(open_draws(tmp_path / "a.zarr")[:], open_draws(tmp_path / "b.zarr")[:])
 
 
+class TrainedMeanwhile(Net):
+    """Changes between the moment when it is named and that when it is copied, as by a training beside."""
+
+    def __deepcopy__(self, memo):
+        with torch.no_grad():
+            self.inner[0].weight.mul_(2)
+        new = self.__class__.__new__(self.__class__)
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
+
+
+def test_a_store_never_names_another_model_than_that_which_was_copied(tmp_path):
+    pytest.importorskip("zarr")
+    module = net()
+    module.__class__ = TrainedMeanwhile
+    with pytest.raises(InputError, match="the model changed while the output was prepared"):
+        sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu")
+    sample_to(tmp_path / "a.zarr", net(), **RUN, device="cpu", overwrite=True)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(nn.Linear, "forward"), (nn.Module, "__call__"), (nn.Tanh, "forward")])
+def test_a_persons_code_set_on_a_class_of_torch_belongs_to_the_identity(kind, name):
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    before, method = identify(module), getattr(kind, name)
+    halved = functools.wraps(method)(lambda self, x: 0.5 * method(self, x))
+    with replaced(kind, name, halved):
+        changed = identify(module)
+    assert changed.digest not in (before.digest, "")
+    assert identify(module) == before
+
+
 def test_a_module_that_is_trained_while_its_store_is_written_changes_nothing(tmp_path):
     pytest.importorskip("zarr")
     module = net()

@@ -29,7 +29,7 @@ from kaleido_fast.devices import cpu_arithmetic, device_facts, is_lack_of_memory
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.files import follow, write_error
-from kaleido_fast.identity import Watch
+from kaleido_fast.identity import Watch, identify
 from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
 from kaleido_fast.names import DEFAULT_MODEL
@@ -458,6 +458,11 @@ class _Task:
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         engine = phases[0].engine
         watch = Watch(*engine.read_modules) if isinstance(engine, ModuleEngine) else None  # others hold copies
+        if watch is not None and identify(run.subject.module).digest != run.subject.model_hash:
+            raise InputError(
+                "the model changed while the output was prepared, whose record names it as it was: nothing is written; "
+                "put it back and give the same command to go on, or --overwrite starts anew"
+            )
         before = layout.n_chains - sum(layout.length(block) for block in missing)
         meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
         setup = time.perf_counter() - began
