@@ -25,6 +25,7 @@ def open_tensors(path: Path, framework: str) -> Iterator[Any]:
     """
     try:
         str(path).encode()
+        path.open("rb").close()  # what may not be read is said not to exist
     except UnicodeEncodeError:
         with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework=framework) as file:
             yield file

@@ -664,3 +664,10 @@ def test_what_is_said_of_data_is_said_of_the_callers_line(tmp_path):
         warnings.simplefilter("always")
         load_dataset(tmp_path / "clear.png")
     assert [warning.filename for warning in told] == [__file__]
+
+
+def test_a_file_called_like_the_default_model_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_bytes(b"mine")
+    assert load_checkpoint().path == bundled_path("digits")
+    assert fast_sample(n_chains=2, burn_in=1, engine="reference").model_hash == load_checkpoint().model_hash

@@ -108,7 +108,7 @@ def read_draws(path: Path) -> DrawsFile:
         raise InputError(f"{path} is not a file: give a .npy, .npz or .safetensors file of draws, or a .zarr store")
     try:
         draws, record = _read(path)
-    except (OSError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile) as problem:
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, SafetensorError, zipfile.BadZipFile) as problem:
         text = " ".join(str(problem).split())
         raise InputError(f"{path} cannot be read as draws: {text}; it may be cut short or foreign") from problem
     encoding = Encoding.from_record(record)
