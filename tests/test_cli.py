@@ -12,12 +12,13 @@ import time
 import warnings
 from dataclasses import replace
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
 from kaleido_fast import ModelCard, names, save_checkpoint
-from kaleido_fast.cli import main
+from kaleido_fast.cli import COMMANDS, cli, main
 from kaleido_fast.model import ACTIVATIONS, BOUNDS
 
 from conftest import random_mlp  # isort: skip
@@ -113,6 +114,7 @@ def test_json_is_one_object_and_quiet_is_silent(folder):
         (("train", "--preset", "points1d", "--steps", "0"), "steps"),
         (("info", "gone.npy"), "not a file"),
         (("info", "x" * 5000), "too long"),
+        (("info", "deep.npy"), "recursion"),
         (("train", "--data", "x" * 5000), "too long"),
         *(((*command, "--out", name), "is a folder") for name in ("", "..") for command in WRITERS),
     ],
@@ -120,6 +122,8 @@ def test_json_is_one_object_and_quiet_is_silent(folder):
 def test_bad_input_is_one_line_status_2_and_touches_nothing(folder, monkeypatch, capsys, args, text):
     monkeypatch.chdir(folder)
     (folder / "samples.npy").write_bytes(b"earlier")
+    np.save(folder / "deep.npy", np.zeros((1, 1, 2), np.float32))
+    (folder / "deep.json").write_text("[" * 100_000)
     before = sorted(path.name for path in folder.iterdir())
     status, output, errors = call(monkeypatch, capsys, *args)
     assert (status, output) == (2, "")
@@ -171,6 +175,19 @@ def test_train_then_info_then_sample(folder):
     assert not (folder / "p.png").exists(), "points are not pictures"
     draws = json.loads(run("info", "p.npy", "--json", cwd=folder).stdout)
     assert (draws["chains"], draws["dim"]) == (20, 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is_and_what_holds_without_it(command):
+    """A switch that is off, and a file that is not given, need no default."""
+    found = cli.get_command(None, command)
+    for option in found.params:
+        if isinstance(option, click.Option):
+            said = (option.help or "").endswith(("].", ".")) and (option.help or "")
+            assert said, f"{command} {option.opts[0]} says nothing"
+            assert not isinstance(option.type, click.types.IntParamType | click.types.FloatParamType) or (
+                option.show_default or "[default: " in said or said.startswith("At most")
+            ), f"{command} {option.opts[0]}: {said}"
 
 
 def test_nothing_asked_for_is_answered_with_the_help(folder, monkeypatch, capsys):

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
 @click.option("--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps at most, less one.")
-@click.option("--tol", type=float, default=names.DEFAULT_TOL, show_default=True, help="Residual of a settled chain.")
+@click.option(
+    "--tol",
+    type=float,
+    default=names.DEFAULT_TOL,
+    show_default=True,
+    help="Last change of a settled chain, in data units.",
+)
 @click.option(
     "--distance",
     type=float,

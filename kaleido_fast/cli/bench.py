@@ -39,10 +39,21 @@ TERMINAL = Path("-")
 @click.option(
     "--peers", multiple=True, metavar="NAME", help="Peer to compare with; repeatable; all or none [default: all]."
 )
-@click.option("--precision", type=Name("precision", names.PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=Name("precision", names.PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Operands of the products, of the engines.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--rounds", type=click.IntRange(min=1), help="Timings of each contestant [default: 5, 3 with --quick].")
-@click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls and memory in new processes.")
+@click.option(
+    "--first-calls/--no-first-calls",
+    default=True,
+    show_default=True,
+    help="Measure first calls and memory in new processes.",
+)
 @click.option("--json", "json_path", type=Output(), help="Write every raw timing as JSON; - prints it instead.")
 @click.option(
     "--readme", type=click.Path(path_type=Path), help="Write the table between the marker comments of this file."

@@ -31,7 +31,13 @@ SIGMAS = (0.1, 0.3, 1.0)
     help="Measure this file or store of draws of MODEL instead of sampling: last draws, of --chains chains at most.",
 )
 @click.option("--labels", help="File of classes for --data, where they are not found beside it.")
-@click.option("--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range.")
+@click.option(
+    "--value-range",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Raw values that become the ends of the data range, as in training [default: as train].",
+)
 @BACKGROUND
 @CHANNELS
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=1000, show_default=True, help="Samples.")
@@ -44,7 +50,13 @@ SIGMAS = (0.1, 0.3, 1.0)
     help="Held-out examples compared with, at most.",
 )
 @click.option("--k", type=int, default=5, show_default=True, help="Neighbours of precision, recall, density, coverage.")
-@click.option("--sigma", "sigmas", type=float, multiple=True, help="Noise to recover examples from [default: .1 .3 1].")
+@click.option(
+    "--sigma",
+    "sigmas",
+    type=float,
+    multiple=True,
+    help="Noise to recover examples from, in units of half the data range; repeatable [default: 0.1, 0.3 and 1].",
+)
 @click.option("--classes/--no-classes", default=None, help="Tell classes by a small classifier [default: if labelled].")
 @click.option("--burn-in", type=int, help="Steps before the draw [default: as recommended].")
 @click.option("--jitter", type=float, help="Noise in units of half the data range [default: as recommended].")

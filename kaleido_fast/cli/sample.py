@@ -79,7 +79,13 @@ BLOCK_ENDINGS = (".zarr", ".npy")
     help="Kind of jitter. upstream: as published, after each step, also the last one; --jitter is its eps [0.01], and "
     "no step is clean.",
 )
-@click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
+@click.option(
+    "--init",
+    type=Name("init", names.INITS),
+    default="uniform",
+    show_default=True,
+    help="Start noise over the data range.",
+)
 @click.option(
     "--tol",
     type=NumberOr(float, none=None, recommended="recommended"),

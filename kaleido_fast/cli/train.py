@@ -30,25 +30,56 @@ if TYPE_CHECKING:
 )
 @click.option("--labels", help="File of classes (IDX, .npy, .npz, CSV), where they are not found beside the data.")
 @click.option(
-    "--value-range", type=float, nargs=2, help="Raw values that become the ends of the data range, such as 0 16."
+    "--value-range",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Raw values that become the ends of the data range, such as 0 16 [default: known for bytes, pictures and "
+    "named data; others are taken as they are].",
 )
 @BACKGROUND
 @CHANNELS
-@click.option("--limit", type=click.IntRange(min=1), help="Use at most this many examples.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Use at most this many examples, evenly spaced [default: the preset's, else all].",
+)
 @click.option("--out", type=Output(), help="Checkpoint to write [default: NAME.safetensors].")
 @click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
-@click.option("--steps", type=int, help="Optimiser steps.")
-@click.option("--batch-size", type=int, help="Examples per step.")
-@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--steps", type=int, help="Optimiser steps [default: the recipe's; of no preset 4000].")
+@click.option("--batch-size", type=int, help="Examples per step [default: the recipe's; of no preset 128].")
 @click.option(
-    "--noise", type=float, help="Training noise in units of half the data range; 0 trains a plain autoencoder."
+    "--learning-rate", type=float, help="Peak learning rate of Adam [default: the recipe's; of no preset 0.001]."
 )
-@click.option("--pair-mix", type=float, help="Move inputs up to this share of the way to another example; 0 is off.")
-@click.option("--held-out", type=int, help="Examples kept back for choosing the best weights.")
-@click.option("--hidden", type=click.IntRange(min=1), help="Width of the hidden layers.")
-@click.option("--layers", type=click.IntRange(min=1), help="Number of linear layers.")
+@click.option(
+    "--noise",
+    type=float,
+    help="Training noise in units of half the data range; 0 trains a plain autoencoder [default: the recipe's; of no "
+    "preset 0.4, 0.5 above 256 values].",
+)
+@click.option(
+    "--pair-mix",
+    type=float,
+    help="Move inputs up to this share of the way to another example; 0 is off [default: the recipe's; of no preset 0, "
+    "0.4 above 256 values].",
+)
+@click.option(
+    "--held-out",
+    type=int,
+    help="Examples kept back for choosing the best weights [default: the recipe's; of no preset 0].",
+)
+@click.option(
+    "--hidden",
+    type=click.IntRange(min=1),
+    help="Width of the hidden layers [default: the preset's, else 256, 512 above 256 values].",
+)
+@click.option("--layers", type=click.IntRange(min=1), help="Number of linear layers [default: the preset's, else 6].")
 @click.option("--activation", type=Name("activation", names.ACTIVATIONS), help="Hidden activation [default: relu].")
-@click.option("--bound", type=Name("bound", names.BOUNDS), help="Output bound [default: the preset's, else tanh].")
+@click.option(
+    "--bound",
+    type=Name("bound", names.BOUNDS),
+    help="Output bound [default: the preset's, else tanh; sigmoid for data that are nowhere below 0].",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
 @click.option(
