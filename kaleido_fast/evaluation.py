@@ -299,7 +299,7 @@ def evaluate(
     if not 1 <= k < min(len(scorer.compared), n_chains):
         raise InputError(
             f"k = {k} neighbours among {len(scorer.compared)} examples and {n_chains} samples: "
-            "k must be at least 1 and below both"
+            "k (--k) must be at least 1 and below both"
         )
     where = {"engine": engine, "device": device}
     if draws is None:

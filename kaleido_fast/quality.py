@@ -73,7 +73,7 @@ def _check_sets(real: Tensor, samples: Tensor, k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < min(len(real), len(samples)):
         raise InputError(
             f"k = {k} neighbours among {len(real)} examples and {len(samples)} samples: "
-            "k must be at least 1 and below both"
+            "k (--k) must be at least 1 and below both"
         )
 
 
