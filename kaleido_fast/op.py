@@ -29,7 +29,7 @@ from kaleido_fast.names import (
 from kaleido_fast.neutral import neutral
 from kaleido_fast.packed import PACKED
 from kaleido_fast.plan import SampleRequest
-from kaleido_fast.recognition import look_through
+from kaleido_fast.recognition import check_weights, look_through
 from kaleido_fast.sampling import (
     Meter,
     Run,
@@ -279,6 +279,10 @@ def _sample_chains(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = weights[0].device
     refuse_capture(device)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        check_weights(f"layer {i}", weight, bias)
+        if weight.shape[1] != spec.widths[i]:
+            raise InputError(f"layer {i} takes {weight.shape[1]} values but gets {spec.widths[i]}")
     refuse_tol_with_jitter(request.tol, request.jitter)
     refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
     if z0 is not None:

@@ -173,7 +173,7 @@ def linear_in_force(layer: nn.Module, name: str) -> nn.Linear:
         raise UnknownModuleError(f"{name} {why}")
     plain = not layer._forward_pre_hooks and not parametrize.is_parametrized(layer)
     weight, bias = _tensors(layer) if plain else _weights_in_force(layer, name)
-    _check_weights(name, weight, bias)
+    check_weights(name, weight, bias)
     own = layer._parameters
     if plain and own.get("weight") is weight and own.get("bias") is bias:
         linear = cast(nn.Linear, layer)
@@ -410,7 +410,8 @@ def _tensors(layer: Any) -> tuple[Tensor, Tensor | None]:
     return layer.weight, layer.bias
 
 
-def _check_weights(name: str, weight: object, bias: object) -> None:
+def check_weights(name: str, weight: object, bias: object) -> None:
+    """Refuse weights that are not plain tensors of a layer called ``name``: `UnknownModuleError`."""
     for what, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None and what == "bias":
             continue

@@ -517,3 +517,22 @@ def test_on_a_gpu_capture_is_refused_and_the_compiler_leaves_the_operator_out_of
     x = torch.rand(50, 64, device="cuda")
     for _ in range(4):
         assert torch.equal(program(x), sample_op(model, z0=x / 2, burn_in=3).final + 1)
+
+
+def test_a_compiled_program_and_the_operator_itself_refuse_weights_that_are_no_layers():
+    model = random_mlp(4, 7, 4)
+    tail = [None, "relu", 0.01, "tanh", -1.0, 1.0, 2, 0, 0, 1, 1, 0, "uniform", "normal", 0.0, 0, None, 1, 4, 1]
+    tail += [False, "fp32", 0, "auto", "auto", None]
+    first, last = torch.randn(7, 4), torch.randn(4, 7)
+    assert torch.ops.kaleido_fast.sample([first, last], [None, None], *tail)[0].shape == (2, 1, 4)
+    for weights, biases, text in (
+        ([first, torch.randn(4, 6)], [None, None], "layer 1 takes 6 values but gets 7"),
+        ([first, last], [torch.randn(3), None], r"layer 0 has weights of shapes \(7, 4\), \(3,\)"),
+        ([first, last.to(torch.complex64)], [None, None], r"layer 1 has a weight in torch\.complex64"),
+    ):
+        with pytest.raises(InputError, match=text):
+            torch.ops.kaleido_fast.sample(weights, biases, *tail)
+    weight = model.layers[0].weight.detach().to(torch.complex64)
+    model.layers[0].weight = nn.Parameter(weight)
+    with pytest.raises(InputError, match=r"layer 0 has a weight in torch\.complex64"):
+        torch.compile(lambda: sample_op(model, n_chains=2, burn_in=0), backend="eager")()
