@@ -155,9 +155,12 @@ def test_interrupt_ends_cleanly_and_says_what_was_done(folder):
         "none",
     ]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # hours of work where a shell in the background has it ignore the signal
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
