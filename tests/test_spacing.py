@@ -170,6 +170,8 @@ def test_the_end_table_says_how_far_apart_and_how_independent_draws_are(checkpoi
     assert "without noise they must" in text
     text = run(*sample, str(tmp_path / "c.npz"), "--draws", "3")
     assert "mixing not computed: it takes 4 draws a chain" in text
+    text = run(*sample, str(tmp_path / "e.npz"), "--draws", "5", "--thin", "3")
+    assert "mixing R-hat " in text and "of so few draws a chain it says little" in text
     text = run(*sample, str(tmp_path / "d.npz"), "--burn-in", "0")
     assert "mixing" not in text
     assert "1 steps, jitter 0.4 on no step: all are clean" in text

@@ -330,7 +330,9 @@ def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
     if mixing.ess_bulk is not None and mixing.ess_tail is not None:
         n = mixing.n_chains * mixing.n_draws
         parts.append(f"{mixing.ess_bulk:,.0f} of {n:,} draws effective ({mixing.ess_tail:,.0f} in the tails)")
-    if mixing.r_hat is not None and mixing.r_hat > names.MIXED_R_HAT:
+    if mixing.ess_bulk is None:  # of independent digits, 4 or 5 a chain, R-hat is 1.07 to 1.08 by chance
+        parts.append("of so few draws a chain it says little: 10 or more tell whether they depend on each other")
+    elif mixing.r_hat is not None and mixing.r_hat > names.MIXED_R_HAT:
         remedy = "raise --thin, or take" if jittered else "without noise they must; take"
         parts.append(f"draws of a chain depend on each other: {remedy} one of more chains")
     return "; ".join(parts)
