@@ -24,6 +24,7 @@ from kaleido_fast.benchmarking.cases import SIZES, random_network
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.plan import H200, SampleRequest
 from kaleido_kernels.fake_driver import fake_device
+from kaleido_kernels.tiles import GpuFacts
 from kaleido_kernels.variant import Variant
 
 N_CHAINS, N_STEPS = 256, 300
@@ -60,7 +61,7 @@ def measure(network: str, precision: str, repeats: int) -> str:
     model = random_network(network)
     options = {"tol": None, "engine": "triton", "precision": precision, "jitter": 0.0}
     request = SampleRequest(n_chains=N_CHAINS, burn_in=N_STEPS - 1, **options)  # type: ignore[arg-type]
-    engine = TritonEngine(model, request, torch.device("cpu"), replace(H200, n_sm=2))
+    engine = TritonEngine(model, request, torch.device("cpu"), replace(H200, gpu=GpuFacts(n_sm=2)))
     chains, draws = torch.arange(N_CHAINS), torch.empty(N_CHAINS, 1, model.spec.dim)
 
     def advance() -> object:

@@ -24,7 +24,7 @@ from kaleido_fast.folders import user_data
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.plan import H200, NOT_COMPILED, DeviceFacts, SamplePlan, SampleRequest, make_plan
 from kaleido_fast.versions import library_versions
-from kaleido_kernels.tiles import read_tuned
+from kaleido_kernels.tiles import GpuFacts, read_tuned
 
 TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
 
@@ -147,14 +147,17 @@ def device_facts(device: torch.device) -> DeviceFacts:
             memory=torch.cuda.mem_get_info(device)[0] + _cached_memory(device),
             has_triton=has_triton,
             has_numba=has_numba,
-            capability=(properties.major, properties.minor),
-            n_sm=properties.multi_processor_count,
-            shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-            has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
+            gpu=GpuFacts(
+                shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+                capability=(properties.major, properties.minor),
+                has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
+                n_sm=properties.multi_processor_count,
+            ),
             tuned=_tuned_here(properties.name, _tables(properties.name)),
         )
     if emulates():
-        return replace(H200, name="emulated sm_90", memory=available_memory(), n_sm=2, graph_block=64)  # small ones
+        small = GpuFacts(n_sm=2, graph_block=64)
+        return replace(H200, name="emulated sm_90", memory=available_memory(), gpu=small)
     return DeviceFacts(
         kind="cpu",
         name=cpu_name(),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -24,6 +24,8 @@ from kaleido_fast.recognition import (
     why_not_exactly,
 )
 from kaleido_fast.scalars import plain_fields
+from kaleido_kernels.shapes import BOUNDS as BOUND_RANGES
+from kaleido_kernels.shapes import NetShape
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -34,12 +36,11 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
 }
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
-BOUND_RANGES: dict[str, tuple[float, float]] = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 MAX_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(NetShape):
     """Everything about a network but its weights.
 
     Args:
@@ -61,8 +62,7 @@ class ModelSpec:
     low: float = cast("float", None)
     high: float = cast("float", None)
     sample_shape: tuple[int, ...] = ()
-    bias: tuple[bool, ...] = cast("tuple[bool, ...]", True)
-    negative_slope: float = 0.01
+    bias: tuple[bool, ...] = field(default=cast("tuple[bool, ...]", True), kw_only=True)
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -95,27 +95,6 @@ class ModelSpec:
             )
         if not (isinstance(self.negative_slope, float) and math.isfinite(self.negative_slope)):
             raise InputError(f"negative slope {self.negative_slope!r}: a finite float is needed")
-
-    @property
-    def dim(self) -> int:
-        """D, the number of values in one sample."""
-        return self.widths[0]
-
-    @property
-    def n_layers(self) -> int:
-        """Number of linear layers."""
-        return len(self.widths) - 1
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of weights and biases."""
-        pairs = zip(self.widths, self.widths[1:], self.bias, strict=False)
-        return sum(n_in * n_out + n_out * bias for n_in, n_out, bias in pairs)
-
-    @property
-    def flops_per_step(self) -> int:
-        """Floating-point operations of the matrix products of one step of one chain: 2 x sum(in x out)."""
-        return 2 * sum(n_in * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
 
     def to_json(self) -> str:
         """The specification as canonical JSON text."""

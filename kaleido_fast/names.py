@@ -1,14 +1,18 @@
-"""Closed lists of names and the defaults of a run: plain Python, so that ``--help`` need not wait for torch."""
+"""Names and defaults of a run: plain Python, so that ``--help`` need not wait for torch.
+
+The lists that the kernels know too are theirs.
+"""
 
 from __future__ import annotations
 
+from kaleido_kernels import precision, shapes
+
 ENGINES = ("auto", "triton", "cpu", "reference")
-KERNELS = ("auto", "narrow", "stream", "wide", "graph")
-PRECISIONS = ("fp32", "fp64", "tf32", "fp16", "bf16")
-ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
-BOUNDS = ("tanh", "sigmoid")
-INITS = ("uniform", "normal")
-NOISES = ("normal", "uniform", "upstream")
+ACTIVATIONS, INITS, NOISES = shapes.ACTIVATIONS, shapes.INITS, shapes.NOISES
+KERNELS = ("auto", *shapes.KERNELS)
+LOW_PRECISIONS = precision.PRECISIONS[1:]
+PRECISIONS = ("fp32", "fp64", *LOW_PRECISIONS)
+BOUNDS = tuple(shapes.BOUNDS)
 PUBLISHED_EPS, PUBLISHED_RUNS = 0.01, 30  # of the published sampler, as its MNIST notebook runs it
 BUILT_IN_PREFIX = "builtin:"
 DEFAULT_MODEL = f"{BUILT_IN_PREFIX}digits"  # whatever file lies here: who names none means none

@@ -1,7 +1,8 @@
-"""What is asked for (`SampleRequest`), when (`Schedule`), how it will be run (`SamplePlan`): pure, no device."""
+"""What is asked for (`SampleRequest`), how it will be run (`SamplePlan`): pure, no device."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -22,12 +23,14 @@ from kaleido_fast.names import (
     ENGINES,
     INITS,
     KERNELS,
+    LOW_PRECISIONS,
     NOISES,
     PRECISIONS,
 )
 from kaleido_fast.scalars import plain_fields, whole_number
-from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GraphTile, graph_bytes
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.graph_plan import GraphTile, graph_bytes
+from kaleido_kernels.precision import usual_precision
+from kaleido_kernels.schedule import MAX_STEPS, Schedule
 from kaleido_kernels.tiles import Choice, GpuFacts, choose
 from kaleido_kernels.wide_plan import WideTile, scratch_bytes
 
@@ -35,11 +38,9 @@ RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 MAX_COUNT = 2**62
 MAX_PERIOD = 2**16
-LOW_PRECISIONS = ("tf32", "fp16", "bf16")
 STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
 HELD_BLOCKS = 4  # at work, waiting (2) and being written
 MAX_TILE = 2**20
-MAX_STEPS = 2**31 - 1  # the step is one 32-bit word of the noise counter
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,10 @@ class SampleRequest:
         _check_scale("jitter", self.jitter, positive=False)
         if self.tol is not None:
             _check_scale("tol", self.tol, positive=True)
-        if self.schedule.n_steps > MAX_STEPS:
-            raise InputError(f"burn_in + n_draws * thin is {self.schedule.n_steps:,} steps: at most {MAX_STEPS:,}")
+        try:
+            _ = self.schedule
+        except ValueError as problem:
+            raise InputError(str(problem)) from problem
         if self.polish > self.burn_in + self.thin:
             raise InputError(
                 f"polish is {self.polish}, the first draw comes after {self.burn_in + self.thin} steps: "
@@ -158,7 +161,7 @@ class SampleRequest:
         """First step run in fp32 when polishing."""
         return self.burn_in + self.thin - self.polish
 
-    @property
+    @functools.cached_property
     def schedule(self) -> Schedule:
         """Which steps are jittered and which end in a draw."""
         return Schedule(self.burn_in, self.n_draws, self.thin, self.settle, self.jitter, self.noise)
@@ -171,69 +174,15 @@ class SampleRequest:
         return values
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of a run: ``n_steps = burn_in + n_draws * thin``; draw i is the state after ``draw_end(i)`` steps."""
-
-    burn_in: int
-    n_draws: int
-    thin: int
-    settle: int
-    jitter: float
-    noise: str
-
-    @property
-    def n_steps(self) -> int:
-        """Total number of steps."""
-        return self.burn_in + self.n_draws * self.thin
-
-    def draw_end(self, draw: int) -> int:
-        """Number of steps after which the state is draw ``draw``."""
-        return self.burn_in + (draw + 1) * self.thin
-
-    def draw_after(self, steps_done: int) -> int | None:
-        """The draw that is complete after exactly ``steps_done`` steps, if one is."""
-        index, rest = divmod(steps_done - self.burn_in, self.thin)
-        return index - 1 if rest == 0 and 1 <= index <= self.n_draws else None
-
-    def draws_done(self, steps_done: int) -> int:
-        """Number of draws complete after ``steps_done`` steps."""
-        return min(self.n_draws, max(0, (steps_done - self.burn_in) // self.thin))
-
-    def next_draw_end(self, steps_done: int) -> int:
-        """Number of steps after which the next draw is complete; the end of the run if there is none."""
-        return self.draw_end(min(self.draws_done(steps_done), self.n_draws - 1))
-
-    @property
-    def n_jittered(self) -> int:
-        """Number of steps whose input gets noise; with "upstream" noise no input does, each output does."""
-        if self.jitter == 0 or self.noise == "upstream":
-            return 0
-        first = max(0, self.burn_in + self.thin - 1 - self.settle)  # step 0 takes the start noise as it is
-        return first + (self.n_draws - 1) * max(0, self.thin - self.settle)
-
-    def is_jittered(self, step: int) -> bool:
-        """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw."""
-        if self.jitter == 0 or self.noise == "upstream" or step == 0:
-            return False
-        draw = max(0, (step - self.burn_in) // self.thin)
-        return step < self.draw_end(draw) - self.settle
-
-    def jittered_steps(self, draw: int) -> int:
-        """Steps with noise after the draw before ``draw``, or after the start, and up to ``draw``."""
-        first = 0 if draw == 0 else self.draw_end(draw - 1)
-        if self.jitter == 0:
-            return 0
-        if self.noise == "upstream":
-            return self.draw_end(draw) - first
-        return max(0, self.draw_end(draw) - self.settle - max(1, first))
-
-
 def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""
     options = {name: recommended[name] for name in RECOMMENDABLE if name in recommended}
     options.update(explicit)
     return options
+
+
+INTERPRETED = GpuFacts(has_tma=False, graph_block=64, n_sm=2)
+"""What kernels take Triton's interpreter for: a small H200 without its copy engine."""
 
 
 @dataclass(frozen=True)
@@ -247,11 +196,7 @@ class DeviceFacts:
         has_triton, has_numba: whether these libraries are installed.
         numba_problem: why numba cannot be used although it is; empty if it can, as far as is known.
         has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
-        capability: CUDA compute capability such as (9, 0).
-        n_sm: streaming multiprocessors.
-        shared_memory: bytes a program may use, opt-in maximum.
-        has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
-        graph_block: most chains of a block of the graph path.
+        gpu: what the kernels need to know of it; of a CPU, of what Triton's interpreter stands for.
         tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
@@ -263,18 +208,12 @@ class DeviceFacts:
     has_numba: bool = False
     numba_problem: str = ""
     has_bf16: bool = False
-    capability: tuple[int, int] = (0, 0)
-    n_sm: int = 0
-    shared_memory: int = 0
-    has_tma: bool | None = None
-    graph_block: int = GRAPH_BLOCKS[0]
+    gpu: GpuFacts = INTERPRETED
     tuned: dict[str, Any] = field(default_factory=dict)
     interpreter: bool = False
 
 
-H200 = DeviceFacts(
-    "cuda", "an H200", memory=140 * 2**30, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448
-)
+H200 = DeviceFacts("cuda", "an H200", memory=140 * 2**30, has_triton=True, gpu=GpuFacts())
 """The GPU that the kernels were designed for, to show a plan where there is none."""
 
 
@@ -376,21 +315,7 @@ def choose_kernel(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, p
         ValueError: none fits; why.
     """
     form = precision or request.precision
-    return choose(net_shape(spec), form, gpu_facts(facts), facts.tuned, request.kernel)
-
-
-def net_shape(spec: ModelSpec) -> NetShape:
-    """The network as the kernels' planner sees it."""
-    return NetShape(
-        spec.widths, spec.activation, spec.bound, spec.bias, spec.negative_slope, low=spec.low, high=spec.high
-    )
-
-
-def gpu_facts(facts: DeviceFacts) -> GpuFacts:
-    """The device as the kernels' planner sees it; the interpreter is a small H200 without its copy engine."""
-    if facts.kind == "cpu":
-        return GpuFacts(has_tma=False, graph_block=64)
-    return GpuFacts(facts.shared_memory, facts.capability, facts.has_tma, facts.graph_block)
+    return choose(spec, form, facts.gpu, facts.tuned, request.kernel)
 
 
 def tile_rows(width: int, kind: str) -> int:
@@ -490,10 +415,9 @@ def make_plan(
 def _scratch_bytes(choice: Choice, spec: ModelSpec, precision: str, facts: DeviceFacts) -> int:
     """Bytes that a kernel needs besides weights and states."""
     if isinstance(choice.tile, GraphTile):
-        return graph_bytes(net_shape(spec), precision, choice.tile)
+        return graph_bytes(spec, precision, choice.tile)
     if isinstance(choice.tile, WideTile):
-        form = "fp16x3" if precision == "fp32" else precision
-        return max(1, facts.n_sm) * scratch_bytes(net_shape(spec), choice.tile, form)
+        return facts.gpu.n_sm * scratch_bytes(spec, choice.tile, usual_precision(precision))
     return 0
 
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.noise import jitter_noise, start_noise
-from kaleido_kernels.launch import Checks, LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
+from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
+from kaleido_kernels.schedule import Checks, Schedule
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import Tile
 
 HIDDEN = {
@@ -114,6 +116,7 @@ def on_device(request: LaunchRequest, device: torch.device = DEVICE) -> LaunchRe
         name: value.to(device) for name in ("start", "chain_ids") if (value := getattr(request, name)) is not None
     }
     if request.checks is not None:
+        assert request.checks.saved is not None
         calm, saved = request.checks.calm.to(device), request.checks.saved.to(device)
         moved["checks"] = replace(request.checks, calm=calm, saved=saved)
     return replace(request, **moved)
@@ -215,6 +218,7 @@ def checks_that_halt(steps: dict[int, Outputs], every: int, patience: int) -> Ch
 
 def halted_by_hand(steps: dict[int, Outputs], checks: Checks) -> Outputs:
     """The definition of `Checks`, on launches of one step each without any."""
+    assert checks.saved is not None
     calm = checks.calm.clone()
     halt = torch.zeros_like(calm)
     final, residual = (torch.full_like(x, float("nan")) for x in (checks.saved, steps[max(steps)].residual))

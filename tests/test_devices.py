@@ -16,7 +16,6 @@ from torch import nn
 from kaleido_fast import InputError, SamplingInterruptedError, Trace, fast_sample
 from kaleido_fast.devices import device_facts, devices_for, home_of, refuse_capture, resolve_device, resolve_devices
 from kaleido_fast.engines.reference import ReferenceEngine
-from kaleido_fast.plan import gpu_facts
 from kaleido_fast.sampling import prepare_run
 
 MODEL = random_mlp(6, 11, 13, 6)
@@ -174,7 +173,7 @@ def test_a_gpu_of_amd_has_no_copy_engine_whatever_its_number(gpus, monkeypatch, 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**37, 2**37))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
-    assert gpu_facts(device_facts(torch.device("cuda", 0))).uses_tma == uses_tma
+    assert device_facts(torch.device("cuda", 0)).gpu.uses_tma == uses_tma
 
 
 # Where the model is.

@@ -22,18 +22,19 @@ from kaleido_fast.benchmarking.contest import EngineRun, start_states
 from kaleido_fast.benchmarking.gpu.jobs import report_network
 from kaleido_fast.benchmarking.tuning import FusedRun
 from kaleido_fast.engines.triton import TritonEngine, plain_layers
-from kaleido_fast.plan import H200, SampleRequest, gpu_facts, net_shape
+from kaleido_fast.plan import H200, SampleRequest
 from kaleido_kernels.emulate import ALLOWED, Comparison, compare
 from kaleido_kernels.emulation.block import Conditions
 from kaleido_kernels.emulation.driver import Emulator
 from kaleido_kernels.emulation.errors import EmulatorError
 from kaleido_kernels.packing import device_precision
-from kaleido_kernels.tiles import KERNELS, tile_name
+from kaleido_kernels.shapes import KERNELS
+from kaleido_kernels.tiles import GpuFacts, tile_name
 from kaleido_kernels.trials import trial_tiles
 
 pytestmark = pytest.mark.emulated
 CPU = torch.device("cpu")
-FACTS = replace(H200, n_sm=2, graph_block=64)  # two programs of the wide kernel, so that each has several tiles
+FACTS = replace(H200, gpu=GpuFacts(n_sm=2, graph_block=64))  # several tiles for each program of wide
 CONDITIONS = {
     "late": Conditions(),
     "early": Conditions(early_copies=True),
@@ -131,9 +132,7 @@ def test_every_tile_worth_timing_is_right(net, precision):
     form = device_precision(plain_layers(model), precision)
     z0 = start_states(model, 300, CPU)
     want = EngineRun(model, "reference", precision, CPU).sample(z0, 2, 1).final
-    tiles = [
-        tile for tile in trial_tiles(net_shape(model.spec), form, gpu_facts(FACTS)) if "graph" not in tile_name(tile)
-    ]
+    tiles = [tile for tile in trial_tiles(model.spec, form, FACTS.gpu) if "graph" not in tile_name(tile)]
     for tile in tiles:
         run = FusedRun(model, precision, CPU, FACTS, 300, tile)
         got = run.engine.advance(run.chains, None, 0, 3, run.draws, lambda _: None).state

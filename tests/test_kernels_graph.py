@@ -27,8 +27,10 @@ from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.plan import DeviceFacts, make_plan
 from kaleido_kernels.graph import GraphRunner, pack_graph
 from kaleido_kernels.graph_plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
-from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule, allocate_outputs
+from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.packing import OPERAND_TYPES
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import GpuFacts, choose, tile_from_json, tile_to_json, tuned_key
 
 SMALL = GraphTile(16, rows=8, cols=16)
@@ -36,7 +38,7 @@ PRIMES = NetShape((7, 37, 17, 7))
 FP32 = ("fp32", 3e-6, 1e-5)
 FP16 = ("fp16", 4e-3, 0.0)
 BF16 = ("bf16", 3e-2, 0.0)
-H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448)
+H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, gpu=GpuFacts(232_448, (9, 0), n_sm=132))
 
 
 def poisoned(packed, tile=SMALL) -> GraphRunner:

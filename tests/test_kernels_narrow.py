@@ -21,10 +21,11 @@ from kernel_oracle import (
     use_true_bfloat16,
 )
 
-from kaleido_kernels.launch import INITS, NOISES, LaunchRequest, NetShape, Schedule
+from kaleido_kernels.launch import LaunchRequest
 from kaleido_kernels.narrow import launch_narrow
 from kaleido_kernels.packing import device_precision, pack_narrow
-from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS, INITS, NOISES, NetShape
 from kaleido_kernels.tiles import Tile, narrow_layout
 
 NARROW = Kernel(Tile("narrow", 16), pack_narrow, launch_narrow)

@@ -19,9 +19,10 @@ from kernel_oracle import (
     use_true_bfloat16,
 )
 
-from kaleido_kernels.launch import INITS, NOISES, LaunchRequest, NetShape, Schedule
+from kaleido_kernels.launch import LaunchRequest
 from kaleido_kernels.packing import pack_stream
-from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS, INITS, NOISES, NetShape
 from kaleido_kernels.stream import launch_stream
 from kaleido_kernels.tiles import Tile, stream_layout
 

@@ -25,10 +25,13 @@ from kernel_oracle import (
     use_true_bfloat16,
 )
 
-from kaleido_kernels.launch import LaunchRequest, NetShape, Outputs, Schedule
+from kaleido_kernels.launch import LaunchRequest, Outputs
 from kaleido_kernels.packing import OPERAND_TYPES, device_precision
+from kaleido_kernels.precision import operand_parts
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.wide import WideScratch, allocate_scratch, launch_wide, pack_wide
-from kaleido_kernels.wide_plan import WideTile, operand_parts, program_blocks, wide_layers
+from kaleido_kernels.wide_plan import WideTile, program_blocks, wide_layers
 
 # NaN or garbage that meets a product is a read of memory that nobody wrote, whether or not its result is used.
 pytestmark = pytest.mark.filterwarnings("error:invalid value encountered in matmul", "error:overflow encountered")

@@ -13,12 +13,13 @@ from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.plan import DeviceFacts, Schedule, make_plan, merge_options
 from kaleido_fast.presets import NETWORKS
 from kaleido_fast.versions import library_versions
+from kaleido_kernels.tiles import GpuFacts
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
 BARE = DeviceFacts("cpu", "bare")
-H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, capability=(9, 0), n_sm=132, shared_memory=232_448)
-A100 = DeviceFacts("cuda", "A100", memory=2**35, has_triton=True, capability=(8, 0), n_sm=108, shared_memory=166_912)
-OLD = DeviceFacts("cuda", "P100", memory=2**34, has_triton=True, capability=(6, 0), n_sm=56, shared_memory=49_152)
+H200 = DeviceFacts("cuda", "H200", memory=2**37, has_triton=True, gpu=GpuFacts(232_448, (9, 0), n_sm=132))
+A100 = DeviceFacts("cuda", "A100", memory=2**35, has_triton=True, gpu=GpuFacts(166_912, (8, 0), n_sm=108))
+OLD = DeviceFacts("cuda", "P100", memory=2**34, has_triton=True, gpu=GpuFacts(49_152, (6, 0), n_sm=56))
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -102,10 +103,9 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
 
 def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
     from kaleido_fast.devices import tuned_tiles
-    from kaleido_fast.plan import net_shape
     from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
 
-    key = tuned_key(net_shape(spec_of("points2d")), "bf16")
+    key = tuned_key(spec_of("points2d"), "bf16")
     versions = library_versions("triton")
     table = {"device": "My GPU", "triton": versions["triton"], "tiles": {key: tile_to_json(Tile("narrow", 128, 8))}}
     (tmp_path / "My_GPU.json").write_text(json.dumps(table))

@@ -17,7 +17,7 @@ from kaleido_fast.benchmarking.tuning import FusedRun, check_fused, engine_measu
 from kaleido_fast.cli import cli
 from kaleido_fast.devices import device_facts, table_name, tuned_tiles
 from kaleido_fast.folders import user_data
-from kaleido_fast.plan import DeviceFacts, gpu_facts
+from kaleido_fast.plan import DeviceFacts
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.shapes import NetShape
@@ -202,4 +202,4 @@ def test_tuning_on_a_gpu_writes_a_table_that_the_next_run_uses(tmp_path):
     facts = device_facts(torch.device("cuda"))
     tiles = read_tuned(out, facts.name, library_versions("triton")["triton"])
     assert set(tiles) == {tuned_key(shape, "fp16")}
-    assert choose(shape, "fp16", gpu_facts(facts), tiles).tuned
+    assert choose(shape, "fp16", facts.gpu, tiles).tuned

@@ -36,6 +36,7 @@ import sys
 from dataclasses import replace
 import torch
 from conftest import random_mlp
+from kaleido_kernels.tiles import GpuFacts
 from kaleido_fast.engines.base import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.plan import H200, SampleRequest
@@ -43,7 +44,7 @@ from kaleido_kernels import inspect
 from kaleido_kernels.fake_driver import keys_only, variant_key
 
 torch.set_num_threads(1)
-FACTS = replace(H200, n_sm=2)
+FACTS = replace(H200, gpu=GpuFacts(n_sm=2))
 found = []
 
 def keep(kernel, key, arguments, grid):
@@ -88,7 +89,8 @@ import torch
 from kaleido_kernels import graph
 from kaleido_kernels.fake_driver import keys_only, variant_key
 from kaleido_kernels.graph_plan import GraphTile
-from kaleido_kernels.launch import QUIET, LaunchRequest, Schedule, allocate_outputs
+from kaleido_kernels.launch import QUIET, LaunchRequest, allocate_outputs
+from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
 
 shape, tile, cpu = NetShape((3, 9, 3), activation="silu"), GraphTile(16), torch.device("cpu")
@@ -187,7 +189,8 @@ RESTORED = """
 import torch
 from triton.runtime import JITFunction, driver
 from kaleido_kernels.fake_driver import compile_only, fake_device, keys_only
-from kaleido_kernels.launch import LaunchRequest, Schedule, allocate_outputs
+from kaleido_kernels.launch import LaunchRequest, allocate_outputs
+from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.narrow import launch_narrow
 from kaleido_kernels.packing import pack_narrow
 from kaleido_kernels.shapes import NetShape
@@ -260,7 +263,8 @@ import torch
 from triton import knobs
 from triton.runtime import JITFunction, driver
 from kaleido_kernels.fake_driver import fake_device
-from kaleido_kernels.launch import LaunchRequest, Outputs, Schedule
+from kaleido_kernels.launch import LaunchRequest, Outputs
+from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.narrow import launch_narrow, narrow_kernel
 from kaleido_kernels.packing import pack_narrow
 from kaleido_kernels.shapes import NetShape

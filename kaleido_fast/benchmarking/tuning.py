@@ -26,7 +26,7 @@ from kaleido_fast.benchmarking.timing import compare, spread, stopwatch
 from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.plan import DeviceFacts, SampleRequest, gpu_facts, net_shape
+from kaleido_fast.plan import DeviceFacts, SampleRequest
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     AnyTile,
@@ -188,7 +188,7 @@ class FusedRun:
             kernel=kernel if tile is None else kernel_of(tile),
         )
         if tile is not None:
-            keys = [tuned_key(net_shape(model.spec), form) for form in ("fp16x3", "ieee", precision)]
+            keys = [tuned_key(model.spec, form) for form in ("fp16x3", "ieee", precision)]
             facts = replace(facts, tuned=dict.fromkeys(keys, tile_to_json(tile)))
         self.engine = TritonEngine(model, request, device, facts)
         if tile is not None and self.engine.choice.tile != tile:
@@ -284,7 +284,7 @@ def tune_model(
         timer = measure or engine_measure(model, precision, device, facts, n_chains, rounds)
         title = f"{name} {precision}"
         answers = partial(device_answers, device)
-        return tune_shape(title, net_shape(model.spec), form, gpu_facts(facts), timer, report, tiles, answers)
+        return tune_shape(title, model.spec, form, facts.gpu, timer, report, tiles, answers)
     except InputError:
         raise
     except ValueError as problem:

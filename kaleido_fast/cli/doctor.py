@@ -41,13 +41,12 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
 
 def _kernels(spec: ModelSpec, gpu: DeviceFacts) -> dict[str, str]:
     """The kernel and tile that would run on a GPU, by precision."""
-    from kaleido_fast.plan import gpu_facts, net_shape
     from kaleido_kernels.tiles import choose
 
     kernels = {}
     for precision in [name for name in names.PRECISIONS if name != "fp64"]:
         try:
-            text = choose(net_shape(spec), precision, gpu_facts(gpu), gpu.tuned).explain()
+            text = choose(spec, precision, gpu.gpu, gpu.tuned).explain()
         except ValueError as problem:
             text = f"no: {problem}"
         kernels[f"{precision} on {gpu.name}"] = text

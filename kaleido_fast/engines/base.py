@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kaleido_fast.plan import SampleRequest
+from kaleido_kernels.schedule import Checks
 
 Report = Callable[[int], None]
 """Called with the number of chain-steps done since the last call; may raise to stop the run."""
@@ -20,25 +21,6 @@ class Advanced:
 
     state: Tensor
     residual: Tensor
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What chains are looked at for, after steps that are multiples of ``every`` and not the run's last.
-
-    Args:
-        tol: bound on a residual, and on the distance to a saved state, in data units.
-        patience: checks in a row with a residual below ``tol`` after which a chain is at rest.
-        every: steps between checks.
-        calm: (n,) int32, checks in a row passed so far.
-        saved: (n, D) states that chains may come back to, infinite where that is not asked; None asks it of none.
-    """
-
-    tol: float
-    patience: int
-    every: int
-    calm: Tensor
-    saved: Tensor | None
 
 
 @dataclass(frozen=True)

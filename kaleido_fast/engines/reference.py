@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.model import BOUNDS, KaleidoMLP
+from kaleido_fast.names import LOW_PRECISIONS
 from kaleido_fast.noise import jitter_noise, start_noise
 from kaleido_fast.plan import SampleRequest
 from kaleido_kernels.exact import exact_products
+from kaleido_kernels.packing import round_operand
 
 # A BLAS rounds a row's sums differently by its place in the batch unless the widths are whole vectors: measured with 10
 # outputs, gone with 16.
@@ -165,17 +167,9 @@ def residual_of(change: Tensor) -> Tensor:
     return change.abs().amax(dim=1).to(torch.float32)
 
 
-def round_operand(x: Tensor, precision: str) -> Tensor:
-    """Round to the operand type of a precision (fp16, bf16, tf32: 10 mantissa bits), kept in fp32."""
-    if precision == "fp16":
-        return x.to(torch.float16).to(torch.float32)
-    if precision == "bf16":
-        return x.to(torch.bfloat16).to(torch.float32)
-    if precision == "tf32":
-        bits = x.view(torch.int32)
-        rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF
-        return torch.where(torch.isfinite(x), rounded.view(torch.float32), x)
-    return x
+def _rounded(x: Tensor, precision: str) -> Tensor:
+    """An operand of a product, as the kernels round it; fp32 and fp64 are not rounded."""
+    return round_operand(x, precision) if precision in LOW_PRECISIONS else x
 
 
 def packed_mlp(model: KaleidoMLP, layers: Sequence[Layer], precision: str) -> StepMap:
@@ -191,7 +185,7 @@ def packed_mlp(model: KaleidoMLP, layers: Sequence[Layer], precision: str) -> St
     def step(x: Tensor) -> Tensor:
         h = F.pad(x, (0, layers[0][0].shape[1] - dim))
         for i, (weight, bias) in enumerate(layers):
-            h = F.linear(round_operand(h, precision), weight, bias)
+            h = F.linear(_rounded(h, precision), weight, bias)
             if i < len(layers) - 1:
                 h = model.activate(h)
         return bound(h[:, :dim])
@@ -202,7 +196,7 @@ def packed_mlp(model: KaleidoMLP, layers: Sequence[Layer], precision: str) -> St
 def _packed_layer(layer: nn.Linear, precision: str, dtype: torch.dtype, device: torch.device) -> Layer:
     n_out, n_in = layer.weight.shape
     weight = torch.zeros(_padded(n_out), _padded(n_in), dtype=dtype, device=device)
-    weight[:n_out, :n_in] = round_operand(layer.weight.detach().to(device, dtype), precision)
+    weight[:n_out, :n_in] = _rounded(layer.weight.detach().to(device, dtype), precision)
     bias = torch.zeros(_padded(n_out), dtype=dtype, device=device)
     if layer.bias is not None:
         bias[:n_out] = layer.bias.detach().to(device, dtype)

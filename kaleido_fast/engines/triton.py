@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.devices import on_device
-from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Checks, Report
+from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel, net_shape
-from kaleido_kernels.launch import Checks as KernelChecks
-from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, Schedule, kind_of
+from kaleido_fast.plan import DeviceFacts, SampleRequest, choose_kernel
+from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
 from kaleido_kernels.launcher import make_launcher
 from kaleido_kernels.packing import device_precision
+from kaleido_kernels.schedule import Checks
 
 PROGRAMS_PER_SM = 1  # of the wide kernel: its shared memory leaves room for no second one
-INTERPRETER_PROGRAMS = 2
 
 
 class TritonEngine:
@@ -40,8 +39,6 @@ class TritonEngine:
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest, device: torch.device, facts: DeviceFacts) -> None:
         self.request, self.device, self.spec = request, device, model.spec
-        self.schedule = _schedule(request)
-        shape = net_shape(model.spec)
         layers = plain_layers(model)
         try:
             form = device_precision(layers, request.precision)
@@ -51,10 +48,10 @@ class TritonEngine:
         self.launch = make_launcher(
             self.choice.tile,
             layers,
-            shape,
+            model.spec,
             request.precision,
             device,
-            n_programs=facts.n_sm * PROGRAMS_PER_SM or INTERPRETER_PROGRAMS,
+            n_programs=facts.gpu.n_sm * PROGRAMS_PER_SM,
             capture=device.type == "cuda" and torch.version.hip is None,
         )
         self.compile_seconds = 0.0
@@ -64,7 +61,7 @@ class TritonEngine:
     def with_request(self, request: SampleRequest) -> TritonEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`; on the same stream, for kernels share their scratch."""
         other = copy.copy(self)
-        other.request, other.schedule, other.compile_seconds = request, _schedule(request), 0.0
+        other.request, other.compile_seconds = request, 0.0
         return other
 
     def start(self, chains: Tensor) -> Tensor:
@@ -98,7 +95,7 @@ class TritonEngine:
     ) -> Checked:
         n, dim = len(chains), self.spec.dim
         saved = self._empty(n, dim).fill_(torch.inf) if checks.saved is None else checks.saved.contiguous()
-        inside = KernelChecks(checks.tol, checks.patience, checks.every, checks.calm.contiguous(), saved)
+        inside = replace(checks, calm=checks.calm.contiguous(), saved=saved)
         calm, halt = (self._empty(n, dtype=torch.int32) for _ in range(2))
         outputs = Outputs(self._empty(n, dim), self._empty(n), None, calm, halt)
         self._timed_launch(replace(self._request(chains, state, first_step, last_step), checks=inside), outputs)
@@ -108,7 +105,7 @@ class TritonEngine:
     def _request(self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
         return LaunchRequest(
             n_chains=len(chains),
-            schedule=self.schedule,
+            schedule=self.request.schedule,
             seed=self.request.seed,
             chain_ids=chains.contiguous(),
             init=self.request.init,
@@ -134,10 +131,6 @@ class TritonEngine:
 def _compiles(device: torch.device) -> bool:
     """Whether kernels are compiled, and not interpreted, there."""
     return device.type == "cuda"
-
-
-def _schedule(request: SampleRequest) -> Schedule:
-    return Schedule(request.burn_in, request.n_draws, request.thin, request.settle, request.jitter, request.noise)
 
 
 def plain_layers(model: KaleidoMLP) -> list[tuple[Tensor, Tensor | None]]:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from kaleido_kernels.inspect import FACTS, NETWORKS
-from kaleido_kernels.launch import LaunchRequest, Schedule, allocate_outputs
+from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.packing import device_precision
-from kaleido_kernels.shapes import PRECISIONS
-from kaleido_kernels.tiles import KERNELS, choose, tile_name
+from kaleido_kernels.precision import PRECISIONS
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import KERNELS
+from kaleido_kernels.tiles import choose, tile_name
 
 if TYPE_CHECKING:
     from kaleido_kernels.emulation.driver import Emulator

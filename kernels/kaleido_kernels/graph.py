@@ -26,17 +26,10 @@ from torch import Tensor
 
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.graph_plan import GRAPH_FORMS, GraphTile, padded_width
-from kaleido_kernels.launch import (
-    OPERANDS,
-    QUIET,
-    LaunchKind,
-    LaunchRequest,
-    NetShape,
-    Outputs,
-    Schedule,
-    check_tensors,
-)
+from kaleido_kernels.launch import OPERANDS, QUIET, LaunchKind, LaunchRequest, Outputs, check_tensors
 from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
     add_jitter,
     bound_output,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kaleido_kernels.precision import OPERAND_BYTES
 from kaleido_kernels.shapes import NetShape
 
 GRAPH_FORMS = {"fp32": "ieee", "fp16x3": "ieee", "ieee": "ieee", "fp16": "fp16", "bf16": "bf16"}
-"""How the graph path computes a precision: fp32 by plain fp32 products. tf32 is missing, for nobody tests it there."""
-GRAPH_BYTES = {"ieee": 4, "fp16": 2, "bf16": 2}
+"""How the graph path computes a precision: fp32 by plain fp32 products. tf32 is not offered: no test covers it."""
 GRAPH_BLOCKS = (16_384, 8_192, 4_096, 2_048, 1_024)
 """Chains of a block, the largest first: whole tiles of 256 rows, so that no product has a ragged edge."""
 WIDTH_MULTIPLE = 16
@@ -52,12 +52,12 @@ def padded_width(width: int) -> int:
 def hidden_bytes(shape: NetShape, precision: str, block_chains: int) -> int:
     """Bytes of the activations that a layer reads and writes: what should stay in the second-level cache."""
     width = padded_width(max(shape.hidden, 1))
-    return 2 * width * GRAPH_BYTES[GRAPH_FORMS[precision]] * block_chains
+    return 2 * width * OPERAND_BYTES[GRAPH_FORMS[precision]] * block_chains
 
 
 def graph_bytes(shape: NetShape, precision: str, tile: GraphTile) -> int:
     """Bytes of all buffers of a block: activations, operand and fp32 state, raw outputs, results, chain ids."""
-    item = GRAPH_BYTES[GRAPH_FORMS[precision]]
+    item = OPERAND_BYTES[GRAPH_FORMS[precision]]
     per_chain = padded_width(shape.dim) * (item + 4) + 4 * 2 * shape.dim + 4 + 8
     return hidden_bytes(shape, precision, tile.block_chains) + per_chain * tile.block_chains
 

@@ -2,98 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kaleido_kernels.shapes import NetShape as NetShape
+from kaleido_kernels.schedule import Checks, Schedule
+from kaleido_kernels.shapes import INITS, NetShape
 from kaleido_kernels.tiles import Tile
-
-INITS = ("uniform", "normal")
-NOISES = ("normal", "uniform", "upstream")
-MAX_STEPS = 2**31 - 1  # steps are 32-bit: one word of the noise counter
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Steps of a run: ``n_steps = burn_in + n_draws * thin``; draw i is the state after ``draw_end(i)`` steps.
-
-    Args:
-        burn_in: steps before the draws, at least 0.
-        n_draws: draws per chain, at least 1.
-        thin: steps per draw, at least 1.
-        settle: steps without jitter before each draw.
-        jitter: scale of the noise in units of half the data range; 0 is off.
-        noise: "normal", "uniform" (on the input, then clamped) or "upstream" (the published formula, on the output).
-    """
-
-    burn_in: int = 0
-    n_draws: int = 1
-    thin: int = 1
-    settle: int = 2
-    jitter: float = 0.0
-    noise: str = "normal"
-
-    def __post_init__(self) -> None:
-        for name, least in (("burn_in", 0), ("n_draws", 1), ("thin", 1), ("settle", 0)):
-            if not least <= getattr(self, name) <= MAX_STEPS:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in {least} .. {MAX_STEPS:,}")
-        if self.noise not in NOISES:
-            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
-        if not (math.isfinite(self.jitter) and self.jitter >= 0):
-            raise ValueError(f"jitter is {self.jitter}: it must be finite and at least 0")
-        if self.n_steps > MAX_STEPS:
-            raise ValueError(f"burn_in + n_draws * thin is {self.n_steps:,}: at most {MAX_STEPS:,} steps")
-
-    @property
-    def n_steps(self) -> int:
-        """Steps in all."""
-        return self.burn_in + self.n_draws * self.thin
-
-    def draw_end(self, draw: int) -> int:
-        """Number of steps after which the state is draw ``draw``."""
-        return self.burn_in + (draw + 1) * self.thin
-
-    def draw_at(self, step: int) -> int:
-        """The draw that ``step`` works towards."""
-        return max(0, (step - self.burn_in) // self.thin)
-
-    @property
-    def jitter_kind(self) -> str:
-        """The kernels' variant: "none" when the jitter is off, else ``noise``."""
-        return self.noise if self.jitter > 0 else "none"
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What chains are looked at for after steps that are multiples of ``every``, the schedule's last step excepted.
-
-    A chain halts, and keeps its state, at the first check at which its residual has been below ``tol`` at ``patience``
-    checks in a row, or is NaN, or at which no value is ``tol`` or more away from the chain's saved state.
-
-    Args:
-        tol: in data units, at least 0.
-        patience: at least 1.
-        every: steps between checks, at least 1.
-        calm: (n_chains,) int32 contiguous, checks in a row passed before the launch.
-        saved: (n_chains, D) fp32 contiguous; infinite values are never near.
-    """
-
-    tol: float
-    patience: int
-    every: int
-    calm: Tensor
-    saved: Tensor
-
-    def __post_init__(self) -> None:
-        if not self.tol >= 0:
-            raise ValueError(f"tol is {self.tol}: it must be at least 0")
-        for name in ("patience", "every"):
-            if not 1 <= getattr(self, name) <= MAX_STEPS:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in 1 .. {MAX_STEPS:,}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from kaleido_kernels.launch import (
     UNSPECIALISED,
     LaunchKind,
     LaunchRequest,
-    NetShape,
     Outputs,
     argument_types,
     check_tensors,
@@ -31,6 +30,8 @@ from kaleido_kernels.launch import (
     scalar_arguments,
 )
 from kaleido_kernels.packing import PackedNarrow
+from kaleido_kernels.precision import usual_precision
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -218,7 +219,7 @@ def narrow_kernel(
 @functools.lru_cache(maxsize=256)
 def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
     """What `launch_narrow` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
-    form, layout = "fp16x3" if precision == "fp32" else precision, narrow_layout(shape)
+    form, layout = usual_precision(precision), narrow_layout(shape)
     constants = {
         "DIM": shape.dim,
         "DIM_PADDED": layout.dim_padded,

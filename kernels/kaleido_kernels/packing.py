@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_kernels.shapes import PRECISIONS, NetShape
+from kaleido_kernels.precision import DevicePrecision, WeightsRange
+from kaleido_kernels.precision import device_precision as precision_within
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     BIAS_COLUMNS,
     NarrowLayout,
@@ -32,40 +34,29 @@ OPERAND_TYPES = {
     "tf32": torch.float32,
     "ieee": torch.float32,
 }
-FP16_LARGEST = 65504.0
-SPLIT_LARGEST = 6e4  # fp16x3: the high half must not round to infinity
-SPLIT_SMALLEST = 2.0**-6  # fp16x3: a layer whose largest weight is below loses bits of the low half (spacing 6e-8)
-FP16_SMALLEST = 2.0**-14  # fp16: below it all weights of a layer are subnormal
 BIAS_ROWS = 16  # least inner size of a product
 SATURATE = 30.0  # tanh(30) and sigmoid(30) are 1 in fp32: the last layer hands the constant column on through the bound
 
 
-def device_precision(layers: Layers, precision: str) -> str:
-    """How the kernels compute ``precision``: "fp32" as "fp16x3" where the weights' range allows, else as "ieee".
+def device_precision(layers: Layers, precision: str) -> DevicePrecision:
+    """How the kernels compute ``precision`` with these weights: see `kaleido_kernels.precision.device_precision`.
 
     Raises:
         ValueError: unknown precision, weights that are not finite, or outside the range of the mode.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}: the kernels know {', '.join(PRECISIONS)}")
+    return precision_within(precision, weights_range(layers))
+
+
+def weights_range(layers: Layers) -> WeightsRange:
+    """Sizes of the weights.
+
+    Raises:
+        ValueError: weights that are not finite.
+    """
     sizes = [_largest(index, weight, bias) for index, (weight, bias) in enumerate(layers)]
-    largest = max(max(pair) for pair in sizes)
-    smallest = min((weight for weight, _ in sizes if weight > 0), default=1.0)
-    if precision == "fp16":
-        if largest > FP16_LARGEST:
-            raise ValueError(
-                f"precision 'fp16': the largest weight is {largest:.3g}, at most 65504 fits; use 'bf16' or 'fp32'"
-            )
-        if smallest < FP16_SMALLEST:
-            raise ValueError(
-                f"precision 'fp16': a layer has no weight above {smallest:.3g}, below 6.1e-5 fp16 loses its bits; "
-                "use 'bf16' or 'fp32'"
-            )
-    if precision == "bf16" and largest > torch.finfo(torch.bfloat16).max:
-        raise ValueError(f"precision 'bf16': the largest weight is {largest:.3g}, at most 3.39e38 fits; use 'fp32'")
-    if precision == "fp32":
-        return "fp16x3" if largest < SPLIT_LARGEST and smallest >= SPLIT_SMALLEST else "ieee"
-    return precision
+    return WeightsRange(
+        max(max(pair) for pair in sizes), min((weight for weight, _ in sizes if weight > 0), default=1.0)
+    )
 
 
 def _largest(index: int, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
@@ -98,15 +89,17 @@ def host_zeros(*shape: int) -> Tensor:
 
 
 def round_tf32(x: Tensor) -> Tensor:
-    """Nearest value with 10 bits of mantissa: the tensor cores would cut the rest off instead."""
-    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    """fp32 values rounded to 10 bits of mantissa, ties to even: tensor cores would cut the rest off instead."""
+    bits = x.contiguous().view(torch.int32)
+    rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return torch.where(torch.isfinite(x), rounded.view(torch.float32), x)
 
 
 def round_operand(x: Tensor, precision: str) -> Tensor:
-    """fp32 values as an operand of ``precision`` holds them (fp16x3: its high half), still fp32."""
+    """fp32 values as an operand of a device precision holds them (fp16x3: its high half), still fp32."""
     if precision == "tf32":
         return round_tf32(x)
-    return x.to(OPERAND_TYPES[precision]).to(torch.float32)
+    return x if precision == "ieee" else x.to(OPERAND_TYPES[precision]).to(torch.float32)
 
 
 def split_operand(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:

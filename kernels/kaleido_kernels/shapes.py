@@ -1,13 +1,19 @@
-"""The shape of a network as the kernels see it. Plain Python: no torch, no Triton."""
+"""Networks and the closed lists of names: defined here once. Plain Python: no torch, no Triton."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
 BOUNDS = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+"""Output bounds and the range that each has."""
+INITS = ("uniform", "normal")
+"""Start noise."""
+NOISES = ("normal", "uniform", "upstream")
+"""Jitter noise."""
+KERNELS = ("narrow", "stream", "wide", "graph")
+"""Ways to run a network on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +24,9 @@ class NetShape:
         widths: (D, H1, ..., D): one more than there are layers.
         activation: one of `ACTIVATIONS`.
         bound: one of `BOUNDS`.
+        low, high: range of the data: of the start noise, and what jittered inputs are clamped to.
         bias: for each layer whether it has a bias; empty for all of them.
         negative_slope: of leaky_relu.
-        low, high: range of the data: of the start noise, and what jittered inputs are clamped to.
 
     Raises:
         ValueError: a width below 1, first and last width that differ, an unknown name, a range outside the bound's.
@@ -29,10 +35,10 @@ class NetShape:
     widths: tuple[int, ...]
     activation: str = "relu"
     bound: str = "tanh"
-    bias: tuple[bool, ...] = ()
-    negative_slope: float = 0.01
     low: float = -1.0
     high: float = 1.0
+    bias: tuple[bool, ...] = field(default=(), kw_only=True)
+    negative_slope: float = field(default=0.01, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(self.widths) < 1 or self.widths[0] != self.widths[-1]:
@@ -69,9 +75,15 @@ class NetShape:
         return max(self.widths[1:-1], default=0)
 
     @property
+    def n_parameters(self) -> int:
+        """Number of weights and biases."""
+        pairs = zip(self.widths[:-1], self.widths[1:], self.bias, strict=True)
+        return sum(n_in * n_out + n_out * bias for n_in, n_out, bias in pairs)
+
+    @property
     def flops_per_step(self) -> int:
-        """Floating-point operations of one step of one chain: two per weight."""
-        return 2 * sum(a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
+        """Floating-point operations of the matrix products of one step of one chain: 2 x sum(in x out)."""
+        return 2 * sum(n_in * n_out for n_in, n_out in zip(self.widths[:-1], self.widths[1:], strict=True))
 
 
 def next_power_of_two(value: int, least: int = 16) -> int:

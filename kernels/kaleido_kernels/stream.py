@@ -30,7 +30,6 @@ from kaleido_kernels.launch import (
     UNSPECIALISED,
     LaunchKind,
     LaunchRequest,
-    NetShape,
     Outputs,
     argument_types,
     check_tensors,
@@ -40,6 +39,8 @@ from kaleido_kernels.launch import (
     scalar_arguments,
 )
 from kaleido_kernels.packing import PackedStream
+from kaleido_kernels.precision import usual_precision
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -372,7 +373,7 @@ def stream_kernel(
 @functools.lru_cache(maxsize=256)
 def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
     """What `launch_stream` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
-    form, layout = "fp16x3" if precision == "fp32" else precision, stream_layout(shape)
+    form, layout = usual_precision(precision), stream_layout(shape)
     constants = {
         "DIM": shape.dim,
         "WIDTH": layout.width,

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GRAPH_FORMS, GraphTile, graph_candidates
+from kaleido_kernels.precision import OPERAND_BYTES, operand_parts, usual_precision
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.wide_plan import OPERAND_BYTES, WideTile, operand_parts, shared_bytes, wide_candidates
+from kaleido_kernels.wide_plan import WideTile, shared_bytes, wide_candidates
 
 REGISTERS = 65_536
 """32-bit registers of a multiprocessor."""
@@ -25,8 +26,6 @@ STREAM_EDGE = 16
 """Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
 BIAS_COLUMNS = 2
 """Spare columns that a folded bias takes: high and low part."""
-KERNELS = ("narrow", "stream", "wide", "graph")
-"""Names of the ways to run a network, as `choose` takes them."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,14 @@ class GpuFacts:
         capability: CUDA compute capability such as (9, 0).
         has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
         graph_block: most chains of a block of the graph path.
+        n_sm: streaming multiprocessors.
     """
 
     shared_memory: int = 232_448
     capability: tuple[int, int] = (9, 0)
     has_tma: bool | None = None
     graph_block: int = GRAPH_BLOCKS[0]
+    n_sm: int = 132
 
     @property
     def uses_tma(self) -> bool:
@@ -313,15 +314,15 @@ def choose(
 
     Args:
         shape: the network.
-        precision: a device precision, "fp32" standing for "fp16x3".
+        precision: a device precision, or one asked for of weights of the usual range.
         facts: the GPU.
         tuned: what `read_tuned` returned.
-        kernel: one of `KERNELS` by name, or "auto" for any.
+        kernel: one of `kaleido_kernels.shapes.KERNELS` by name, or "auto" for any.
 
     Raises:
         ValueError: a GPU too old for the precision, or no tile fits: the limit and the need.
     """
-    form = "fp16x3" if precision == "fp32" else precision
+    form = usual_precision(precision)
     if form != "ieee" and facts.capability < (8, 0):
         raise ValueError(
             f"precision {precision!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."

@@ -24,7 +24,6 @@ from kaleido_kernels.launch import (
     UNSPECIALISED,
     LaunchKind,
     LaunchRequest,
-    NetShape,
     Outputs,
     argument_types,
     check_tensors,
@@ -33,6 +32,8 @@ from kaleido_kernels.launch import (
     scalar_arguments,
 )
 from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_precision, host_zeros, split_operand
+from kaleido_kernels.precision import operand_parts, usual_precision
+from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
     activate,
     add_jitter,
@@ -50,7 +51,6 @@ from kaleido_kernels.variant import Variant, use_asm_on
 from kaleido_kernels.wide_plan import (
     STATE_COLS,
     WideTile,
-    operand_parts,
     output_width,
     program_blocks,
     state_width,
@@ -414,7 +414,7 @@ def allocate_scratch(packed: WideWeights, n_programs: int) -> WideScratch:
 @functools.lru_cache(maxsize=256)
 def variant(shape: NetShape, precision: str, tile: WideTile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
     """What `launch_wide` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
-    form = "fp16x3" if precision == "fp32" else precision
+    form = usual_precision(precision)
     constants = {
         "N_LAYERS": shape.n_layers,
         "DIM": shape.dim,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape
 
 STATE_COLS = 64
 """Columns of one block of the pass over the state."""
-OPERAND_BYTES = {"fp16x3": 2, "ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 RESERVED_SHARED = 1024
 """Shared memory that the compiler adds for barriers and reductions, as seen in compiled kernels."""
 
@@ -67,11 +67,6 @@ class WideLayer:
             *(self.inner_blocks, self.col_tiles, self.weight_block),
             *(self.bias_tile, self.in_block, self.out_block),
         ]
-
-
-def operand_parts(precision: str) -> int:
-    """Operands that hold one value: high and low part of split fp32, else one."""
-    return 2 if precision == "fp16x3" else 1
 
 
 def state_width(shape: NetShape, tile: WideTile) -> int:

@@ -68,9 +68,9 @@ def look(job: Job, emit: Emit) -> None:
     device = torch.device(job["device"])
     state = gpu_state(device)  # before this process takes memory of its own
     facts = device_facts(device)
-    found = {"name": facts.name, "capability": facts.capability, "multiprocessors": facts.n_sm}
-    found |= {"shared_memory": facts.shared_memory, "state": state, "versions": library_versions("triton")}
-    emit(found | {"refused": why_not(facts.name, facts.capability, {} if job["busy"] else state)})
+    found = {"name": facts.name, "capability": facts.gpu.capability, "multiprocessors": facts.gpu.n_sm}
+    found |= {"shared_memory": facts.gpu.shared_memory, "state": state, "versions": library_versions("triton")}
+    emit(found | {"refused": why_not(facts.name, facts.gpu.capability, {} if job["busy"] else state)})
 
 
 def why_not(name: str, capability: tuple[int, int], state: Mapping[str, str]) -> str:

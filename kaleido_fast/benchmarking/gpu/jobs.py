@@ -27,9 +27,9 @@ from kaleido_fast.benchmarking.tuning import FusedRun, check_fused
 from kaleido_fast.devices import device_facts, emulates
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.plan import gpu_facts, net_shape
 from kaleido_kernels.packing import device_precision
-from kaleido_kernels.tiles import KERNELS, choose, tile_from_json, tile_to_json
+from kaleido_kernels.shapes import KERNELS
+from kaleido_kernels.tiles import choose, tile_from_json, tile_to_json
 from kaleido_kernels.trials import trial_tiles
 
 Job = dict[str, Any]
@@ -75,16 +75,14 @@ def facts_of(job: Job, emit: Emit) -> None:
     for name in job["networks"]:
         model = report_network(name, job["tiny"])
         forms = {precision: _form(model, precision) for precision in precisions_on(device)}
-        tiles = {
-            precision: trial_tiles(net_shape(model.spec), form, gpu_facts(facts)) for precision, form in forms.items()
-        }
+        tiles = {precision: trial_tiles(model.spec, form, facts.gpu) for precision, form in forms.items()}
         networks[name] = {
             "widths": model.spec.widths,
             "kernels": {precision: _kernels(model, form, facts) for precision, form in forms.items()},
             "tiles": {precision: [tile_to_json(tile) for tile in found] for precision, found in tiles.items()},
         }
-    known = {"name": facts.name, "capability": facts.capability, "multiprocessors": facts.n_sm}
-    known |= {"shared_memory": facts.shared_memory, "state": gpu_state(device)}
+    known = {"name": facts.name, "capability": facts.gpu.capability, "multiprocessors": facts.gpu.n_sm}
+    known |= {"shared_memory": facts.gpu.shared_memory, "state": gpu_state(device)}
     emit({"about": describe_run(device), "gpu": known, "networks": networks})
 
 
@@ -104,7 +102,7 @@ def _kernels(model: KaleidoMLP, form: str, facts: Any) -> list[str]:
     able = []
     for kernel in KERNELS:
         try:
-            choose(net_shape(model.spec), form, gpu_facts(facts), kernel=kernel)
+            choose(model.spec, form, facts.gpu, kernel=kernel)
         except ValueError:
             continue
         able.append(kernel)

@@ -8,7 +8,7 @@ from typing import Any
 from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.report import ratio_text
 from kaleido_fast.benchmarking.timing import Ratio, compare
-from kaleido_kernels.tiles import KERNELS
+from kaleido_kernels.shapes import KERNELS
 
 OURS = ("kernel", "public")
 TORCH_PEERS = ("eager", "chunked", "cudagraph", "compile")

@@ -1,0 +1,139 @@
+"""When what happens: which steps are jittered, which end in a draw, and after which chains are looked at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kaleido_kernels.shapes import NOISES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_STEPS = 2**31 - 1  # steps are 32-bit: one word of the noise counter
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a run: ``n_steps = burn_in + n_draws * thin``; draw i is the state after ``draw_end(i)`` steps.
+
+    Args:
+        burn_in: steps before the draws, at least 0.
+        n_draws: draws per chain, at least 1.
+        thin: steps per draw, at least 1.
+        settle: steps without jitter before each draw.
+        jitter: scale of the noise in units of half the data range; 0 is off.
+        noise: "normal", "uniform" (on the input, then clamped) or "upstream" (the published formula, on the output).
+
+    Raises:
+        ValueError: a value outside of this, or more than `MAX_STEPS` steps.
+    """
+
+    burn_in: int = 0
+    n_draws: int = 1
+    thin: int = 1
+    settle: int = 2
+    jitter: float = 0.0
+    noise: str = "normal"
+
+    def __post_init__(self) -> None:
+        for name, least in (("burn_in", 0), ("n_draws", 1), ("thin", 1), ("settle", 0)):
+            if not least <= getattr(self, name) <= MAX_STEPS:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in {least} .. {MAX_STEPS:,}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ValueError(f"jitter is {self.jitter}: it must be finite and at least 0")
+        if self.n_steps > MAX_STEPS:
+            raise ValueError(f"burn_in + n_draws * thin is {self.n_steps:,} steps: at most {MAX_STEPS:,}")
+
+    @property
+    def n_steps(self) -> int:
+        """Total number of steps."""
+        return self.burn_in + self.n_draws * self.thin
+
+    def draw_end(self, draw: int) -> int:
+        """Number of steps after which the state is draw ``draw``."""
+        return self.burn_in + (draw + 1) * self.thin
+
+    def draw_at(self, step: int) -> int:
+        """The draw that ``step`` works towards."""
+        return max(0, (step - self.burn_in) // self.thin)
+
+    def draw_after(self, steps_done: int) -> int | None:
+        """The draw that is complete after exactly ``steps_done`` steps, if one is."""
+        index, rest = divmod(steps_done - self.burn_in, self.thin)
+        return index - 1 if rest == 0 and 1 <= index <= self.n_draws else None
+
+    def draws_done(self, steps_done: int) -> int:
+        """Number of draws complete after ``steps_done`` steps."""
+        return min(self.n_draws, max(0, (steps_done - self.burn_in) // self.thin))
+
+    def next_draw_end(self, steps_done: int) -> int:
+        """Number of steps after which the next draw is complete; the end of the run if there is none."""
+        return self.draw_end(min(self.draws_done(steps_done), self.n_draws - 1))
+
+    @property
+    def jitter_kind(self) -> str:
+        """The kernels' variant: "none" when the jitter is off, else ``noise``."""
+        return self.noise if self.jitter > 0 else "none"
+
+    def is_jittered(self, step: int) -> bool:
+        """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw.
+
+        With "upstream" noise no input does, each output does.
+        """
+        if self.jitter == 0 or self.noise == "upstream" or step == 0:
+            return False
+        return step < self.draw_end(self.draw_at(step)) - self.settle
+
+    @property
+    def n_jittered(self) -> int:
+        """Number of steps whose input gets noise."""
+        if self.jitter == 0 or self.noise == "upstream":
+            return 0
+        first = max(0, self.burn_in + self.thin - 1 - self.settle)  # step 0 takes the start noise as it is
+        return first + (self.n_draws - 1) * max(0, self.thin - self.settle)
+
+    def jittered_steps(self, draw: int) -> int:
+        """Steps with noise after the draw before ``draw``, or after the start, and up to ``draw``."""
+        first = 0 if draw == 0 else self.draw_end(draw - 1)
+        if self.jitter == 0:
+            return 0
+        if self.noise == "upstream":
+            return self.draw_end(draw) - first
+        return max(0, self.draw_end(draw) - self.settle - max(1, first))
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What chains are looked at for after steps that are multiples of ``every``, the schedule's last step excepted.
+
+    A chain halts, and keeps its state, at the first check at which its residual has been below ``tol`` at ``patience``
+    checks in a row, or is NaN, or at which no value is ``tol`` or more away from the chain's saved state.
+
+    Args:
+        tol: bound on a residual, and on the distance to a saved state, in data units, at least 0.
+        patience: checks in a row with a residual below ``tol`` after which a chain is at rest, at least 1.
+        every: steps between checks, at least 1.
+        calm: (n_chains,) int32, checks in a row passed before.
+        saved: (n_chains, D) fp32 states that chains may come back to, infinite where that is not asked; None asks it
+            of none.
+
+    Raises:
+        ValueError: a value outside of this.
+    """
+
+    tol: float
+    patience: int
+    every: int
+    calm: Tensor
+    saved: Tensor | None
+
+    def __post_init__(self) -> None:
+        if not self.tol >= 0:
+            raise ValueError(f"tol is {self.tol}: it must be at least 0")
+        for name in ("patience", "every"):
+            if not 1 <= getattr(self, name) <= MAX_STEPS:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in 1 .. {MAX_STEPS:,}")
