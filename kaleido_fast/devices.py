@@ -224,8 +224,8 @@ def _load_loops() -> tuple[Any, str]:
 
 
 def emulates() -> bool:
-    """Whether compiled kernels run on CPU tensors here: inside of `kaleido_kernels.emulation.driver.emulated`."""
-    module = sys.modules.get("kaleido_kernels.emulation.driver")
+    """Whether compiled kernels run on CPU tensors here: inside of `emulated`, of the kernels' emulator."""
+    module = sys.modules.get("kaleido_kernels.proving.emulation.driver")
     return module is not None and module.is_active()
 
 

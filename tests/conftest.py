@@ -52,8 +52,8 @@ def emulator(pytestconfig: pytest.Config) -> Iterator[object]:
     if not pytestconfig.getoption("--emulate"):
         yield None
         return
-    from kaleido_kernels.emulation.block import Conditions
-    from kaleido_kernels.emulation.driver import Emulator, emulated
+    from kaleido_kernels.proving.emulation.block import Conditions
+    from kaleido_kernels.proving.emulation.driver import Emulator, emulated
 
     how = pytestconfig.getoption("--emulate-how")
     with emulated(Emulator(Conditions(early_copies=how == "early", apart=how == "apart"))) as found:

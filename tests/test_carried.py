@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_kernels.carried import lost_values, read_dataflow
+from kaleido_kernels.proving.carried import lost_values, read_dataflow
 
 ROOT = Path(__file__).parents[1]
 TTIR = """
@@ -129,7 +129,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kaleido_kernels.carried import lost_values
+from kaleido_kernels.proving.carried import lost_values
 
 
 @triton.jit

@@ -23,14 +23,14 @@ from kaleido_fast.benchmarking.gpu.jobs import report_network
 from kaleido_fast.benchmarking.tuning import FusedRun
 from kaleido_fast.engines.triton import TritonEngine, plain_layers
 from kaleido_fast.plan import H200, SampleRequest
-from kaleido_kernels.emulate import ALLOWED, Comparison, compare
-from kaleido_kernels.emulation.block import Conditions
-from kaleido_kernels.emulation.driver import Emulator
-from kaleido_kernels.emulation.errors import EmulatorError
 from kaleido_kernels.packing import device_precision
+from kaleido_kernels.proving.emulate import ALLOWED, Comparison, compare
+from kaleido_kernels.proving.emulation.block import Conditions
+from kaleido_kernels.proving.emulation.driver import Emulator
+from kaleido_kernels.proving.emulation.errors import EmulatorError
+from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS
 from kaleido_kernels.tiles import GpuFacts, tile_name
-from kaleido_kernels.trials import trial_tiles
 
 pytestmark = pytest.mark.emulated
 CPU = torch.device("cpu")

@@ -17,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kaleido_kernels.emulation.block import RULES, Block, Conditions
-from kaleido_kernels.emulation.errors import (
+from kaleido_kernels.proving.emulation.block import RULES, Block, Conditions
+from kaleido_kernels.proving.emulation.errors import (
     AccessError,
     DeadlockError,
     EmulatorError,
     RaceError,
     UnknownInstructionError,
 )
-from kaleido_kernels.emulation.memory import GlobalMemory
-from kaleido_kernels.emulation.ptx import parse_kernel
-from kaleido_kernels.emulation.warps import FLOW
+from kaleido_kernels.proving.emulation.memory import GlobalMemory
+from kaleido_kernels.proving.emulation.ptx import parse_kernel
+from kaleido_kernels.proving.emulation.warps import FLOW
 
 THREADS = 64
 HEAD = """

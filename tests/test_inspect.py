@@ -16,8 +16,8 @@ from test_roofline import STUDY
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table, three_figures
-from kaleido_kernels.sass import (
+from kaleido_kernels.proving.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table, three_figures
+from kaleido_kernels.proving.sass import (
     CopyOrder,
     copy_order,
     count_kinds,
@@ -28,8 +28,8 @@ from kaleido_kernels.sass import (
     unordered_loads,
     written_registers,
 )
+from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 from kaleido_kernels.tiles import Tile
-from kaleido_kernels.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 
 ROOT = Path(__file__).parents[1]
 MOST_INSTRUCTIONS = {"points1d": 150, "points2d": 220}  # of a step; points2d is bound by its products
@@ -413,7 +413,7 @@ def test_the_interpreter_is_refused():
 def test_without_triton_it_says_what_to_install():
     script = "import sys; sys.modules['triton'] = None; sys.path_importer_cache.clear()\n"
     script += "import importlib.util; importlib.util.find_spec = lambda name: None\n"
-    script += "from kaleido_kernels import inspect; sys.exit(inspect.main(['--net', 'points1d']))"
+    script += "from kaleido_kernels.proving import inspect; sys.exit(inspect.main(['--net', 'points1d']))"
     result = run_script(script)
     assert (result.returncode, result.stdout) == (2, "")
     assert (
@@ -454,8 +454,8 @@ def test_a_quick_subset_compiles_and_passes(net):
 
 
 ORDERS = """
-from kaleido_kernels import inspect
-from kaleido_kernels.roofline import Overlap, stream_overlap, wide_overlap
+from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.roofline import Overlap, stream_overlap, wide_overlap
 from kaleido_kernels.tiles import Tile
 from kaleido_kernels.wide_plan import WideTile
 
@@ -509,8 +509,8 @@ def test_a_kernel_that_only_traps_has_no_body():
 
 
 UNORDERED = """
-from kaleido_kernels import inspect
-from kaleido_kernels.sass import Instruction, Program, unordered_loads
+from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.sass import Instruction, Program, unordered_loads
 from kaleido_kernels.wide_plan import WideTile
 job = inspect.Job("mnist", inspect.NETWORKS["mnist"], WideTile(), "fp16", "none")
 program = inspect.disassemble(inspect.compile_job(job, "sm_90").binary)
@@ -538,7 +538,7 @@ def test_each_fence_and_barrier_of_the_real_kernel_is_needed():
 
 
 SPILLING = """
-from kaleido_kernels import inspect
+from kaleido_kernels.proving import inspect
 from kaleido_kernels.tiles import Tile
 inspect.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
 raise SystemExit(inspect.main(["--net", "points2d", "--precision", "fp16", "--variant", "none"]))

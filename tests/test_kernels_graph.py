@@ -260,9 +260,9 @@ def test_impossible_tiles_are_refused(options):
 
 def test_the_fused_kernel_compiles_without_spills_or_short_offsets():
     code = """
-from kaleido_kernels import inspect
+from kaleido_kernels.proving import inspect
 from kaleido_kernels.graph_plan import GraphTile
-from kaleido_kernels.verdicts import narrow_offsets
+from kaleido_kernels.proving.verdicts import narrow_offsets
 jobs = (("mnist", "fp16", "normal"), ("points1d", "bf16", "none"), ("cifar", "fp32", "upstream"))
 for net, precision, jitter in jobs:
     job = inspect.Job(net, inspect.NETWORKS[net], GraphTile(), precision, jitter)

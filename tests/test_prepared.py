@@ -204,8 +204,8 @@ def test_empty_caches_and_large_ones_are_refused(cache, tmp_path, monkeypatch):
 
 COMPILE = """
 import torch
-from kaleido_kernels.emulate import compare
-from kaleido_kernels.emulation.driver import CompileOnly
+from kaleido_kernels.proving.emulate import compare
+from kaleido_kernels.proving.emulation.driver import CompileOnly
 compare("points1d", "fp16", "narrow", 16, 1, CompileOnly())
 """
 

@@ -20,9 +20,9 @@ from kaleido_fast.folders import user_data
 from kaleido_fast.plan import DeviceFacts
 from kaleido_fast.versions import library_versions
 from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of, read_tuned, tile_name, tile_to_json, tuned_key
-from kaleido_kernels.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.wide_plan import WideTile
 
 CPU = torch.device("cpu")

@@ -40,8 +40,8 @@ from kaleido_kernels.tiles import GpuFacts
 from kaleido_fast.engines.base import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.plan import H200, SampleRequest
-from kaleido_kernels import inspect
-from kaleido_kernels.fake_driver import keys_only, variant_key
+from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.fake_driver import keys_only, variant_key
 
 torch.set_num_threads(1)
 FACTS = replace(H200, gpu=GpuFacts(n_sm=2))
@@ -87,7 +87,7 @@ def test_what_is_inspected_is_what_an_engine_launches(nets):
 GRAPH = """
 import torch
 from kaleido_kernels import graph
-from kaleido_kernels.fake_driver import keys_only, variant_key
+from kaleido_kernels.proving.fake_driver import keys_only, variant_key
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import QUIET, LaunchRequest, allocate_outputs
 from kaleido_kernels.schedule import Schedule
@@ -118,8 +118,8 @@ def test_what_is_compiled_ahead_of_time_is_what_the_graph_path_launches():
 KEYS = """
 from dataclasses import replace
 import torch
-from kaleido_kernels import graph, inspect, narrow, wide
-from kaleido_kernels.fake_driver import compile_only, compile_variant, variant_key
+from kaleido_kernels import graph, narrow, wide
+from kaleido_kernels.proving.fake_driver import compile_only, compile_variant, variant_key
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import QUIET
 from kaleido_kernels.shapes import NetShape
@@ -158,7 +158,7 @@ def test_a_key_is_the_compiled_kernels_and_of_all_that_it_is_made_from():
 ORDER = """
 import sys
 from kaleido_kernels import graph, narrow, stream, wide
-from kaleido_kernels.fake_driver import variant_key
+from kaleido_kernels.proving.fake_driver import variant_key
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import QUIET
 from kaleido_kernels.shapes import NetShape
@@ -188,9 +188,11 @@ def test_a_key_does_not_depend_on_what_else_a_process_has_launched():
 RESTORED = """
 import torch
 from triton.runtime import JITFunction, driver
-from kaleido_kernels.fake_driver import compile_only, fake_device, keys_only
 from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.proving.fake_driver import compile_only, fake_device, keys_only
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.launch import (LaunchRequest, allocate_outputs)
 from kaleido_kernels.narrow import launch_narrow
 from kaleido_kernels.packing import pack_narrow
 from kaleido_kernels.shapes import NetShape
@@ -262,9 +264,11 @@ from contextlib import contextmanager
 import torch
 from triton import knobs
 from triton.runtime import JITFunction, driver
-from kaleido_kernels.fake_driver import fake_device
 from kaleido_kernels.launch import LaunchRequest, Outputs
 from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.proving.fake_driver import fake_device
+from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.launch import (LaunchRequest, Outputs)
 from kaleido_kernels.narrow import launch_narrow, narrow_kernel
 from kaleido_kernels.packing import pack_narrow
 from kaleido_kernels.shapes import NetShape

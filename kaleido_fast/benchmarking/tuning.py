@@ -27,6 +27,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.plan import DeviceFacts, SampleRequest
+from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     AnyTile,
@@ -38,7 +39,6 @@ from kaleido_kernels.tiles import (
     tile_to_json,
     tuned_key,
 )
-from kaleido_kernels.trials import trial_tiles
 
 Measure = Callable[[AnyTile], list[float]]
 """Seconds of the same work with a tile, several times; raises what the tile raises."""

@@ -2,5 +2,5 @@
 
 Read in this order: ``shapes`` (what a network is), ``launch`` (what a launch computes), ``steps`` and ``philox`` (the
 device steps that all kernels share), then one kernel: ``narrow``, ``stream`` or ``wide``. ``tiles`` chooses among them
-without Triton; ``inspect`` compiles them ahead of time without a GPU. The package loads neither torch nor Triton.
+without Triton; ``proving`` judges them without a GPU. The package loads neither torch nor Triton.
 """

@@ -28,9 +28,9 @@ from kaleido_fast.devices import device_facts, emulates
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_kernels.packing import device_precision
+from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS
 from kaleido_kernels.tiles import choose, tile_from_json, tile_to_json
-from kaleido_kernels.trials import trial_tiles
 
 Job = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]

@@ -262,7 +262,7 @@ def _launching(how: str) -> contextlib.AbstractContextManager[object]:
     """Within it, launches of kernels are treated as ``how``, one of `LAUNCHES`, says."""
     if how == "run":
         return contextlib.nullcontext()
-    from kaleido_kernels.emulation.driver import CompileOnly, Emulator, emulated
+    from kaleido_kernels.proving.emulation.driver import CompileOnly, Emulator, emulated
 
     return emulated(Emulator() if how == "emulate" else CompileOnly())
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kaleido_kernels.emulation.errors import EmulatorError
-from kaleido_kernels.emulation.kinds import HELD, U32, Array, Kind
-from kaleido_kernels.emulation.memory import SharedMemory, Tensor, byte_places
-from kaleido_kernels.emulation.ptx import Address, Instruction, Operand, Pair, Register, Symbol, Vector
-from kaleido_kernels.emulation.warps import (
+from kaleido_kernels.proving.emulation.errors import EmulatorError
+from kaleido_kernels.proving.emulation.kinds import HELD, U32, Array, Kind
+from kaleido_kernels.proving.emulation.memory import SharedMemory, Tensor, byte_places
+from kaleido_kernels.proving.emulation.ptx import Address, Instruction, Operand, Pair, Register, Symbol, Vector
+from kaleido_kernels.proving.emulation.warps import (
     Handler,
     Mask,
     Rule,

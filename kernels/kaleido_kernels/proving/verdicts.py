@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kaleido_kernels.carried import lost_values
-from kaleido_kernels.sass import (
+from kaleido_kernels.proving.carried import lost_values
+from kaleido_kernels.proving.sass import (
     GLOBAL_PROXY_FENCES,
     Loop,
     Program,

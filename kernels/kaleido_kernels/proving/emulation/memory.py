@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_kernels.emulation.errors import AccessError, RaceError
-from kaleido_kernels.emulation.kinds import Array
+from kaleido_kernels.proving.emulation.errors import AccessError, RaceError
+from kaleido_kernels.proving.emulation.kinds import Array
 
 FIRST_ADDRESS = 0x7000_0000_0000
 SPACING = 1 << 40

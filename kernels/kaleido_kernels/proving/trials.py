@@ -7,7 +7,7 @@ without what the plan's own estimate says is far behind.
 from __future__ import annotations
 
 from kaleido_kernels.graph_plan import GraphTile, graph_candidates
-from kaleido_kernels.roofline import (
+from kaleido_kernels.proving.roofline import (
     PEAK_FLOPS,
     TileWork,
     estimate,

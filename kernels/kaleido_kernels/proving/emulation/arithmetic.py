@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kaleido_kernels.emulation.kinds import (
+from kaleido_kernels.proving.emulation.kinds import (
     F32,
     HELD,
     KINDS,
@@ -24,8 +24,8 @@ from kaleido_kernels.emulation.kinds import (
     rounded_bf16,
     rounded_tf32,
 )
-from kaleido_kernels.emulation.ptx import Immediate, Instruction, Pair
-from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Warps, kind_of
+from kaleido_kernels.proving.emulation.ptx import Immediate, Instruction, Pair
+from kaleido_kernels.proving.emulation.warps import Handler, Mask, Rule, Warps, kind_of
 
 Compute = Callable[..., Array]
 Form = tuple[Compute, tuple[Kind, ...], Kind]

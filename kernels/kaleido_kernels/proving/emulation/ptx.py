@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kaleido_kernels.emulation.errors import UnknownInstructionError
+from kaleido_kernels.proving.emulation.errors import UnknownInstructionError
 
 WIDTHS = {"pred": "pred", "b16": "b16", "b32": "b32", "b64": "b64", "f32": "b32", "f64": "b64", "u32": "b32"}
 WIDTHS |= {"s32": "b32", "u64": "b64", "s64": "b64", "u16": "b16", "s16": "b16", "f16": "b16"}

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kaleido_kernels.emulation.copies import swizzled
-from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceError, UnknownInstructionError
-from kaleido_kernels.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
-from kaleido_kernels.emulation.movement import build_nothing
-from kaleido_kernels.emulation.ptx import Immediate, Instruction, Operand, registers_of
-from kaleido_kernels.emulation.warps import (
+from kaleido_kernels.proving.emulation.copies import swizzled
+from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError, RaceError, UnknownInstructionError
+from kaleido_kernels.proving.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
+from kaleido_kernels.proving.emulation.movement import build_nothing
+from kaleido_kernels.proving.emulation.ptx import Immediate, Instruction, Operand, registers_of
+from kaleido_kernels.proving.emulation.warps import (
     Handler,
     Mask,
     Rule,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kaleido_kernels.emulation.errors import DeadlockError, EmulatorError, RaceError, UnknownInstructionError
-from kaleido_kernels.emulation.kinds import HELD, KINDS, POISON, Array, Kind, seen
-from kaleido_kernels.emulation.memory import PARAMETER_SPACING, PARAMETERS
-from kaleido_kernels.emulation.ptx import (
+from kaleido_kernels.proving.emulation.errors import DeadlockError, EmulatorError, RaceError, UnknownInstructionError
+from kaleido_kernels.proving.emulation.kinds import HELD, KINDS, POISON, Array, Kind, seen
+from kaleido_kernels.proving.emulation.memory import PARAMETER_SPACING, PARAMETERS
+from kaleido_kernels.proving.emulation.ptx import (
     SHARED,
     Address,
     Immediate,
@@ -33,7 +33,7 @@ from kaleido_kernels.emulation.ptx import (
 )
 
 if TYPE_CHECKING:
-    from kaleido_kernels.emulation.block import Block
+    from kaleido_kernels.proving.emulation.block import Block
 
 Mask = Array | None
 """(threads,) bool: who takes part; None for all."""

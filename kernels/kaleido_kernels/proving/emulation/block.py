@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kaleido_kernels.emulation import arithmetic, copies, movement, products
-from kaleido_kernels.emulation.copies import Copy, CopyDescriptor, MBarrier
-from kaleido_kernels.emulation.errors import DeadlockError, EmulatorError, RaceError
-from kaleido_kernels.emulation.memory import GlobalMemory, SharedMemory
-from kaleido_kernels.emulation.products import ProductGroup
-from kaleido_kernels.emulation.ptx import Immediate, Instruction, Kernel
-from kaleido_kernels.emulation.warps import Rule, Waiting, Warps, immediate
+from kaleido_kernels.proving.emulation import arithmetic, copies, movement, products
+from kaleido_kernels.proving.emulation.copies import Copy, CopyDescriptor, MBarrier
+from kaleido_kernels.proving.emulation.errors import DeadlockError, EmulatorError, RaceError
+from kaleido_kernels.proving.emulation.memory import GlobalMemory, SharedMemory
+from kaleido_kernels.proving.emulation.products import ProductGroup
+from kaleido_kernels.proving.emulation.ptx import Immediate, Instruction, Kernel
+from kaleido_kernels.proving.emulation.warps import Rule, Waiting, Warps, immediate
 
 RULES: dict[str, Rule] = {**arithmetic.RULES, **movement.RULES, **copies.RULES, **products.RULES}
 """Every instruction that the emulator knows, besides those of `warps.FLOW`."""

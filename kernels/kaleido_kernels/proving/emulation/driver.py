@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kaleido_kernels.emulation.block import Block, Conditions
-from kaleido_kernels.emulation.copies import CopyDescriptor
-from kaleido_kernels.emulation.errors import AccessError, EmulatorError, UnknownInstructionError
-from kaleido_kernels.emulation.kinds import Array
-from kaleido_kernels.emulation.memory import PARAMETER_SPACING, PARAMETERS, GlobalMemory
-from kaleido_kernels.emulation.memory import Tensor as Piece
-from kaleido_kernels.emulation.ptx import Kernel, parse_kernel
-from kaleido_kernels.fake_driver import FakeDriver, current_driver, driven_by
-from kaleido_kernels.verdicts import SHARED_LIMITS
+from kaleido_kernels.proving.emulation.block import Block, Conditions
+from kaleido_kernels.proving.emulation.copies import CopyDescriptor
+from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError, UnknownInstructionError
+from kaleido_kernels.proving.emulation.kinds import Array
+from kaleido_kernels.proving.emulation.memory import PARAMETER_SPACING, PARAMETERS, GlobalMemory
+from kaleido_kernels.proving.emulation.memory import Tensor as Piece
+from kaleido_kernels.proving.emulation.ptx import Kernel, parse_kernel
+from kaleido_kernels.proving.fake_driver import FakeDriver, current_driver, driven_by
+from kaleido_kernels.proving.verdicts import SHARED_LIMITS
 
 SWIZZLE_BYTES = {0: 0, 1: 32, 2: 64, 3: 128}
 """Swizzle mode in Triton's account of a descriptor -> bytes of its period."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kaleido_kernels.emulation.errors import AccessError, EmulatorError, RaceError
-from kaleido_kernels.emulation.kinds import Array
-from kaleido_kernels.emulation.memory import Tensor, byte_places
-from kaleido_kernels.emulation.ptx import Address, Immediate, Instruction
-from kaleido_kernels.emulation.warps import Handler, Mask, Rule, Warps, chosen, immediate, only_together
+from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError, RaceError
+from kaleido_kernels.proving.emulation.kinds import Array
+from kaleido_kernels.proving.emulation.memory import Tensor, byte_places
+from kaleido_kernels.proving.emulation.ptx import Address, Immediate, Instruction
+from kaleido_kernels.proving.emulation.warps import Handler, Mask, Rule, Warps, chosen, immediate, only_together
 
 SYNC = "Parallel Synchronization and Communication Instructions"
 COPY = "Data Movement and Conversion Instructions"
