@@ -71,6 +71,18 @@ def test_an_archive_of_the_same_kernels_has_the_same_bytes(cache, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_an_archive_is_for_all_device_code_and_for_no_more(tmp_path, monkeypatch):
+    """Kernels may lie in folders; what judges them decides nothing of them."""
+    kernels = tmp_path / "kaleido_kernels"
+    monkeypatch.setattr(prepared.kaleido_kernels, "__file__", str(kernels / "__init__.py"))
+    found = []
+    for name in ("steps.py", "narrow/kernel.py", "stream/kernel.py", "proving/sass.py", "proving/emulation/ptx.py"):
+        (kernels / name).parent.mkdir(parents=True, exist_ok=True)
+        (kernels / name).write_text("x = 1")
+        found.append(prepared.sources_hash())
+    assert len(set(found[:3])) == 3 and set(found[3:]) == {found[2]}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [({"triton": "3.1.0"}, "is for Triton"), ({"sources": "other"}, "for the kernels of commit 01234567")],

@@ -59,11 +59,16 @@ def manifest_here(commit: str | None, kernels: int = 0) -> Manifest:
 
 
 def sources_hash() -> str:
-    """Hash of the package of device code: of what decides the kernels' keys, and of somewhat more."""
+    """Hash of the package of device code: of what decides the kernels' keys, and of somewhat more.
+
+    What only judges kernels (``proving``) is not in it.
+    """
     folder = Path(kaleido_kernels.__file__).parent
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        found.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if name.parts[0] != "proving":
+            found.update(name.as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
 
