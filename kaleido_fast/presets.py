@@ -8,22 +8,15 @@ from typing import Any
 from kaleido_fast.errors import unknown_name
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.scalars import plain_fields
+from kaleido_kernels import shapes
+from kaleido_kernels.shapes import NetShape
 
 
 @dataclass(frozen=True)
-class NetworkShape:
-    """Sizes of one reference network: ``layers`` linear layers with bias, ``hidden`` values between them."""
+class NetworkShape(NetShape):
+    """A reference network: its layers, and the shape of one sample."""
 
-    name: str
-    dim: int
-    hidden: int
-    layers: int
-    bound: str
-    sample_shape: tuple[int, ...]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.dim, *[self.hidden] * (self.layers - 1), self.dim)
+    sample_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,16 +63,16 @@ class Preset:
     limit: int | None = None
 
 
-NETWORKS: dict[str, NetworkShape] = {
-    shape.name: shape
-    for shape in (
-        NetworkShape("points1d", 1, 10, 10, "tanh", (1,)),
-        NetworkShape("points2d", 2, 50, 7, "sigmoid", (2,)),
-        NetworkShape("digits", 64, 256, 6, "tanh", (8, 8)),
-        NetworkShape("deep128", 64, 128, 10, "tanh", (8, 8)),
-        NetworkShape("mnist", 784, 500, 11, "tanh", (28, 28)),
-        NetworkShape("cifar", 3072, 2000, 11, "tanh", (32, 32, 3)),
-    )
+SAMPLE_SHAPES = {
+    "points1d": (1,),
+    "points2d": (2,),
+    "digits": (8, 8),
+    "deep128": (8, 8),
+    "mnist": (28, 28),
+    "cifar": (32, 32, 3),
+}
+NETWORKS = {
+    name: NetworkShape(**vars(shapes.NETWORKS[name]), sample_shape=shape) for name, shape in SAMPLE_SHAPES.items()
 }
 
 PUBLISHED_RECIPE = TrainingRecipe(

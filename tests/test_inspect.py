@@ -16,7 +16,7 @@ from test_roofline import STUDY
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.proving.inspect import FORM_NAMES, NETWORKS, Job, Report, make_parser, table, three_figures
+from kaleido_kernels.proving.inspect import FORM_NAMES, Job, Report, make_parser, table, three_figures
 from kaleido_kernels.proving.sass import (
     CopyOrder,
     copy_order,
@@ -29,6 +29,7 @@ from kaleido_kernels.proving.sass import (
     written_registers,
 )
 from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
+from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 
 ROOT = Path(__file__).parents[1]
@@ -456,6 +457,7 @@ def test_a_quick_subset_compiles_and_passes(net):
 ORDERS = """
 from kaleido_kernels.proving import inspect
 from kaleido_kernels.proving.roofline import Overlap, stream_overlap, wide_overlap
+from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 from kaleido_kernels.wide_plan import WideTile
 
@@ -539,6 +541,7 @@ def test_each_fence_and_barrier_of_the_real_kernel_is_needed():
 
 SPILLING = """
 from kaleido_kernels.proving import inspect
+from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 inspect.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
 raise SystemExit(inspect.main(["--net", "points2d", "--precision", "fp16", "--variant", "none"]))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.proving.inspect import NETWORKS
 from kaleido_kernels.proving.roofline import (
     FAST,
     L2_LOST,
@@ -39,7 +38,7 @@ from kaleido_kernels.proving.roofline import (
     wide_work,
 )
 from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.shapes import NETWORKS, NetShape
 from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of
 from kaleido_kernels.wide_plan import (
     WideTile,

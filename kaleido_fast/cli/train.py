@@ -254,7 +254,7 @@ def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> Mo
     hidden, layers, bound = base.widths[1], base.n_layers, shape["bound"] or base.bound
     if preset is not None:
         network = find_preset(preset).network
-        hidden, layers, bound = network.hidden, network.layers, shape["bound"] or network.bound
+        hidden, layers, bound = network.hidden, network.n_layers, shape["bound"] or network.bound
     hidden, layers = shape["hidden"] or hidden, shape["layers"] or layers
     widths = (data.dim, *[hidden] * (layers - 1), data.dim)
     return ModelSpec(widths, shape["activation"] or "relu", bound, sample_shape=data.sample_shape)

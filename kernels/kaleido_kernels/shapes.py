@@ -89,3 +89,14 @@ class NetShape:
 def next_power_of_two(value: int, least: int = 16) -> int:
     """Smallest power of two that is at least ``value`` and ``least`` (16: the least side of a product)."""
     return max(least, 1 << (value - 1).bit_length())
+
+
+NETWORKS: dict[str, NetShape] = {
+    "points1d": NetShape((1, *[10] * 9, 1)),
+    "points2d": NetShape((2, *[50] * 6, 2), bound="sigmoid", low=0.0),
+    "digits": NetShape((64, *[256] * 5, 64)),
+    "deep128": NetShape((64, *[128] * 9, 64)),
+    "mnist": NetShape((784, *[500] * 10, 784)),
+    "cifar": NetShape((3072, *[2000] * 10, 3072)),
+}
+"""The reference networks."""

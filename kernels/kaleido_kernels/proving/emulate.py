@@ -23,9 +23,9 @@ from torch import Tensor
 from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.precision import PRECISIONS
-from kaleido_kernels.proving.inspect import FACTS, NETWORKS
+from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.shapes import KERNELS
+from kaleido_kernels.shapes import KERNELS, NETWORKS
 from kaleido_kernels.tiles import choose, tile_name
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from typing import Any
 
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.launch import CHECKED, QUIET
+from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.roofline import (
     FAST,
     NOTE,
@@ -45,7 +46,6 @@ from kaleido_kernels.proving.roofline import (
 )
 from kaleido_kernels.proving.sass import Program, copy_order, count_kinds, parse_program, path_counts
 from kaleido_kernels.proving.verdicts import (
-    SHARED_LIMITS,
     Evidence,
     Verdict,
     has_body,
@@ -54,10 +54,9 @@ from kaleido_kernels.proving.verdicts import (
     register_file,
     shared_memory,
 )
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.shapes import NETWORKS, NetShape
 from kaleido_kernels.tiles import (
     AnyTile,
-    GpuFacts,
     StreamLayout,
     Tile,
     choose,
@@ -67,20 +66,10 @@ from kaleido_kernels.tiles import (
 )
 from kaleido_kernels.wide_plan import WideTile
 
-NETWORKS: dict[str, NetShape] = {
-    "points1d": NetShape((1, *[10] * 9, 1)),
-    "points2d": NetShape((2, *[50] * 6, 2), bound="sigmoid", low=0.0),
-    "digits": NetShape((64, *[256] * 5, 64)),
-    "deep128": NetShape((64, *[128] * 9, 64)),
-    "mnist": NetShape((784, *[500] * 10, 784)),
-    "cifar": NetShape((3072, *[2000] * 10, 3072)),
-}
-"""The reference networks; ``kaleido_fast.presets`` holds the same sizes with their recipes."""
 FORMS = ("fp16x3", "fp16", "bf16")
 FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}
 """Precisions as the command takes them: fp32 is computed as split fp16 for all weights of usual size."""
 VARIANTS = ("none", "normal", "checks")
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 N_CHAINS, N_STEPS = 100_000, 300
 
 
@@ -175,17 +164,6 @@ def planned_jobs(
             for tile in planned_tiles(shape, precision, arch):
                 for variant in variants:
                     yield Job(net, shape, tile, precision, variant)
-
-
-FACTS = {
-    "sm_80": GpuFacts(166_912, (8, 0)),
-    "sm_89": GpuFacts(101_376, (8, 9)),
-    "sm_90": GpuFacts(232_448, (9, 0)),
-    "sm_100": GpuFacts(232_448, (10, 0)),
-    "sm_120": GpuFacts(101_376, (12, 0)),
-    "gfx942": GpuFacts(65_536, (9, 4), has_tma=False),
-}
-"""What a plan would know of a GPU of each architecture."""
 
 
 def planned_tiles(shape: NetShape, precision: str, arch: str) -> Sequence[AnyTile]:
@@ -321,7 +299,7 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
 
 def programs(evidence: Evidence) -> int:
     """How many programs of a kernel a multiprocessor holds at once."""
-    return resident_programs(evidence.shared, evidence.registers, evidence.warps, SHARED_LIMITS["sm_90"])
+    return resident_programs(evidence.shared, evidence.registers, evidence.warps, FACTS["sm_90"].shared_memory)
 
 
 def read_overlap(program: Program, planned: Overlap) -> Overlap:
@@ -447,7 +425,7 @@ registers, stack, shared memory, instructions, verdicts on the machine code and 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(prog="python -m kaleido_kernels.inspect", description=ABOUT)
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="sm_90", help="all but sm_90 are compiled only")
+    parser.add_argument("--arch", choices=list(FACTS), default="sm_90", help="all but sm_90 are compiled only")
     parser.add_argument("--net", action="append", choices=list(NETWORKS), help="repeat for several; default: all six")
     parser.add_argument(
         "--precision",

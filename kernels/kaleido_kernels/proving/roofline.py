@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
+from kaleido_kernels.proving.architectures import REGISTERS
 from kaleido_kernels.shapes import NetShape, next_power_of_two
 from kaleido_kernels.wide_plan import (
     STATE_COLS,
@@ -42,8 +43,8 @@ SCHEDULERS = 4
 """Warp instructions a clock and multiprocessor."""
 ALU_LANES, MUFU_LANES, FMA_LANES = 64, 16, 128
 """Lanes a clock and multiprocessor: integer and conversion units, special functions, fp32 multiply-adds."""
-REGISTERS, WARPS, RESERVED_SHARED = 65_536, 64, 1024
-"""Of a multiprocessor: registers, warps at once, and bytes of shared memory that the system takes of each program."""
+WARPS, RESERVED_SHARED = 64, 1024
+"""Of a multiprocessor: warps at once, and bytes of shared memory that the system takes of each program."""
 ALU_KINDS = ("FMNMX", "F2FP", "PRMT", "LOP3", "ISETP", "FSETP", "SHF", "SEL", "FSEL", "IADD3", "LEA")
 PRECISION_BYTES = {"fp32": 4, "ieee": 4, "fp16x3": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Bytes of one operand value: split fp32 holds two fp16 values."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kaleido_kernels.proving.architectures import FACTS, REGISTERS
 from kaleido_kernels.proving.carried import lost_values
 from kaleido_kernels.proving.sass import (
     GLOBAL_PROXY_FENCES,
@@ -21,16 +22,6 @@ from kaleido_kernels.proving.sass import (
     unordered_loads,
 )
 
-SHARED_LIMITS = {
-    "sm_80": 166_912,
-    "sm_89": 101_376,
-    "sm_90": 232_448,
-    "sm_100": 232_448,
-    "sm_120": 101_376,
-    "gfx942": 65_536,
-}
-"""Bytes of shared memory that one program may use, by architecture."""
-REGISTERS = 65_536
 LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
 """Tensors of n_chains x ... values: their offsets pass 2**31."""
 ALLOWED_PRODUCTS = {
@@ -119,7 +110,7 @@ def spills(evidence: Evidence) -> Verdict:
 
 def shared_memory(need: int, arch: str) -> Verdict:
     """The shared memory that a launch would ask for exists; compilation does not check it."""
-    limit = SHARED_LIMITS[arch]
+    limit = FACTS[arch].shared_memory
     return Verdict("shared memory", need <= limit, f"{need:,} of {limit:,} bytes")
 
 

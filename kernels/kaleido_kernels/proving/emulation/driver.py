@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.emulation.block import Block, Conditions
 from kaleido_kernels.proving.emulation.copies import CopyDescriptor
 from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError, UnknownInstructionError
@@ -25,7 +26,6 @@ from kaleido_kernels.proving.emulation.memory import PARAMETER_SPACING, PARAMETE
 from kaleido_kernels.proving.emulation.memory import Tensor as Piece
 from kaleido_kernels.proving.emulation.ptx import Kernel, parse_kernel
 from kaleido_kernels.proving.fake_driver import FakeDriver, current_driver, driven_by
-from kaleido_kernels.proving.verdicts import SHARED_LIMITS
 
 SWIZZLE_BYTES = {0: 0, 1: 32, 2: 64, 3: 128}
 """Swizzle mode in Triton's account of a descriptor -> bytes of its period."""
@@ -186,7 +186,7 @@ def _launcher(source: Any, metadata: Any) -> Callable[..., None]:
     def launch(x: int, y: int, z: int, *rest: Any) -> None:
         if (y, z) != (1, 1):
             raise EmulatorError(f"a grid of {x} x {y} x {z} blocks: the emulator takes one dimension")
-        if metadata.shared > SHARED_LIMITS["sm_90"]:
+        if metadata.shared > FACTS["sm_90"].shared_memory:
             raise EmulatorError(f"{source.name} takes {metadata.shared:,} bytes of shared memory, sm_90 has fewer")
         current = current_driver()  # Triton keeps this function, also for the next emulator
         assert isinstance(current, EmulatedDriver)
