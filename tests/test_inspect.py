@@ -16,7 +16,10 @@ from test_roofline import STUDY
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.proving.inspect import FORM_NAMES, Job, Report, make_parser, table, three_figures
+from kaleido_kernels.proving.inspect.command import make_parser
+from kaleido_kernels.proving.inspect.jobs import FORM_NAMES, Job
+from kaleido_kernels.proving.inspect.report import Report
+from kaleido_kernels.proving.inspect.table import table, three_figures
 from kaleido_kernels.proving.sass import (
     CopyOrder,
     copy_order,
@@ -414,7 +417,7 @@ def test_the_interpreter_is_refused():
 def test_without_triton_it_says_what_to_install():
     script = "import sys; sys.modules['triton'] = None; sys.path_importer_cache.clear()\n"
     script += "import importlib.util; importlib.util.find_spec = lambda name: None\n"
-    script += "from kaleido_kernels.proving import inspect; sys.exit(inspect.main(['--net', 'points1d']))"
+    script += "from kaleido_kernels.proving.inspect import command; sys.exit(command.main(['--net', 'points1d']))"
     result = run_script(script)
     assert (result.returncode, result.stdout) == (2, "")
     assert (
@@ -455,15 +458,17 @@ def test_a_quick_subset_compiles_and_passes(net):
 
 
 ORDERS = """
-from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.inspect.compiling import compile_job, disassemble
+from kaleido_kernels.proving.inspect.estimating import read_overlap
+from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline import Overlap, stream_overlap, wide_overlap
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 from kaleido_kernels.wide_plan import WideTile
 
 def read(net, tile, precision, planned):
-    job = inspect.Job(net, inspect.NETWORKS[net], tile, precision, "none")
-    return inspect.read_overlap(inspect.disassemble(inspect.compile_job(job, "sm_90").binary), planned)
+    job = Job(net, NETWORKS[net], tile, precision, "none")
+    return read_overlap(disassemble(compile_job(job, "sm_90").binary), planned)
 
 for net, stages in (("digits", 2), ("deep128", 3)):
     found = read(net, Tile("stream", 128, 8, stages), "fp16", Overlap(99, 1.0, 1.0))
@@ -511,11 +516,13 @@ def test_a_kernel_that_only_traps_has_no_body():
 
 
 UNORDERED = """
-from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.inspect.compiling import compile_job, disassemble
+from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.sass import Instruction, Program, unordered_loads
+from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.wide_plan import WideTile
-job = inspect.Job("mnist", inspect.NETWORKS["mnist"], WideTile(), "fp16", "none")
-program = inspect.disassemble(inspect.compile_job(job, "sm_90").binary)
+job = Job("mnist", NETWORKS["mnist"], WideTile(), "fp16", "none")
+program = disassemble(compile_job(job, "sm_90").binary)
 assert not unordered_loads(program)
 lines = program.instructions
 fences = [place for place, item in enumerate(lines) if item.opcode == "FENCE.VIEW.ASYNC.G"]
@@ -540,11 +547,10 @@ def test_each_fence_and_barrier_of_the_real_kernel_is_needed():
 
 
 SPILLING = """
-from kaleido_kernels.proving import inspect
-from kaleido_kernels.shapes import NETWORKS
+from kaleido_kernels.proving.inspect import command, jobs
 from kaleido_kernels.tiles import Tile
-inspect.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
-raise SystemExit(inspect.main(["--net", "points2d", "--precision", "fp16", "--variant", "none"]))
+jobs.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
+raise SystemExit(command.main(["--net", "points2d", "--precision", "fp16", "--variant", "none"]))
 """
 
 

@@ -260,13 +260,15 @@ def test_impossible_tiles_are_refused(options):
 
 def test_the_fused_kernel_compiles_without_spills_or_short_offsets():
     code = """
-from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.inspect.compiling import compile_job
+from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.proving.verdicts import narrow_offsets
+from kaleido_kernels.shapes import NETWORKS
 jobs = (("mnist", "fp16", "normal"), ("points1d", "bf16", "none"), ("cifar", "fp32", "upstream"))
 for net, precision, jitter in jobs:
-    job = inspect.Job(net, inspect.NETWORKS[net], GraphTile(), precision, jitter)
-    made = inspect.compile_job(job, "sm_90")
+    job = Job(net, NETWORKS[net], GraphTile(), precision, jitter)
+    made = compile_job(job, "sm_90")
     assert made.stack == 0 and made.registers <= 128, (job, made.stack, made.registers)
     assert not narrow_offsets(made.ttir)
     assert "tt.dot" not in made.ttir

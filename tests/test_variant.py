@@ -40,8 +40,10 @@ from kaleido_kernels.tiles import GpuFacts
 from kaleido_fast.engines.base import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.plan import H200, SampleRequest
-from kaleido_kernels.proving import inspect
+from kaleido_kernels.proving.inspect.compiling import variant_of
+from kaleido_kernels.proving.inspect.jobs import planned_jobs
 from kaleido_kernels.proving.fake_driver import keys_only, variant_key
+from kaleido_kernels.shapes import NETWORKS
 
 torch.set_num_threads(1)
 FACTS = replace(H200, gpu=GpuFacts(n_sm=2))
@@ -62,16 +64,16 @@ def launch(engine, variant, dim):
 
 compared = 0
 for name in sys.argv[1:]:
-    shape = inspect.NETWORKS[name]
+    shape = NETWORKS[name]
     model = random_mlp(*shape.widths, bound=shape.bound, low=shape.low, high=shape.high)
     for precision, form in (("fp32", "fp16x3"), ("fp16", "fp16"), ("bf16", "bf16")):
         options = {"n_chains": 9, "burn_in": 19, "tol": None, "engine": "triton", "precision": precision}
         requests = [SampleRequest(jitter=jitter, **options) for jitter in (0.0, 0.1)]
         plain, jittered = (TritonEngine(model, request, torch.device("cpu"), FACTS) for request in requests)
-        for job in inspect.planned_jobs([name], [form]):
+        for job in planned_jobs([name], [form]):
             assert job.variant in ("none", "normal", "checks") and plain.choice.tile == job.tile
             launched = launch(jittered if job.variant == "normal" else plain, job.variant, shape.dim)
-            assert launched == variant_key(inspect.variant_of(job)), f"{job}: another kernel is launched than inspected"
+            assert launched == variant_key(variant_of(job)), f"{job}: another kernel is launched than inspected"
             compared += 1
 assert compared == 9 * len(sys.argv[1:]) and not found
 """

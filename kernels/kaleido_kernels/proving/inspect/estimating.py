@@ -1,0 +1,124 @@
+"""From machine code to the cost model: what a step issues, what hides its copies. Plain Python, no Triton."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.proving.architectures import FACTS
+from kaleido_kernels.proving.inspect.jobs import Job
+from kaleido_kernels.proving.roofline import (
+    Estimate,
+    Overlap,
+    TileWork,
+    estimate,
+    narrow_work,
+    resident_programs,
+    step_counts,
+    stream_overlap,
+    stream_work,
+    wide_overlap,
+    wide_work,
+)
+from kaleido_kernels.proving.sass import Program, copy_order, count_kinds, path_counts
+from kaleido_kernels.proving.verdicts import Evidence, largest_loop
+from kaleido_kernels.tiles import StreamLayout, Tile, narrow_layout, stream_layout
+from kaleido_kernels.wide_plan import WideTile
+
+N_CHAINS, N_STEPS = 100_000, 300
+
+
+def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate:
+    """The cost model's time for 100,000 chains x 300 steps in one launch, from what the machine code shows.
+
+    That is instruction counts, resources, and the order of copies and products (`read_overlap`).
+    """
+    tile, shape, program = job.tile, job.shape, evidence.program
+    if isinstance(tile, WideTile):
+        overlap = read_overlap(program, wide_overlap(job.precision, tile.stages))
+        work = wide_work(shape, tile, job.precision, overlap=overlap, **wide_counts(program))
+    elif isinstance(tile, GraphTile):
+        raise ValueError("the cost of the graph path is the library's: its fused kernel alone has no estimate")
+    elif tile.kernel == "stream":
+        work = stream_estimate(job, tile, evidence)
+    else:
+        bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
+        work = narrow_work(
+            shape,
+            tile.block_chains,
+            tile.num_warps,
+            job.precision,
+            loop,
+            bias_rows=bias_rows,
+            programs=programs(evidence),
+        )
+    return estimate(work, N_CHAINS, N_STEPS)
+
+
+def programs(evidence: Evidence) -> int:
+    """How many programs of a kernel a multiprocessor holds at once."""
+    return resident_programs(evidence.shared, evidence.registers, evidence.warps, FACTS["sm_90"].shared_memory)
+
+
+def read_overlap(program: Program, planned: Overlap) -> Overlap:
+    """What hides the copies of the largest loop of products, from machine code.
+
+    ``planned`` fills in what is not there to be read: how far the copy engine runs ahead, or all of it.
+    """
+    loop = largest_loop(program)
+    order = copy_order(program, loop) if loop else None
+    if order is None:
+        return planned
+    return Overlap(planned.ahead if order.ahead is None else order.ahead, order.products, order.other)
+
+
+def stream_estimate(job: Job, tile: Tile, evidence: Evidence) -> TileWork:
+    """Stream's work: the loop's rounds of a step, and with jitter what a step does around the loop as well."""
+    layout, program = stream_layout(job.shape), evidence.program
+    jittered = job.jitter != "none"
+    return stream_work(
+        job.shape,
+        tile.block_chains,
+        tile.num_warps,
+        job.precision,
+        stream_counts(program, layout, jittered),
+        n_tiles=layout.n_tiles,
+        programs=programs(evidence),
+        overlap=read_overlap(program, stream_overlap(tile.num_stages)),
+        starts=int(jittered),  # with jitter the loop begins anew in every step
+    )
+
+
+def stream_counts(program: Program, layout: StreamLayout, jittered: bool) -> Counter[str]:
+    """Instructions that a warp issues in a step. Without jitter the flat loop does all of a step but at draws."""
+    loop = largest_loop(program)
+    if loop is None:
+        return Counter()
+    common, rare = path_counts(program, loop)
+    if not jittered:
+        return step_counts(common, rare, layout.n_tiles, layout.last_tiles)
+    around = [other for other in program.loops if loop.blocks < other.blocks]
+    outer = min(around, key=lambda other: len(other.blocks), default=loop)
+    rest = count_kinds(program.inside(outer)) - count_kinds(program.inside(loop))
+    return step_counts(rare, Counter(), layout.n_tiles - layout.last_tiles, 0) + rest
+
+
+def wide_counts(program: Program) -> dict[str, float]:
+    """Instructions around the products of a tile of outputs, and in a block of the pass over the state."""
+    counts: dict[str, float] = {}
+    tensor = program.tensor_loops
+    around = [loop for loop in program.loops if any(inner.blocks < loop.blocks for inner in tensor)]
+    if tensor and around:
+        smallest = min(around, key=lambda loop: len(loop.blocks))
+        held = next(inner for inner in tensor if inner.blocks < smallest.blocks)
+        counts["epilogue"] = sum(1 for _ in program.inside(smallest)) - sum(1 for _ in program.inside(held))
+    bound_loops = [
+        sum(1 for _ in program.inside(loop))
+        for loop in program.loops
+        if not any(loop.blocks & inner.blocks for inner in tensor)
+        and any(item.kind == "MUFU" for item in program.inside(loop))
+        and any(item.kind == "LDG" for item in program.inside(loop))
+    ]
+    if bound_loops:
+        counts["state_block"] = max(bound_loops)
+    return counts
