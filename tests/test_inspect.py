@@ -20,17 +20,10 @@ from kaleido_kernels.proving.inspect.command import make_parser
 from kaleido_kernels.proving.inspect.jobs import FORM_NAMES, Job
 from kaleido_kernels.proving.inspect.report import Report
 from kaleido_kernels.proving.inspect.table import table, three_figures
-from kaleido_kernels.proving.sass import (
-    CopyOrder,
-    copy_order,
-    count_kinds,
-    find_hazards,
-    parse_program,
-    path_counts,
-    unfenced_products,
-    unordered_loads,
-    written_registers,
-)
+from kaleido_kernels.proving.sass.memory import unfenced_products, unordered_loads
+from kaleido_kernels.proving.sass.program import parse_program
+from kaleido_kernels.proving.sass.registers import find_hazards, written_registers
+from kaleido_kernels.proving.sass.rounds import CopyOrder, copy_order, count_kinds, path_counts
 from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
@@ -461,7 +454,8 @@ ORDERS = """
 from kaleido_kernels.proving.inspect.compiling import compile_job, disassemble
 from kaleido_kernels.proving.inspect.estimating import read_overlap
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.proving.roofline import Overlap, stream_overlap, wide_overlap
+from kaleido_kernels.proving.roofline.loops import Overlap
+from kaleido_kernels.proving.roofline.work import stream_overlap, wide_overlap
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 from kaleido_kernels.wide_plan import WideTile
@@ -518,7 +512,8 @@ def test_a_kernel_that_only_traps_has_no_body():
 UNORDERED = """
 from kaleido_kernels.proving.inspect.compiling import compile_job, disassemble
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.proving.sass import Instruction, Program, unordered_loads
+from kaleido_kernels.proving.sass.memory import unordered_loads
+from kaleido_kernels.proving.sass.program import Instruction, Program
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.wide_plan import WideTile
 job = Job("mnist", NETWORKS["mnist"], WideTile(), "fp16", "none")

@@ -12,27 +12,16 @@ from hypothesis import strategies as st
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.proving.roofline import (
-    FAST,
-    L2_LOST,
-    NOTE,
-    PEAK_FLOPS,
-    SLOW,
-    Gpu,
-    Loop,
-    Overlap,
-    Reuse,
-    TileWork,
-    chain_cycles,
+from kaleido_kernels.proving.roofline.gpu import FAST, NOTE, PEAK_FLOPS, SLOW, Gpu, resident_programs
+from kaleido_kernels.proving.roofline.loops import L2_LOST, Loop, Overlap, Reuse
+from kaleido_kernels.proving.roofline.model import TileWork, chain_cycles, estimate, unit_cycles
+from kaleido_kernels.proving.roofline.work import (
     counted_work,
-    estimate,
     exact_fma,
     narrow_work,
-    resident_programs,
     step_counts,
     stream_overlap,
     stream_work,
-    unit_cycles,
     wide_overlap,
     wide_reuses,
     wide_work,

@@ -7,16 +7,9 @@ without what the plan's own estimate says is far behind.
 from __future__ import annotations
 
 from kaleido_kernels.graph_plan import GraphTile, graph_candidates
-from kaleido_kernels.proving.roofline import (
-    PEAK_FLOPS,
-    TileWork,
-    estimate,
-    narrow_work,
-    resident_programs,
-    stream_overlap,
-    stream_work,
-    wide_work,
-)
+from kaleido_kernels.proving.roofline.gpu import PEAK_FLOPS, resident_programs
+from kaleido_kernels.proving.roofline.model import TileWork, estimate
+from kaleido_kernels.proving.roofline.work import narrow_work, stream_overlap, stream_work, wide_work
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (
     AnyTile,

@@ -12,15 +12,10 @@ from dataclasses import dataclass, field
 
 from kaleido_kernels.proving.architectures import FACTS, REGISTERS
 from kaleido_kernels.proving.carried import lost_values
-from kaleido_kernels.proving.sass import (
-    GLOBAL_PROXY_FENCES,
-    Loop,
-    Program,
-    find_hazards,
-    is_tensor,
-    unfenced_products,
-    unordered_loads,
-)
+from kaleido_kernels.proving.sass.flow import Loop
+from kaleido_kernels.proving.sass.memory import GLOBAL_PROXY_FENCES, unfenced_products, unordered_loads
+from kaleido_kernels.proving.sass.program import Program, is_tensor
+from kaleido_kernels.proving.sass.registers import find_hazards
 
 LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
 """Tensors of n_chains x ... values: their offsets pass 2**31."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from kaleido_kernels.launch import CHECKED, QUIET
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.proving.sass import Program, parse_program
+from kaleido_kernels.proving.sass.program import Program, parse_program
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,19 @@ from collections import Counter
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.proving.roofline import (
-    Estimate,
-    Overlap,
-    TileWork,
-    estimate,
+from kaleido_kernels.proving.roofline.gpu import resident_programs
+from kaleido_kernels.proving.roofline.loops import Overlap
+from kaleido_kernels.proving.roofline.model import Estimate, TileWork, estimate
+from kaleido_kernels.proving.roofline.work import (
     narrow_work,
-    resident_programs,
     step_counts,
     stream_overlap,
     stream_work,
     wide_overlap,
     wide_work,
 )
-from kaleido_kernels.proving.sass import Program, copy_order, count_kinds, path_counts
+from kaleido_kernels.proving.sass.program import Program
+from kaleido_kernels.proving.sass.rounds import copy_order, count_kinds, path_counts
 from kaleido_kernels.proving.verdicts import Evidence, largest_loop
 from kaleido_kernels.tiles import StreamLayout, Tile, narrow_layout, stream_layout
 from kaleido_kernels.wide_plan import WideTile

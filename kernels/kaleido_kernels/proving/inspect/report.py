@@ -8,8 +8,8 @@ from typing import Any
 from kaleido_kernels.proving.inspect.compiling import Compiled, compile_job, disassemble
 from kaleido_kernels.proving.inspect.estimating import estimate_job
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.proving.roofline import Estimate
-from kaleido_kernels.proving.sass import count_kinds
+from kaleido_kernels.proving.roofline.model import Estimate
+from kaleido_kernels.proving.sass.rounds import count_kinds
 from kaleido_kernels.proving.verdicts import (
     Evidence,
     Verdict,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from kaleido_kernels.proving.inspect.estimating import N_CHAINS, N_STEPS
 from kaleido_kernels.proving.inspect.report import Report
-from kaleido_kernels.proving.roofline import FAST, NOTE, SLOW, Estimate, Gpu
+from kaleido_kernels.proving.roofline.gpu import FAST, NOTE, SLOW, Gpu
+from kaleido_kernels.proving.roofline.model import Estimate
 
 TABLE_KINDS = ("HGMMA", "HMMA", "FFMA", "MUFU", "LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS", "UTMALDG", "BAR")
 
