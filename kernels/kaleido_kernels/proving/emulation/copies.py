@@ -14,7 +14,8 @@ from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError,
 from kaleido_kernels.proving.emulation.kinds import Array
 from kaleido_kernels.proving.emulation.memory import Tensor, byte_places
 from kaleido_kernels.proving.emulation.ptx import Address, Immediate, Instruction
-from kaleido_kernels.proving.emulation.warps import Handler, Mask, Rule, Warps, chosen, immediate, only_together
+from kaleido_kernels.proving.emulation.threads import Mask, chosen, only_together
+from kaleido_kernels.proving.emulation.warps import Handler, Rule, Warps, immediate
 
 SYNC = "Parallel Synchronization and Communication Instructions"
 COPY = "Data Movement and Conversion Instructions"

@@ -10,17 +10,8 @@ from kaleido_kernels.proving.emulation.errors import EmulatorError
 from kaleido_kernels.proving.emulation.kinds import HELD, U32, Array, Kind
 from kaleido_kernels.proving.emulation.memory import SharedMemory, Tensor, byte_places
 from kaleido_kernels.proving.emulation.ptx import Address, Instruction, Operand, Pair, Register, Symbol, Vector
-from kaleido_kernels.proving.emulation.warps import (
-    Handler,
-    Mask,
-    Rule,
-    Target,
-    Warps,
-    all_of_their_warps,
-    chosen,
-    kind_of,
-    vector,
-)
+from kaleido_kernels.proving.emulation.threads import Mask, all_of_their_warps, chosen
+from kaleido_kernels.proving.emulation.warps import Handler, Rule, Target, Warps, kind_of, vector
 
 MOVE = "Data Movement and Conversion Instructions"
 SYNC = "Parallel Synchronization and Communication Instructions"

@@ -16,17 +16,8 @@ from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError,
 from kaleido_kernels.proving.emulation.kinds import F32, U16, U32, Array, cut_tf32, widened
 from kaleido_kernels.proving.emulation.movement import build_nothing
 from kaleido_kernels.proving.emulation.ptx import Immediate, Instruction, Operand, registers_of
-from kaleido_kernels.proving.emulation.warps import (
-    Handler,
-    Mask,
-    Rule,
-    Source,
-    Warps,
-    all_of_their_warps,
-    immediate,
-    only_together,
-    vector,
-)
+from kaleido_kernels.proving.emulation.threads import Mask, all_of_their_warps, only_together
+from kaleido_kernels.proving.emulation.warps import Handler, Rule, Source, Warps, immediate, vector
 
 WARP = "Warp Level Matrix Multiply-Accumulate Instructions"
 GROUP = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"
