@@ -19,14 +19,14 @@ import click
 from kaleido_fast import ModelCard, SampleResult, fast_sample, load_checkpoint, save_checkpoint
 from kaleido_fast.benchmarking.timing import quantile, time_alternating
 from kaleido_fast.cli.options import overwrite_option
-from kaleido_fast.datasets import load_dataset
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.outputs import check_outputs
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.result import quantiles
-from kaleido_fast.training import train
+from kaleido_fast.reading.datasets import load_dataset
+from kaleido_fast.running.result import quantiles
+from kaleido_fast.system.files import atomic_path
+from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.training.trainer import train
 
 IMAGES = 500
 RECIPE = TrainingRecipe(steps=8000, batch_size=150, learning_rate=2e-3, noise=0.4)

@@ -25,9 +25,9 @@ import torch
 from kaleido_fast import KaleidoMLP, sample_to
 from kaleido_fast.benchmarking.cases import random_network
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path
-from kaleido_fast.outputs import check_outputs
 from kaleido_fast.sampling import Meter, build_phases, prepare_run, run_blocks, split
+from kaleido_fast.system.files import atomic_path
+from kaleido_fast.system.outputs import check_outputs
 
 CASES = {"points2d": (10_000_000, 3), "digits": (2_000_000, 0)}  # chains, burn_in
 TIMED = {"points2d": (500_000, 49), "digits": (60_000, 19)}  # speed is of runs with as many steps as people use

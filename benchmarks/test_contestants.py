@@ -16,9 +16,9 @@ from kaleido_fast.benchmarking.contest import (
 from kaleido_fast.benchmarking.machine import describe_run
 from kaleido_fast.benchmarking.peers import PEERS, Setting, build_peer, why_absent
 from kaleido_fast.benchmarking.runner import ROUNDS
-from kaleido_fast.devices import resolve_device
 from kaleido_fast.errors import InputError
 from kaleido_fast.names import ENGINES
+from kaleido_fast.system.devices import resolve_device
 
 ENGINE_NAMES = [name for name in ENGINES if name != "auto"]
 

@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 
 from kaleido_fast import Checkpoint, InputError, SampleResult, SamplingMemoryError, fast_sample, load_checkpoint
-from kaleido_fast.pictures import image_grid
+from kaleido_fast.showing.pictures import image_grid
 
 OPTIONS = {"n_chains": int, "first_chain": int, "seed": int, "burn_in": int, "n_draws": int, "jitter": float}
 

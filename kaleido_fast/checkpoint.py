@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import atomic_path
-from kaleido_fast.jitter import fit_to_noise
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp, weights_hash
 from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
-from kaleido_fast.neutral import neutral
+from kaleido_fast.planning.jitter import fit_to_noise
+from kaleido_fast.planning.spacing import JITTERED_STEPS, default_thin, recommended_options
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
-from kaleido_fast.spacing import JITTERED_STEPS, default_thin, recommended_options
-from kaleido_fast.tensor_files import open_tensors, write_tensors
+from kaleido_fast.system.files import atomic_path
+from kaleido_fast.system.neutral import neutral
+from kaleido_fast.system.tensor_files import open_tensors, write_tensors
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -82,7 +82,7 @@ class ModelCard:
     def settings(self, **explicit: Any) -> dict[str, Any]:
         """Options for `fast_sample` of the bare model: those recommended, over which ``explicit`` ones win.
 
-        ``thin`` goes with ``n_draws``: see `kaleido_fast.spacing.default_thin`.
+        ``thin`` goes with ``n_draws``: see `kaleido_fast.planning.spacing.default_thin`.
         """
         noise = explicit.get("noise", "normal")
         options = {**recommended_options(self.sampling, self.diagnostics), **explicit}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.recognition import (
+from kaleido_fast.modules.recognition import (
     UnknownModuleError,
     linear_in_force,
     look_through,

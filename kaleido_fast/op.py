@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.devices import device_facts, is_lack_of_memory, plan_here, refuse_capture
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
+from kaleido_fast.modules.recognition import check_weights, look_through
 from kaleido_fast.names import (
     DEFAULT_BURN_IN,
     DEFAULT_CHECK_EVERY,
@@ -26,10 +26,9 @@ from kaleido_fast.names import (
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
 )
-from kaleido_fast.neutral import neutral
-from kaleido_fast.packed import PACKED
-from kaleido_fast.plan import SampleRequest
-from kaleido_fast.recognition import check_weights, look_through
+from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.spacing import default_thin, refuse_copies
+from kaleido_fast.running.packed import PACKED
 from kaleido_fast.sampling import (
     Meter,
     Run,
@@ -41,7 +40,8 @@ from kaleido_fast.sampling import (
     refuse_tol_with_jitter,
 )
 from kaleido_fast.scalars import plain_number, refuse_truth_values
-from kaleido_fast.spacing import default_thin, refuse_copies
+from kaleido_fast.system.devices import device_facts, is_lack_of_memory, plan_here, refuse_capture
+from kaleido_fast.system.neutral import neutral
 
 
 class SampledChains(NamedTuple):

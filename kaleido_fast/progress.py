@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 
 if TYPE_CHECKING:
     from kaleido_fast.sampling import SampleProgress
-    from kaleido_fast.training import TrainingProgress
+    from kaleido_fast.training.trainer import TrainingProgress
 
 NOTEBOOK_EVERY = 0.2  # seconds between messages to a notebook
 NOTEBOOK_WIDTH = 100

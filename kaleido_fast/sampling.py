@@ -15,17 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_fast.checkpoint import load_checkpoint
-from kaleido_fast.devices import (
-    Device,
-    current_stream,
-    device_facts,
-    devices_for,
-    home_of,
-    is_lack_of_memory,
-    on_device,
-    plan_here,
-    refuse_capture,
-)
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.general import ModuleEngine
@@ -37,17 +26,17 @@ from kaleido_fast.errors import (
     SamplingMemoryError,
     warn_caller,
 )
-from kaleido_fast.general import check_data_range, check_dim, check_module
-from kaleido_fast.identity import identify
-from kaleido_fast.jitter import fit_to_noise
-from kaleido_fast.mixing import measure_mixing
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
+from kaleido_fast.modules.general import check_data_range, check_dim, check_module
+from kaleido_fast.modules.identity import identify
+from kaleido_fast.modules.recognition import UnknownModuleError, look_through
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
-from kaleido_fast.neutral import neutral
-from kaleido_fast.packed import PACKED, PackedModel, layers_of
-from kaleido_fast.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, merge_options
-from kaleido_fast.recognition import UnknownModuleError, look_through
-from kaleido_fast.result import (
+from kaleido_fast.planning.jitter import fit_to_noise
+from kaleido_fast.planning.plan import RECOMMENDABLE, SamplePlan, SampleRequest, Trace, merge_options
+from kaleido_fast.planning.spacing import default_thin, recommended_options, refuse_copies
+from kaleido_fast.running.mixing import measure_mixing
+from kaleido_fast.running.packed import PACKED, PackedModel, layers_of
+from kaleido_fast.running.result import (
     ChainArrays,
     SampleResult,
     SampleStats,
@@ -57,10 +46,21 @@ from kaleido_fast.result import (
     residual_quantiles,
     steps_histogram,
 )
-from kaleido_fast.settling import Phase, run_block
-from kaleido_fast.spacing import default_thin, recommended_options, refuse_copies
-from kaleido_fast.uncompiled import uncompiled
-from kaleido_fast.versions import library_versions
+from kaleido_fast.running.settling import Phase, run_block
+from kaleido_fast.system.devices import (
+    Device,
+    current_stream,
+    device_facts,
+    devices_for,
+    home_of,
+    is_lack_of_memory,
+    on_device,
+    plan_here,
+    refuse_capture,
+)
+from kaleido_fast.system.neutral import neutral
+from kaleido_fast.system.uncompiled import uncompiled
+from kaleido_fast.system.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,8 @@ def fast_sample(
         block_chains: chains at work at once, for less memory; None takes as many as are useful and fit. No bit
             depends on it.
         tile_chains: rows that a module which is no plain MLP gets at once; last bits of its chains may depend on it.
-            None chooses by ``n_chains`` (`kaleido_fast.plan.module_tile`) and reports it in ``result.request``.
+            None chooses by ``n_chains`` (`kaleido_fast.planning.plan.module_tile`) and reports it in
+            ``result.request``.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.
         progress: show a progress bar, on standard error if that is a terminal or below the cell of a notebook.
@@ -478,7 +479,7 @@ def compute_chains(run: Run, phases: list[Phase], meter: Meter, z0: Tensor | Non
     n = run.request.n_chains
     whole = ChainArrays.empty(n, run.request, run.subject.dim, run.device)
     if run.others:
-        from kaleido_fast.sharing import run_shared
+        from kaleido_fast.running.sharing import run_shared
 
         return whole, run_shared(run, phases, meter, whole, z0)
     with on_device(run.device):

@@ -28,7 +28,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command does bef
 SERVER = multiprocessing.get_context("forkserver")
 LIBRARY = (
     "kaleido_fast.storing.streaming",
-    "kaleido_fast.training",
+    "kaleido_fast.training.trainer",
     "kaleido_fast.engines.cpu",
     "kaleido_fast.engines.cpu_kernels",
     "kaleido_fast.cli.train",

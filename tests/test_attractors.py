@@ -101,7 +101,7 @@ def test_end_states_join_the_first_attractor_that_is_near_enough(dim, block, mon
     generator = torch.Generator().manual_seed(dim)
     states = torch.rand(300, 2, generator=generator).repeat(1, dim // 2) * 1.8 - 0.9
     identity = KaleidoMLP(ModelSpec((dim, dim), bias=(False,)))
-    monkeypatch.setattr("kaleido_fast.basins._BLOCK", block)
+    monkeypatch.setattr("kaleido_fast.evaluating.attractors._BLOCK", block)
     found = attractors(made_up(states, torch.ones(300), identity), identity, distance=0.2)
     want = leaders_by_hand(states, torch.ones(300), 0.2)
     want.sort(key=lambda leader: -leader[1])
@@ -127,7 +127,7 @@ def test_chains_that_move_are_in_no_attractor():
 
 
 def test_more_attractors_than_the_catalogue_holds_are_refused(monkeypatch):
-    monkeypatch.setattr("kaleido_fast.basins.MAX_ATTRACTORS", 20)
+    monkeypatch.setattr("kaleido_fast.evaluating.attractors.MAX_ATTRACTORS", 20)
     identity = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
     states = torch.linspace(-0.9, 0.9, 21)[:, None]
     assert len(attractors(made_up(states[:20], torch.ones(20), identity), identity, distance=0.01).counts) == 20

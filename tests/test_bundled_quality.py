@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint, save_checkpoint
-from kaleido_fast.classifier import classify
-from kaleido_fast.datasets import Dataset, load_dataset
+from kaleido_fast.evaluating.classifier import classify
+from kaleido_fast.evaluating.quality import class_entropy, class_shares, manifold_scores, nearest_example_mse
 from kaleido_fast.presets import PRESETS
-from kaleido_fast.quality import class_entropy, class_shares, manifold_scores, nearest_example_mse
+from kaleido_fast.reading.datasets import Dataset, load_dataset
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.training import train
+from kaleido_fast.training.trainer import train
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -93,7 +93,7 @@ def test_bundled_digits_in_full(digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+@pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 def test_retrained_digits_meet_the_same_bar(digits, tmp_path, seed):
     result = train(preset="digits", seed=seed)
     save_checkpoint(tmp_path / "again.safetensors", result.model, result.card)

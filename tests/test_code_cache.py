@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_fast import devices
-from kaleido_fast.devices import device_facts, plan_here, resolve_device
 from kaleido_fast.engines import cpu_kernels
 from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path
-from kaleido_fast.folders import user_cache
-from kaleido_fast.plan import SampleRequest
+from kaleido_fast.planning.plan import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
 from kaleido_fast.storing import streaming
+from kaleido_fast.system import devices
+from kaleido_fast.system.devices import device_facts, plan_here, resolve_device
+from kaleido_fast.system.files import atomic_path
+from kaleido_fast.system.folders import user_cache
 
 from conftest import random_mlp  # isort: skip
 

@@ -21,9 +21,9 @@ from conftest import random_mlp
 from killing import Task, command_run, contents, errors_of, start_workers, train_task, wait_until, with_args
 
 from kaleido_fast import InputError, ModelCard, load_checkpoint, sample_to, save_checkpoint
-from kaleido_fast.crew import TorchCrew
-from kaleido_fast.locks import output_lock
 from kaleido_fast.storing.joining import join_stores
+from kaleido_fast.system.locks import output_lock
+from kaleido_fast.system.workers import TorchCrew
 
 pytest.importorskip("zarr")
 

@@ -33,13 +33,13 @@ from kaleido_fast import (
     save_checkpoint,
     train,
 )
-from kaleido_fast.basins import recovered
 from kaleido_fast.checkpoint import bundled_path
 from kaleido_fast.cli.info import describe
-from kaleido_fast.datasets import NAMES, DataWarning
-from kaleido_fast.evaluation import find_reference
+from kaleido_fast.evaluating.attractors import recovered
+from kaleido_fast.evaluating.evaluation import find_reference
+from kaleido_fast.evaluating.quality import manifold_scores
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.quality import manifold_scores
+from kaleido_fast.reading.datasets import NAMES, DataWarning
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -262,7 +262,7 @@ def test_folders_without_pictures_say_what_to_do(tmp_path):
 # --- names
 
 
-@pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+@pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 def test_a_name_that_is_also_a_path_is_refused_with_both_spellings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in NAMES:

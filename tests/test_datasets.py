@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kaleido_fast.checkpoint import Scaling
-from kaleido_fast.datasets import Dataset, load_dataset
 from kaleido_fast.errors import InputError
-from kaleido_fast.readers import IDX_TYPES, choose_arrays, find_labels
+from kaleido_fast.reading.datasets import Dataset, load_dataset
+from kaleido_fast.reading.readers import IDX_TYPES, choose_arrays, find_labels
 
 SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -443,7 +443,7 @@ def mutation_test(kind: str, effort: settings):
     return test
 
 
-@pytest.mark.filterwarnings("ignore::kaleido_fast.datasets.DataWarning")
+@pytest.mark.filterwarnings("ignore::kaleido_fast.reading.datasets.DataWarning")
 @pytest.mark.parametrize("kind", VALID)
 def test_mutated_files(kind, tmp_path):
     mutation_test(kind, QUICK)(tmp_path)

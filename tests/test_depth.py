@@ -42,7 +42,7 @@ def test_report_of_a_small_study(small, tmp_path, monkeypatch):
     assert "| reached the loss | 0 of 2 | 0 of 2 |" in text and "| reached the loss | 2 of 2 | 2 of 2 |" in text
     assert (report.folder / "depth.png").is_file()
 
-    monkeypatch.setattr("kaleido_fast.training_run.TrainingRun.advance", lambda _: pytest.fail("trained again"))
+    monkeypatch.setattr("kaleido_fast.training.run.TrainingRun.advance", lambda _: pytest.fail("trained again"))
     again = reproduce("depth", tmp_path / "again", small)
     assert json.loads((again.folder / "report.json").read_text())["rows"] == rows
 

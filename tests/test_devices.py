@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kaleido_fast import InputError, SamplingInterruptedError, Trace, fast_sample
-from kaleido_fast.devices import device_facts, devices_for, home_of, refuse_capture, resolve_device, resolve_devices
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.sampling import prepare_run
+from kaleido_fast.system.devices import (
+    device_facts,
+    devices_for,
+    home_of,
+    refuse_capture,
+    resolve_device,
+    resolve_devices,
+)
 
 MODEL = random_mlp(6, 11, 13, 6)
 ARRAYS = ("draws", "residual", "steps", "period", "outcome")

@@ -14,13 +14,13 @@ from conftest import random_mlp
 from PIL import Image
 
 from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_checkpoint, load_dataset, save_checkpoint
-from kaleido_fast.basins import recovered
 from kaleido_fast.cli import main
-from kaleido_fast.diagnostics import stable_examples
-from kaleido_fast.evaluation import REAL, SAMPLES, SETTLED, evaluate, find_reference, look_sheet
-from kaleido_fast.pictures import image_grid
+from kaleido_fast.evaluating.attractors import recovered
+from kaleido_fast.evaluating.diagnostics import stable_examples
+from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, SETTLED, evaluate, find_reference, look_sheet
 from kaleido_fast.presets import PRESETS
-from kaleido_fast.training import train
+from kaleido_fast.showing.pictures import image_grid
+from kaleido_fast.training.trainer import train
 
 
 def four_corners(low: float = -0.5, high: float = 0.5) -> KaleidoMLP:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from kaleido_fast import InputError, ModelCard, files, load_checkpoint, save_checkpoint, train
+from kaleido_fast import InputError, ModelCard, load_checkpoint, save_checkpoint, train
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.storing.writers import write_draws
-from kaleido_fast.tensor_files import write_tensors
-from kaleido_fast.training_state import save_state
+from kaleido_fast.system import files
+from kaleido_fast.system.tensor_files import write_tensors
+from kaleido_fast.training.state import save_state
 
 from conftest import random_mlp  # isort: skip
 
@@ -62,7 +63,7 @@ def test_a_training_that_cannot_be_saved_is_refused_before_its_first_step(tmp_pa
 
 def test_the_room_asked_for_holds_the_state_and_the_checkpoint(tmp_path, monkeypatch):
     asked: list[int] = []
-    monkeypatch.setattr("kaleido_fast.training.check_room", lambda _, n_bytes: asked.append(n_bytes))
+    monkeypatch.setattr("kaleido_fast.training.trainer.check_room", lambda _, n_bytes: asked.append(n_bytes))
     state, out = tmp_path / "x.training", tmp_path / "x.safetensors"
     result = train(np.zeros((4, 2)), recipe=RECIPE, state=state)
     save_checkpoint(out, result.model, result.card)

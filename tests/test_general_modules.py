@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from kaleido_fast import InputError, SamplingInterruptedError, SamplingMemoryError, attractors, fast_sample, sample_to
 from kaleido_fast.engines.general import ModuleEngine
-from kaleido_fast.general import Evaluated, reached
+from kaleido_fast.modules.general import Evaluated, reached
 from kaleido_fast.noise import start_noise
-from kaleido_fast.plan import SampleRequest, Trace, full_module_tile, module_tile
+from kaleido_fast.planning.plan import SampleRequest, Trace, full_module_tile, module_tile
 
 pytestmark = [  # torch would rather have others used, but they are
     pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*deprecated")

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, prune
 
 from kaleido_fast import InputError, fast_sample, open_draws, sample_to
 from kaleido_fast.errors import StreamInterruptedError
-from kaleido_fast.identity import identify
+from kaleido_fast.modules.identity import identify
 from kaleido_fast.storing.stores import read_metadata
 
 GAIN = 1.5
@@ -93,7 +93,7 @@ def test_identities_are_the_same_in_every_process():
     assert len(set(here.values())) == len(here) and all(len(digest) == 64 for digest in here.values()), here
     program = (
         f"import torch, {__name__} as t\n"
-        "from kaleido_fast.identity import identify\n"
+        "from kaleido_fast.modules.identity import identify\n"
         "torch.jit.script(torch.nn.Sequential(torch.nn.Linear(3, 3)))\n"
         "print({name: identify(module).digest for name, module in t.modules().items()})"
     )

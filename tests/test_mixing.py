@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast import mixing
-from kaleido_fast.mixing import ess_bulk, ess_tail, measure_mixing, split_r_hat
+from kaleido_fast.running import mixing
+from kaleido_fast.running.mixing import ess_bulk, ess_tail, measure_mixing, split_r_hat
 
 OURS = (split_r_hat, ess_bulk, ess_tail)
 TEN_CHAINS = np.sin(np.arange(300.0) ** 2).reshape(10, 30) + np.repeat(np.cos(np.arange(10.0))[:, None], 30, axis=1) / 3

@@ -31,12 +31,12 @@ from kaleido_fast import (
     save_checkpoint,
     train,
 )
-from kaleido_fast.datasets import Dataset
-from kaleido_fast.evaluation import Reference, evaluate
+from kaleido_fast.evaluating.evaluation import Reference, evaluate
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.neutral import neutral
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.training import UnstableModelWarning
+from kaleido_fast.reading.datasets import Dataset
+from kaleido_fast.system.neutral import neutral
+from kaleido_fast.training.trainer import UnstableModelWarning
 from kaleido_kernels.exact import exact_products
 
 
@@ -191,7 +191,7 @@ def random_states() -> tuple:
 
 
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+@pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 def test_no_setting_of_torch_changes_a_bit(work, tmp_path):
     do = WORK[work]
     want, before = do(tmp_path), random_states()  # scikit-learn takes a number as it is imported

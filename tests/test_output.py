@@ -19,7 +19,7 @@ from rich.table import Table
 
 from kaleido_fast import ModelCard, save_checkpoint
 from kaleido_fast.cli import output, streams
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.valid_json import json_text
 
 from conftest import random_mlp  # isort: skip
 from test_cli import call  # isort: skip

@@ -20,11 +20,11 @@ from kaleido_fast import InputError, ModelCard, sample_to, save_checkpoint
 from kaleido_fast.benchmarking.tuning import is_table
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError
-from kaleido_fast.files import atomic_path, check_writable, hidden, remove_parts
-from kaleido_fast.outputs import check_outputs, claimed, is_same
 from kaleido_fast.reproducing import check_report_folder
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.storing.npy_output import partial_folder
+from kaleido_fast.system.files import atomic_path, check_writable, hidden, remove_parts
+from kaleido_fast.system.outputs import check_outputs, claimed, is_same
 
 from conftest import random_mlp  # isort: skip
 
@@ -329,7 +329,7 @@ def test_a_finished_training_is_told_from_another(folder, monkeypatch, capsys):
 
 
 def test_to_overwrite_keeps_an_unfinished_training_of_the_same_request(folder, monkeypatch, capsys):
-    import kaleido_fast.training as training
+    import kaleido_fast.training.trainer as training
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -360,7 +360,7 @@ def test_the_longest_names_are_written_and_longer_ones_refused_before_any_work(f
     assert call(monkeypatch, capsys, *SAMPLE, for_npy, "--quiet")[0] == 0
     before = contents(folder)
     monkeypatch.setattr("kaleido_fast.sampling.run_blocks", None)  # any work would fail
-    monkeypatch.setattr("kaleido_fast.training._Loop.finish", None)
+    monkeypatch.setattr("kaleido_fast.training.trainer._Loop.finish", None)
     deep = "/".join(["d" * 200] * 30)
     long = ["c" * (limit - 3) + ".npz", "c" * (limit - 4) + ".npy", "c" * 5000 + ".npz", f"{deep}/x.npz"]
     for command in [*((*SAMPLE, name) for name in long), (*TRAIN, "c" * (limit - 4) + ".pt", "--no-curve")]:

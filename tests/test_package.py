@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import kaleido_fast
-from kaleido_fast import names, versions
+from kaleido_fast import names
 from kaleido_fast.cli import COMMANDS, cli
+from kaleido_fast.system import versions
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +55,8 @@ def in_checkout(code: str) -> subprocess.CompletedProcess:
 
 def test_a_plain_checkout_knows_its_version():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    code = "import kaleido_fast; print(kaleido_fast.__version__)\nfrom kaleido_fast.versions import library_versions\n"
+    code = "import kaleido_fast; print(kaleido_fast.__version__)\n"
+    code += "from kaleido_fast.system.versions import library_versions\n"
     result = in_checkout(code + "print(library_versions('kaleido-slow'))\nassert 'torch' not in sys.modules")
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.splitlines()[0] == version
@@ -88,7 +90,7 @@ def test_copies_of_no_known_version_are_told_apart(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(versions, "_version", lambda name: versions.NOT_INSTALLED)
     for name, text in (("a", "x = 1"), ("same", "x = 1"), ("b", "x = 2")):
-        copy = tmp_path / name / "kaleido_fast"
+        copy = tmp_path / name / "kaleido_fast" / "system"
         copy.mkdir(parents=True)
         (copy / "versions.py").write_text(text)
         monkeypatch.setattr(versions, "__file__", str(copy / "versions.py"))

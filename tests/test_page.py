@@ -11,9 +11,9 @@ from browser import browser_page, find_browser
 from PIL import Image
 
 from kaleido_fast import InputError, ModelSpec, Scaling
-from kaleido_fast.animation import places
-from kaleido_fast.page import page_html, write_page
-from kaleido_fast.shown import Shown
+from kaleido_fast.showing.animation import places
+from kaleido_fast.showing.page import page_html, write_page
+from kaleido_fast.showing.states import Shown
 
 PROGRAM = find_browser()
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on the path")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelSpec, SampleRequest
-from kaleido_fast.plan import DeviceFacts, Schedule, make_plan, merge_options
+from kaleido_fast.planning.plan import DeviceFacts, Schedule, make_plan, merge_options
 from kaleido_fast.presets import NETWORKS
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.tiles import GpuFacts
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
@@ -102,7 +102,7 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
 
 
 def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
-    from kaleido_fast.devices import tuned_tiles
+    from kaleido_fast.system.devices import tuned_tiles
     from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
 
     key = tuned_key(spec_of("points2d"), "bf16")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from kaleido_fast.datasets import load_dataset
 from kaleido_fast.presets import PRESETS
+from kaleido_fast.reading.datasets import load_dataset
 from kaleido_fast.reproducing.points import find_ends
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.training import train
+from kaleido_fast.training.trainer import train
 
 LEAST_SHARE = 0.15
 

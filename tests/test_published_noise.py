@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_cli import call
 
 from kaleido_fast import InputError, ModelCard, fast_sample, save_checkpoint
-from kaleido_fast.jitter import jitter_words
-from kaleido_fast.plan import Schedule
+from kaleido_fast.planning.jitter import jitter_words
+from kaleido_fast.planning.plan import Schedule
 
 JITTERED = {"burn_in": 9, "thin": 1, "jitter": 0.5, "settle": 2}
 
@@ -79,10 +79,12 @@ def test_sample_tells_and_records_what_happens(model, monkeypatch, capsys):
 
 @pytest.mark.parametrize("noise", ["uniform", "upstream"])
 def test_animate_shows_the_noise_that_is_asked_for(noise, model, monkeypatch, capsys):
-    from kaleido_fast.shown import sample_shown
+    from kaleido_fast.showing.states import sample_shown
 
     seen = []
-    monkeypatch.setattr("kaleido_fast.shown.sample_shown", lambda *args, **options: seen.append(options) or shown)
+    monkeypatch.setattr(
+        "kaleido_fast.showing.states.sample_shown", lambda *args, **options: seen.append(options) or shown
+    )
     shown = sample_shown("m.safetensors", n_chains=4, n_steps=3, noise=noise)
     want = fast_sample(model, n_chains=4, burn_in=2, noise=noise, jitter=0.01 if noise == "upstream" else 0.5)
     assert torch.equal(shown.states[:, -1], want.final)

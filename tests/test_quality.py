@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast import neighbours
-from kaleido_fast.classifier import Trees, classify
 from kaleido_fast.errors import InputError
-from kaleido_fast.quality import (
+from kaleido_fast.evaluating import neighbours
+from kaleido_fast.evaluating.classifier import Trees, classify
+from kaleido_fast.evaluating.quality import (
     InkRange,
     authentic_share,
     class_entropy,
@@ -222,7 +222,7 @@ def check_memory(n: int, m: int, dim: int, most_mb: int) -> None:
     """Scores in a process of their own: what it held at most beyond its libraries."""
     code = f"""
 import resource, torch
-from kaleido_fast.quality import authentic_share, manifold_scores, nearest_example_mse
+from kaleido_fast.evaluating.quality import authentic_share, manifold_scores, nearest_example_mse
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 torch.cdist(torch.zeros(9, 9), torch.zeros(9, 9))
 before = peak()

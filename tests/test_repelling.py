@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_cli import call
 
 from kaleido_fast import KaleidoMLP, ModelCard, ModelSpec, Scaling, attractors, fast_sample, save_checkpoint
-from kaleido_fast.basins import ATTRACTOR, REPELS, UNMEASURED, Catalogue, recovered
-from kaleido_fast.diagnostics import diagnose, spectral_radii, stable_examples
+from kaleido_fast.evaluating.attractors import ATTRACTOR, REPELS, UNMEASURED, Catalogue, recovered
+from kaleido_fast.evaluating.diagnostics import diagnose, spectral_radii, stable_examples
 
 
 def slope(value: float, dim: int = 1) -> KaleidoMLP:

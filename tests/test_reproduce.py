@@ -18,8 +18,8 @@ from PIL import Image
 from test_cli import call
 
 from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
-from kaleido_fast.datasets import load_dataset
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reading.datasets import load_dataset
 from kaleido_fast.reproducing import KALEIDOSCOPES, Job, models
 from kaleido_fast.reproducing.images import Contestant, show_model, show_wanderers
 from kaleido_fast.reproducing.models import cache_folder, trained, trained_for
@@ -172,7 +172,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, args, text):
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
-    from kaleido_fast import plots
+    from kaleido_fast.showing import plots
 
     monkeypatch.setattr(plots, "can_plot", lambda: False)
     status, _, errors = call(monkeypatch, capsys, "reproduce", "points1d", "--out", str(tmp_path / "p"), "--quiet")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws, sample_to, save_checkpoint
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError, TerminatedError
-from kaleido_fast.result import outcome_shares, quantiles, steps_histogram
+from kaleido_fast.running.result import outcome_shares, quantiles, steps_histogram
 from kaleido_fast.storing import streaming
 from kaleido_fast.storing.draws import read_draws
 from kaleido_fast.storing.tally import Tally

@@ -24,11 +24,11 @@ from kaleido_fast import (
     sample_op,
     train,
 )
-from kaleido_fast.basins import recovered
 from kaleido_fast.errors import InputError
-from kaleido_fast.evaluation import evaluate, find_reference
+from kaleido_fast.evaluating.attractors import recovered
+from kaleido_fast.evaluating.evaluation import evaluate, find_reference
+from kaleido_fast.evaluating.quality import manifold_scores
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.quality import manifold_scores
 from kaleido_fast.scalars import plain_number
 
 WHOLE = [np.int8, np.uint8, np.int64, np.uint64, np.array, torch.tensor]
@@ -95,7 +95,7 @@ def test_other_things_are_no_numbers():
             SampleRequest(value)
 
 
-@pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+@pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 def test_training_with_numbers_of_numpy_is_the_same_training():
     spec = ModelSpec((1, 8, 1))
     recipe = TrainingRecipe(steps=6, noise=0.25, held_out=1)

@@ -129,7 +129,7 @@ def test_freezing_does_not_depend_on_order_blocks_or_shards(engine, make, reques
 
 def by_hand(model: KaleidoMLP, n: int, n_steps: int, tol: float, every: int, patience: int) -> tuple:
     """Which chains freeze when, written out one chain at a time on the reference's full run."""
-    from kaleido_fast.plan import Trace
+    from kaleido_fast.planning.plan import Trace
 
     steps = tuple(range(n_steps + 1))
     options: dict[str, Any] = {"n_chains": n, "burn_in": n_steps - 1, "tol": None, "engine": "reference"}
@@ -393,8 +393,8 @@ class Waiting(TorchDispatchMode):
 @pytest.mark.parametrize("max_period", [1, 64])
 def test_the_host_waits_once_a_check(max_period, monkeypatch):
     """What is called on the reference is called on a GPU: four numbers are read at each check and nothing else."""
+    from kaleido_fast.running.settling import run_block
     from kaleido_fast.sampling import build_phases, prepare_run
-    from kaleido_fast.settling import run_block
 
     reads = 0
     tolist = torch.Tensor.tolist

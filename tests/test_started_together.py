@@ -7,8 +7,8 @@ import json
 import pytest
 
 from kaleido_fast import ModelCard, sample_to, save_checkpoint, train
-from kaleido_fast.crew import Crew, find_crew, leads_by_name, started_together
 from kaleido_fast.errors import InputError
+from kaleido_fast.system.workers import Crew, find_crew, leads_by_name, started_together
 
 from conftest import random_mlp  # isort: skip
 from test_cli import call  # isort: skip

@@ -91,8 +91,8 @@ def test_show_draws_a_store_as_it_draws_a_file(stores, tmp_path, monkeypatch, ca
 def test_evaluate_measures_stored_draws_as_fresh_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ("--chains", 60, "--seed", 0, "--sigma", 0.3, "--no-classes", "--overwrite", "--json")
-    monkeypatch.setattr("kaleido_fast.evaluation.WATCHED", 20)
-    monkeypatch.setattr("kaleido_fast.evaluation.RADIUS_EXAMPLES", 5)
+    monkeypatch.setattr("kaleido_fast.evaluating.evaluation.WATCHED", 20)
+    monkeypatch.setattr("kaleido_fast.evaluating.evaluation.RADIUS_EXAMPLES", 5)
     sample_to("a.zarr", "digits", n_chains=200)
     sample_to("a.npy", "digits", n_chains=200)
     fresh, store, file = (

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError
-from kaleido_fast.locks import output_lock, read_token
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
+from kaleido_fast.system.locks import output_lock, read_token
 
 zarr = pytest.importorskip("zarr")
 
@@ -319,7 +319,7 @@ def test_the_second_writer_is_refused_by_name_of_the_first(tmp_path):
     with output_lock(path) as token:
         assert read_token(path) == token
         code = (
-            "import sys; from pathlib import Path; from kaleido_fast.locks import output_lock\n"
+            "import sys; from pathlib import Path; from kaleido_fast.system.locks import output_lock\n"
             "from kaleido_fast import InputError\n"
             f"try:\n    with output_lock(Path({str(path)!r})): pass\nexcept InputError as problem: print(problem)"
         )

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from kaleido_fast import KaleidoMLP, fast_sample, load_checkpoint, save_checkpoint
 from kaleido_fast.checkpoint import ModelCard
 from kaleido_fast.cli import cli
-from kaleido_fast.datasets import Dataset
+from kaleido_fast.evaluating.thinning import N_CHAINS, N_DRAWS, main, measure_thin, thin_problem, with_thin
 from kaleido_fast.model import ModelSpec, model_hash
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.thinning import N_CHAINS, N_DRAWS, main, measure_thin, thin_problem, with_thin
-from kaleido_fast.training import SlowMixingWarning, UnstableModelWarning, train
+from kaleido_fast.reading.datasets import Dataset
+from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train
 
 JITTERED = {"burn_in": 99, "jitter": 0.01, "settle": 2}  # small enough for tanh to be straight
 
@@ -83,7 +83,7 @@ def test_the_measure_is_cheap_and_stops_when_it_has_found(monkeypatch):
         steps.append(result.stats.chain_steps)
         return result
 
-    monkeypatch.setattr("kaleido_fast.thinning.fast_sample", counting)
+    monkeypatch.setattr("kaleido_fast.evaluating.thinning.fast_sample", counting)
     measure_thin(map_of(2.0), JITTERED)
     assert len(steps) == 6
     assert sum(steps) == N_CHAINS * sum(99 + N_DRAWS * (2 + jittered) for jittered in (4, 8, 16, 32, 64, 128))

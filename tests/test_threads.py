@@ -11,16 +11,16 @@ from conftest import random_mlp
 from torch import nn
 
 from kaleido_fast import InputError, fast_sample, sample_to, train
-from kaleido_fast.datasets import Dataset
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.storing.joining import join_stores
 from kaleido_fast.storing.streaming import as_begun, difference
-from kaleido_fast.threads import threads
-from kaleido_fast.training import TrainingInterruptedError
+from kaleido_fast.system.threads import threads
+from kaleido_fast.training.trainer import TrainingInterruptedError
 
-pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 
 # Products of 1024 x 256 by 256 x 64 in fp64, and of 16 x 784 by 784 x 64 in fp32, are summed by several threads.
 WIDE = random_mlp(64, 256, 64)

@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kaleido_fast.checkpoint import load_checkpoint, save_checkpoint
-from kaleido_fast.datasets import Dataset, load_dataset
-from kaleido_fast.diagnostics import Diagnostics, diagnose, growth_rates, spectral_radii, stable_examples
 from kaleido_fast.errors import InputError
+from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose, growth_rates, spectral_radii, stable_examples
 from kaleido_fast.model import KaleidoMLP, ModelSpec, model_hash
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, TrainingRecipe
+from kaleido_fast.reading.datasets import Dataset, load_dataset
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.training import (
+from kaleido_fast.training.run import Batches, TrainingRun, corrupt, initialise, learning_rate, stream_seed
+from kaleido_fast.training.trainer import (
     TrainingInterruptedError,
     TrainingProgress,
     UnstableModelWarning,
@@ -32,12 +33,11 @@ from kaleido_fast.training import (
     recommended_sampling,
     train,
 )
-from kaleido_fast.training_run import Batches, TrainingRun, corrupt, initialise, learning_rate, stream_seed
 
 SMALL = ModelSpec((5, 17, 13, 5))
 SHORT = TrainingRecipe(steps=60, batch_size=7, learning_rate=2e-3, noise=0.3, warmup=10)
 
-pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.UnstableModelWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast import InputError, ModelSpec, load_dataset, train, training, training_memory
-from kaleido_fast.devices import device_facts
+from kaleido_fast import InputError, ModelSpec, load_dataset, train
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.training_memory import TrainingMemory, evaluation_rows
+from kaleido_fast.system.devices import device_facts
+from kaleido_fast.training import memory as training_memory
+from kaleido_fast.training import trainer
+from kaleido_fast.training.memory import TrainingMemory, evaluation_rows
 
 CPU = torch.device("cpu")
 
@@ -29,7 +31,7 @@ def with_free(monkeypatch, n_bytes: int) -> None:
     def begun(*arguments):
         raise AssertionError("the training began")
 
-    monkeypatch.setattr(training, "TrainingRun", begun)
+    monkeypatch.setattr(trainer, "TrainingRun", begun)
 
 
 @pytest.mark.parametrize("saves", [False, True])
@@ -102,7 +104,7 @@ import numpy as np, torch
 warnings.simplefilter("ignore")
 from kaleido_fast import ModelSpec, load_dataset, train
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.training_memory import TrainingMemory
+from kaleido_fast.training.memory import TrainingMemory
 dim, hidden, state = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None
 data = load_dataset(np.random.default_rng(0).integers(0, 255, (3, dim), dtype=np.uint8))
 train("points1d", spec=ModelSpec((1, 4, 1)), recipe=TrainingRecipe(steps=1))

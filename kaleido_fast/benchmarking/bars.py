@@ -7,8 +7,8 @@ from typing import Any
 
 from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, check_writable
-from kaleido_fast.plots import can_plot
+from kaleido_fast.showing.plots import can_plot
+from kaleido_fast.system.files import atomic_path, check_writable
 
 
 def check_picture(path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
-from kaleido_fast.devices import device_facts, plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.plan import SampleRequest
-from kaleido_fast.result import SampleResult
+from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.running.result import SampleResult
 from kaleido_fast.sampling import Subject, resolve_subject, run_plan
+from kaleido_fast.system.devices import device_facts, plan_here
 
 Run = Callable[[Tensor, int], Tensor]
 """(z0 of shape (n, D), n_steps) -> states after ``n_steps`` steps, (n, D); leaves ``z0`` as it is."""

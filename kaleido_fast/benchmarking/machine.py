@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import kaleido_fast
-from kaleido_fast.devices import available_memory, cpu_name
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.devices import available_memory, cpu_name
+from kaleido_fast.system.versions import library_versions
 
 PEER_LIBRARIES = ("numba", "triton", "jax", "onnxruntime", "openvino")
 

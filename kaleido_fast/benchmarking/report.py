@@ -13,8 +13,8 @@ from kaleido_fast.benchmarking.peers import PEERS
 from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
 from kaleido_fast.benchmarking.timing import Ratio, spread
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, check_writable
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.files import atomic_path, check_writable
+from kaleido_fast.system.valid_json import json_text
 
 FORMAT_VERSION = 1
 BEGIN = "<!-- kaleido-fast bench: begin -->"

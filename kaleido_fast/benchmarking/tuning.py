@@ -24,9 +24,9 @@ from kaleido_fast.benchmarking.contest import (
 from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.timing import compare, spread, stopwatch
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.plan import DeviceFacts, SampleRequest
+from kaleido_fast.planning.plan import DeviceFacts, SampleRequest
+from kaleido_fast.system.files import atomic_path
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tiles import (

@@ -14,9 +14,9 @@ import click
 
 from kaleido_fast.cli.output import tell
 from kaleido_fast.cli.streams import explain_lost, lost_output, prepare_streams
-from kaleido_fast.crew import refuse_workers
 from kaleido_fast.errors import InputError, TerminatedError, unknown_name
-from kaleido_fast.versions import find_kernels, package_version
+from kaleido_fast.system.versions import find_kernels, package_version
+from kaleido_fast.system.workers import refuse_workers
 
 COMMANDS = (
     "sample",

@@ -15,7 +15,7 @@ from kaleido_fast.cli.output import tell
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from kaleido_fast.shown import Shown
+    from kaleido_fast.showing.states import Shown
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
@@ -74,9 +74,9 @@ def command(
     Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0 --thin 1
     --settle 0).
     """
-    from kaleido_fast.animation import NO_FFMPEG, can_write_mp4, check_can_show
     from kaleido_fast.errors import InputError
-    from kaleido_fast.shown import read_shown, sample_shown
+    from kaleido_fast.showing.animation import NO_FFMPEG, can_write_mp4, check_can_show
+    from kaleido_fast.showing.states import read_shown, sample_shown
 
     if file is not None:
         _refuse_run_options(file)
@@ -127,7 +127,7 @@ def _claim(
     """Hold what will be written."""
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import unknown_name
-    from kaleido_fast.outputs import claimed
+    from kaleido_fast.system.outputs import claimed
 
     for out in wanted:
         if out.suffix not in ENDINGS:
@@ -137,9 +137,9 @@ def _claim(
 
 
 def _write(shown: Shown, out: Path, fps: float, subject: str) -> None:
-    from kaleido_fast.animation import make_frames, strip, write_gif, write_mp4
-    from kaleido_fast.page import write_page
-    from kaleido_fast.pictures import save_picture
+    from kaleido_fast.showing.animation import make_frames, strip, write_gif, write_mp4
+    from kaleido_fast.showing.page import write_page
+    from kaleido_fast.showing.pictures import save_picture
 
     if out.suffix == ".html":
         write_page(shown, out, f"Chains of {subject}")

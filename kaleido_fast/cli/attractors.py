@@ -10,13 +10,13 @@ import click
 from kaleido_fast import names
 from kaleido_fast.cli.options import Output, overwrite_option
 from kaleido_fast.cli.output import say_table
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.valid_json import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kaleido_fast.basins import Catalogue
     from kaleido_fast.checkpoint import Checkpoint
+    from kaleido_fast.evaluating.attractors import Catalogue
 
 
 @click.command(name="attractors", short_help="List where chains end: basins, periods, stability.")
@@ -63,12 +63,12 @@ def command(
     Attractors are those with a spectral radius below 1; where chains rest though it is 1 or more, the state is said to
     repel. Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited state first.
     """
-    from kaleido_fast.basins import ATTRACTOR, attractors, check_distance
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.files import atomic_path
-    from kaleido_fast.outputs import claimed
-    from kaleido_fast.pictures import is_image_shape, save_picture
+    from kaleido_fast.evaluating.attractors import ATTRACTOR, attractors, check_distance
     from kaleido_fast.sampling import fast_sample
+    from kaleido_fast.showing.pictures import is_image_shape, save_picture
+    from kaleido_fast.system.files import atomic_path
+    from kaleido_fast.system.outputs import claimed
 
     check_distance(distance)
     checkpoint = load_checkpoint(model)
@@ -109,8 +109,8 @@ def command(
 
 def _training_data(checkpoint: Checkpoint, source: str | None) -> Tensor | None:
     """The data asked for, or the model's own where it can be had without a download."""
-    from kaleido_fast.datasets import DOWNLOADED, NAMES, built_in, load_dataset
     from kaleido_fast.errors import InputError
+    from kaleido_fast.reading.datasets import DOWNLOADED, NAMES, built_in, load_dataset
 
     spec = checkpoint.model.spec
     if source is None:
@@ -131,7 +131,7 @@ def _training_data(checkpoint: Checkpoint, source: str | None) -> Tensor | None:
 def _print(catalogue: Catalogue, written: list[Path]) -> None:
     from rich.table import Table
 
-    from kaleido_fast.basins import ATTRACTOR, REPELS, UNMEASURED
+    from kaleido_fast.evaluating.attractors import ATTRACTOR, REPELS, UNMEASURED
 
     table = Table(box=None, pad_edge=False)
     for title in ("share", "chains", "period", "spectral radius", "kind", "nearest example (MSE)"):

@@ -73,7 +73,7 @@ def command(
     """
     from kaleido_fast.benchmarking import bars, report
     from kaleido_fast.benchmarking.runner import run_bench
-    from kaleido_fast.outputs import claimed
+    from kaleido_fast.system.outputs import claimed
 
     if readme is not None:
         report.check_readme(readme)
@@ -112,7 +112,7 @@ def make_request(
     from kaleido_fast.benchmarking.cases import find_subjects
     from kaleido_fast.benchmarking.peers import choose_peers
     from kaleido_fast.benchmarking.runner import BenchRequest
-    from kaleido_fast.devices import resolve_device
+    from kaleido_fast.system.devices import resolve_device
 
     for name in ("n_chains", "n_steps"):
         if options[name] is not None and options[name] < 1:

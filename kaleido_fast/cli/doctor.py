@@ -12,7 +12,7 @@ from kaleido_fast.cli.output import say_json
 
 if TYPE_CHECKING:
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.plan import DeviceFacts
+    from kaleido_fast.planning.plan import DeviceFacts
 
 
 @click.command(name="doctor", short_help="Show versions, devices, and which engine would run.")
@@ -58,10 +58,10 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     import torch
 
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.devices import cpu_name, device_facts, plan_here, resolve_device
     from kaleido_fast.errors import InputError
-    from kaleido_fast.plan import H200, SampleRequest
-    from kaleido_fast.versions import library_versions
+    from kaleido_fast.planning.plan import H200, SampleRequest
+    from kaleido_fast.system.devices import cpu_name, device_facts, plan_here, resolve_device
+    from kaleido_fast.system.versions import library_versions
 
     target = resolve_device(device)
     facts = device_facts(target)

@@ -11,10 +11,10 @@ from kaleido_fast import names
 from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, say_table, tell
 from kaleido_fast.errors import InputError
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.valid_json import json_text
 
 if TYPE_CHECKING:
-    from kaleido_fast.evaluation import Evaluation
+    from kaleido_fast.evaluating.evaluation import Evaluation
 
 SIGMAS = (0.1, 0.3, 1.0)
 
@@ -93,11 +93,11 @@ def command(
     training examples. docs/quality.md defines every figure.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
-    from kaleido_fast.files import atomic_path
-    from kaleido_fast.outputs import claimed
-    from kaleido_fast.pictures import is_image_shape, save_picture
+    from kaleido_fast.evaluating.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
+    from kaleido_fast.showing.pictures import is_image_shape, save_picture
     from kaleido_fast.storing.draws import open_draws
+    from kaleido_fast.system.files import atomic_path
+    from kaleido_fast.system.outputs import claimed
 
     if Path(model).suffix == ".zarr":
         raise InputError(f"{model} is a store of draws: give the model first, and --draws {model}")
@@ -202,7 +202,7 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
 
 
 def _run_line(run: dict[str, Any]) -> str:
-    from kaleido_fast.jitter import run_words
+    from kaleido_fast.planning.jitter import run_words
 
     if "outcome_shares" not in run:
         return f"{run['n_chains']:,} chains of {run['file']}"

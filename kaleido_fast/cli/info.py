@@ -10,7 +10,7 @@ import click
 
 from kaleido_fast.cli.output import say_json
 from kaleido_fast.errors import InputError
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.valid_json import json_text
 
 MOST_CHUNKS = 64  # of a store, that are read for the range of its draws
 
@@ -42,7 +42,7 @@ def describe(source: str) -> dict[str, Any]:
 def _holds_draws(path: Path) -> bool:
     from safetensors import SafetensorError
 
-    from kaleido_fast.tensor_files import open_tensors
+    from kaleido_fast.system.tensor_files import open_tensors
 
     try:
         with open_tensors(path, "np") as file:

@@ -9,7 +9,7 @@ import click
 
 from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
-from kaleido_fast.files import check_name
+from kaleido_fast.system.files import check_name
 
 
 class Output(click.Path):

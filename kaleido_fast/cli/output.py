@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kaleido_fast.valid_json import json_text
+from kaleido_fast.system.valid_json import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table

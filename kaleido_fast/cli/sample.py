@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kaleido_fast.checkpoint import Checkpoint
-    from kaleido_fast.mixing import Mixing
-    from kaleido_fast.plan import SampleRequest
-    from kaleido_fast.result import SampleResult
+    from kaleido_fast.planning.plan import SampleRequest
+    from kaleido_fast.running.mixing import Mixing
+    from kaleido_fast.running.result import SampleResult
     from kaleido_fast.storing.finished import FinishedDraws
     from kaleido_fast.storing.streaming import StreamResult
 
@@ -170,7 +170,7 @@ def command(
     workers share the blocks of a store; all other outputs take one process.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.pictures import check_pictures, image_grid, is_image_shape, save_picture
+    from kaleido_fast.showing.pictures import check_pictures, image_grid, is_image_shape, save_picture
 
     checkpoint = load_checkpoint(model)
     spec, card = checkpoint.model.spec, checkpoint.card
@@ -212,12 +212,12 @@ def _stream(checkpoint: Checkpoint, out: Path, picture: Path | None, **options: 
 def _write_at_once(
     checkpoint: Checkpoint, out: Path, picture: Path | None, *, alone: bool, overwrite: bool, **options: Any
 ) -> Made | None:
-    from kaleido_fast.crew import local_device, refuse_workers
     from kaleido_fast.errors import InputError
-    from kaleido_fast.files import follow
-    from kaleido_fast.outputs import check_outputs, claimed
     from kaleido_fast.sampling import fast_sample
     from kaleido_fast.storing import writers
+    from kaleido_fast.system.files import follow
+    from kaleido_fast.system.outputs import check_outputs, claimed
+    from kaleido_fast.system.workers import local_device, refuse_workers
 
     if not alone:
         refuse_workers(str(out), "give a .zarr store, or one process or --alone")
@@ -339,7 +339,7 @@ def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
 
 
 def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
-    from kaleido_fast.jitter import jitter_words
+    from kaleido_fast.planning.jitter import jitter_words
 
     stats, request = result.stats, result.request
     assert stats is not None

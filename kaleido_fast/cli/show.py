@@ -41,13 +41,13 @@ def command(
     quiet: bool,
 ) -> None:
     """Draw the chains of a file of draws: a sheet of pictures, or a plot where samples have one or two values."""
-    from kaleido_fast.animation import check_can_show, strip
     from kaleido_fast.errors import unknown_name
-    from kaleido_fast.outputs import claimed
-    from kaleido_fast.page import write_page
-    from kaleido_fast.pictures import image_grid, save_picture
-    from kaleido_fast.shown import read_shown
+    from kaleido_fast.showing.animation import check_can_show, strip
+    from kaleido_fast.showing.page import write_page
+    from kaleido_fast.showing.pictures import image_grid, save_picture
+    from kaleido_fast.showing.states import read_shown
     from kaleido_fast.storing.writers import record_path
+    from kaleido_fast.system.outputs import claimed
 
     out = file.parent / f"{file.stem}-shown.png" if out is None else out
     if out.suffix not in ENDINGS:
@@ -61,7 +61,7 @@ def command(
     if as_page:
         write_page(shown, out, f"Draws in {file.name}")
     elif not shown.are_pictures:
-        from kaleido_fast.plots import samples_plot, save_figure
+        from kaleido_fast.showing.plots import samples_plot, save_figure
 
         save_figure(samples_plot(shown.states.flatten(0, 1).numpy(), f"{len(shown.states):,} chains"), out)
     elif all_draws:

@@ -16,8 +16,8 @@ from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
 
 if TYPE_CHECKING:
     from kaleido_fast.checkpoint import Checkpoint, ModelCard
-    from kaleido_fast.datasets import Dataset
     from kaleido_fast.model import ModelSpec
+    from kaleido_fast.reading.datasets import Dataset
 
 
 @click.command(name="train", short_help="Train a network, write a checkpoint.")
@@ -130,11 +130,11 @@ def command(
     import warnings
 
     from kaleido_fast.checkpoint import save_checkpoint
-    from kaleido_fast.crew import leads_by_name
-    from kaleido_fast.files import remove_parts
-    from kaleido_fast.locks import output_lock
-    from kaleido_fast.plots import can_plot, check_can_plot, loss_curve
-    from kaleido_fast.training import SlowMixingWarning, UnstableModelWarning, train, training_request
+    from kaleido_fast.showing.plots import can_plot, check_can_plot, loss_curve
+    from kaleido_fast.system.files import remove_parts
+    from kaleido_fast.system.locks import output_lock
+    from kaleido_fast.system.workers import leads_by_name
+    from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train, training_request
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
     reading = {"labels": labels, "value_range": value_range, "background": background, "channels": channels}
@@ -189,11 +189,11 @@ def _check_files(
 
     The unfinished state is compared when it is read. To overwrite removes it only if it is another run's.
     """
-    from kaleido_fast.crew import leads_by_name
-    from kaleido_fast.files import follow
-    from kaleido_fast.locks import output_lock
-    from kaleido_fast.outputs import check_outputs
-    from kaleido_fast.training_state import read_request
+    from kaleido_fast.system.files import follow
+    from kaleido_fast.system.locks import output_lock
+    from kaleido_fast.system.outputs import check_outputs
+    from kaleido_fast.system.workers import leads_by_name
+    from kaleido_fast.training.state import read_request
 
     out, state = files["checkpoint"], files["unfinished state"]
     assert out is not None and state is not None
@@ -213,7 +213,7 @@ def _check_files(
 def _own_checkpoint(out: Path, name: str, request: dict[str, Any]) -> Checkpoint:
     """The checkpoint at ``out``, if it is of this very run; another one is refused with the difference."""
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.training import request_of
+    from kaleido_fast.training.trainer import request_of
 
     try:
         found = load_checkpoint(out)
@@ -233,7 +233,7 @@ def _own_checkpoint(out: Path, name: str, request: dict[str, Any]) -> Checkpoint
 def _load_data(
     preset: str | None, source: str | None, limit: int | None, bound: str | None, reading: dict[str, Any]
 ) -> Dataset:
-    from kaleido_fast.datasets import built_in, load_dataset
+    from kaleido_fast.reading.datasets import built_in, load_dataset
 
     found = None if preset is None else find_preset(preset)
     if source is None and found is not None:
@@ -246,7 +246,7 @@ def _load_data(
 def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> ModelSpec | None:
     """The preset's network, or the default one for the data, with the changes asked for; None if there are none."""
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.training import default_spec
+    from kaleido_fast.training.trainer import default_spec
 
     if not any(shape.values()):
         return None
@@ -263,7 +263,7 @@ def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> Mo
 def _change_recipe(
     data: Dataset, preset: str | None, name: str | None, changes: dict[str, Any]
 ) -> TrainingRecipe | str | None:
-    from kaleido_fast.training import default_recipe, find_recipe
+    from kaleido_fast.training.trainer import default_recipe, find_recipe
 
     asked = {field: value for field, value in changes.items() if value is not None}
     if not asked:
@@ -305,7 +305,7 @@ def _report(
 
 def _print_facts(facts: dict[str, Any]) -> None:
     """A line a fact; how draws mix in words."""
-    from kaleido_fast.thinning import thin_line
+    from kaleido_fast.evaluating.thinning import thin_line
 
     mixing = facts["diagnostics"].get("mixing")
     diagnostics = {name: value for name, value in facts["diagnostics"].items() if name != "mixing"}

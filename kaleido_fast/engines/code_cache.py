@@ -23,8 +23,8 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path
-from kaleido_fast.folders import user_cache
+from kaleido_fast.system.files import atomic_path
+from kaleido_fast.system.folders import user_cache
 
 config: Any = _typed_config  # its names are made when it is loaded
 DIGEST = 32  # bytes of a SHA-256

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast.devices import is_lack_of_memory
 from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.engines.reference import ReferenceEngine, residual_of
 from kaleido_fast.errors import InputError
-from kaleido_fast.general import Evaluated, damaged_weight, weight_type
-from kaleido_fast.plan import SampleRequest
+from kaleido_fast.modules.general import Evaluated, damaged_weight, weight_type
+from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.system.devices import is_lack_of_memory
 from kaleido_kernels.exact import exact_products
 
 _ROUNDING = 1024  # units in the last place by which sums of the same numbers may differ, measured at most about 100
@@ -32,7 +32,8 @@ class ModuleEngine(ReferenceEngine):
     """Any module on the device that holds it.
 
     Args:
-        module: maps (n, D) to (n, D), each row for itself. It is left as it is: see `kaleido_fast.general.Evaluated`.
+        module: maps (n, D) to (n, D), each row for itself. It is left as it is: see
+            `kaleido_fast.modules.general.Evaluated`.
         request: what to compute, in fp32 or fp64.
         dim: D.
         data_range: (low, high), which the module's outputs keep.
@@ -157,7 +158,7 @@ class Answers:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Surrounds calls; see `kaleido_fast.general.Evaluated.running`."""
+        """Surrounds calls; see `kaleido_fast.modules.general.Evaluated.running`."""
         with self.form.running():
             yield
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import check_writable
-from kaleido_fast.locks import output_lock
 from kaleido_fast.scalars import plain_fields
+from kaleido_fast.system.files import check_writable
+from kaleido_fast.system.locks import output_lock
 
 if TYPE_CHECKING:
     from kaleido_fast.reproducing.report import Report
@@ -107,8 +107,8 @@ def reproduce(name: str, folder: Path, job: Job, *, overwrite: bool = False) -> 
         InputError: unknown name, a folder that cannot be written or holds something, matplotlib missing, data that
             cannot be used.
     """
-    from kaleido_fast.plots import check_can_plot
     from kaleido_fast.reproducing.report import Report
+    from kaleido_fast.showing.plots import check_can_plot
 
     (entry,) = chosen(name)
     check_can_plot("the reports of reproduce")

@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from kaleido_fast.basins import recovered
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint
-from kaleido_fast.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.devices import resolve_device
-from kaleido_fast.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
-from kaleido_fast.evaluation import Reference, Scorer
+from kaleido_fast.evaluating.attractors import recovered
+from kaleido_fast.evaluating.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
+from kaleido_fast.evaluating.evaluation import Reference, Scorer
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.plots import new_figure
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.models import cached_path, keep
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.showing.plots import new_figure
+from kaleido_fast.system.devices import resolve_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,7 +189,7 @@ def _spec(layers: int) -> ModelSpec:
 
 def _trained(job: Job, treatment: Treatment, data: Dataset, layers: int, seed: int) -> Checkpoint:
     """A network whose loss has just come down to the treatment's, or that has made all steps without reaching it."""
-    from kaleido_fast.training_run import TrainingRun
+    from kaleido_fast.training.run import TrainingRun
 
     recipe = TrainingRecipe(
         steps=job.steps or MAX_STEPS,

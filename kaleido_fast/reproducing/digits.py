@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kaleido_fast.animation import strip
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
-from kaleido_fast.evaluation import find_reference
+from kaleido_fast.evaluating.evaluation import find_reference
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
     Contestant,
@@ -15,7 +14,8 @@ from kaleido_fast.reproducing.images import (
     show_wanderers,
 )
 from kaleido_fast.reproducing.report import Report
-from kaleido_fast.shown import sample_shown
+from kaleido_fast.showing.animation import strip
+from kaleido_fast.showing.states import sample_shown
 
 BANNER_CHAINS = 8
 BANNER_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kaleido_fast.animation import enlarged, make_frames, strip, write_gif
 from kaleido_fast.checkpoint import Checkpoint
-from kaleido_fast.classifier import Trees
-from kaleido_fast.datasets import Dataset
-from kaleido_fast.diagnostics import evenly
-from kaleido_fast.evaluation import REAL, SAMPLES, Evaluation, Reference, SetScores, evaluate, look_sheet
-from kaleido_fast.jitter import run_words
+from kaleido_fast.evaluating.classifier import Trees
+from kaleido_fast.evaluating.diagnostics import evenly
+from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, Evaluation, Reference, SetScores, evaluate, look_sheet
 from kaleido_fast.names import DEFAULT_SETTLE
-from kaleido_fast.page import write_page
-from kaleido_fast.pictures import image_grid
-from kaleido_fast.plan import Trace
+from kaleido_fast.planning.jitter import run_words
+from kaleido_fast.planning.plan import Trace
+from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.shown import Shown, sample_shown
+from kaleido_fast.showing.animation import enlarged, make_frames, strip, write_gif
+from kaleido_fast.showing.page import write_page
+from kaleido_fast.showing.pictures import image_grid
+from kaleido_fast.showing.states import Shown, sample_shown
 
 N_CHAINS = 1000
 STRIP_CHAINS = 10

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kaleido_fast.datasets import Dataset
-from kaleido_fast.diagnostics import spectral_radii
+from kaleido_fast.evaluating.diagnostics import spectral_radii
 from kaleido_fast.presets import PRESETS, PUBLISHED_POINTS_RECIPE, TrainingRecipe
+from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.points import Ends, find_ends, point_name, sample_points

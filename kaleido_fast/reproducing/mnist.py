@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from kaleido_fast.animation import enlarged
-from kaleido_fast.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.diagnostics import evenly
 from kaleido_fast.errors import InputError
-from kaleido_fast.evaluation import (
+from kaleido_fast.evaluating.diagnostics import evenly
+from kaleido_fast.evaluating.evaluation import (
     LONG_BURN_IN,
     SAMPLES,
     SETTLED,
@@ -18,8 +16,8 @@ from kaleido_fast.evaluation import (
 )
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
-from kaleido_fast.pictures import image_grid
 from kaleido_fast.presets import NETWORKS, PRESETS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING
+from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
     N_CHAINS,
@@ -35,6 +33,8 @@ from kaleido_fast.reproducing.images import (
 from kaleido_fast.reproducing.models import Trained, network_spec, trained, trained_for
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.showing.animation import enlarged
+from kaleido_fast.showing.pictures import image_grid
 
 SHORT = "short, without noise"
 HELD_OUT = 2000  # examples that neither model sees

@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
-from kaleido_fast.datasets import Dataset
-from kaleido_fast.devices import resolve_device
-from kaleido_fast.diagnostics import diagnose
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import write_error
-from kaleido_fast.folders import user_cache
+from kaleido_fast.evaluating.diagnostics import diagnose
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.progress import training_bar
+from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing import Job
-from kaleido_fast.training import SlowMixingWarning, UnstableModelWarning, train
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.devices import resolve_device
+from kaleido_fast.system.files import write_error
+from kaleido_fast.system.folders import user_cache
+from kaleido_fast.system.versions import library_versions
+from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train
 
 SECONDS = "training_seconds"
 TELL_EVERY = 30.0  # seconds between lines on how far it is
@@ -140,7 +140,7 @@ def trained_for(
     Raises:
         InputError: as `trained`.
     """
-    from kaleido_fast.training_run import TrainingRun
+    from kaleido_fast.training.run import TrainingRun
 
     if job.steps is not None:
         recipe = replace(recipe, steps=job.steps)

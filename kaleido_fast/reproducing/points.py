@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.diagnostics import spectral_radii
+from kaleido_fast.evaluating.diagnostics import spectral_radii
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.plan import Trace
+from kaleido_fast.planning.plan import Trace
 from kaleido_fast.presets import PRESETS
+from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.report import Report
-from kaleido_fast.result import SampleResult
+from kaleido_fast.running.result import SampleResult
 from kaleido_fast.sampling import fast_sample
 
 REACHED = 0.02  # a chain this near to a training point has arrived there

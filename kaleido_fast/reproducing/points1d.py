@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kaleido_fast import plots
-from kaleido_fast.animation import make_frames, write_gif
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
-from kaleido_fast.shown import Shown, frame_steps
+from kaleido_fast.showing import plots
+from kaleido_fast.showing.animation import make_frames, write_gif
+from kaleido_fast.showing.states import Shown, frame_steps
 
 SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
 COBWEB_STARTS = (-0.97, -0.55, -0.42, -0.02, 0.05, 0.45, 0.56, 0.95)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kaleido_fast import plots
-from kaleido_fast.animation import make_frames, write_gif
-from kaleido_fast.datasets import Dataset
+from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import BURN_IN, MOVED, TOL, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.shown import Shown
+from kaleido_fast.showing import plots
+from kaleido_fast.showing.animation import make_frames, write_gif
+from kaleido_fast.showing.states import Shown
 
 SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
 GRID = 200

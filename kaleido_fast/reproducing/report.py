@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kaleido_fast.devices import cpu_name
-from kaleido_fast.files import atomic_path, write_error
 from kaleido_fast.reproducing import UNFINISHED
-from kaleido_fast.valid_json import json_text
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.devices import cpu_name
+from kaleido_fast.system.files import atomic_path, write_error
+from kaleido_fast.system.valid_json import json_text
+from kaleido_fast.system.versions import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,13 +57,13 @@ class Report:
 
     def picture(self, name: str, picture: Image.Image | Figure, caption: str) -> None:
         """Write ``name``.png and show it with its caption."""
-        from kaleido_fast.pictures import save_picture
+        from kaleido_fast.showing.pictures import save_picture
 
         path = self._begin(f"{name}.png")
         if isinstance(picture, Image.Image):
             save_picture(picture, path)
         else:
-            from kaleido_fast.plots import save_figure
+            from kaleido_fast.showing.plots import save_figure
 
             save_figure(picture, path)
         self.written.append(path)

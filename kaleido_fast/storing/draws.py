@@ -21,7 +21,7 @@ from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN
 from kaleido_fast.storing.stores import ZarrOutput, is_store
 from kaleido_fast.storing.writers import record_path
-from kaleido_fast.tensor_files import open_tensors
+from kaleido_fast.system.tensor_files import open_tensors
 
 HELD_CHUNKS = 4
 MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK"}

@@ -9,11 +9,11 @@ from typing import Any
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError
-from kaleido_fast.plan import SampleRequest
+from kaleido_fast.planning.plan import SampleRequest
 from kaleido_fast.sampling import Run
 from kaleido_fast.storing.draws import read_draws
 from kaleido_fast.storing.streaming import difference
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.versions import library_versions
 
 
 @dataclass(frozen=True)

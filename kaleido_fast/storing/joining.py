@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError, StreamInterruptedError, TerminatedError
-from kaleido_fast.locks import output_lock
-from kaleido_fast.outputs import check_outputs
 from kaleido_fast.storing.layout import Layout
 from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, is_store
 from kaleido_fast.storing.streaming import difference, stop_signals
+from kaleido_fast.system.locks import output_lock
+from kaleido_fast.system.outputs import check_outputs
 
 
 def join_stores(

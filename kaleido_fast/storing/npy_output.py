@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, flush, follow, partial, remove_parts, sync_folder, write_error
 from kaleido_fast.storing.layout import PER_CHAIN, Layout
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.system.files import atomic_path, flush, follow, partial, remove_parts, sync_folder, write_error
 
 RECORD, MARKS = "record.json", "blocks"
 

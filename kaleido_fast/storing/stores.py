@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import check_folder, flush, follow, hidden, sync_folder, write_error
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, Layout
+from kaleido_fast.system.files import check_folder, flush, follow, hidden, sync_folder, write_error
 
 ENTRY, VERSION = "kaleido_fast", 1
 ARRAYS = ("draws", *PER_CHAIN)

@@ -24,19 +24,13 @@ import torch
 from torch import nn
 
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
-from kaleido_fast.crew import Crew, Totals, find_crew, local_device
-from kaleido_fast.devices import cpu_arithmetic, device_facts, is_lack_of_memory
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
-from kaleido_fast.files import follow, write_error
-from kaleido_fast.identity import Watch, identify
-from kaleido_fast.locks import output_lock, read_token
-from kaleido_fast.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
+from kaleido_fast.modules.identity import Watch, identify
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.neutral import neutral
-from kaleido_fast.outputs import check_outputs
-from kaleido_fast.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
-from kaleido_fast.result import ChainArrays, SampleStats
+from kaleido_fast.planning.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
+from kaleido_fast.running.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
+from kaleido_fast.running.result import ChainArrays, SampleStats
 from kaleido_fast.sampling import (
     Block,
     Callback,
@@ -55,8 +49,14 @@ from kaleido_fast.storing.npy_output import NpyOutput, read_finished, read_parti
 from kaleido_fast.storing.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.writers import record_path
-from kaleido_fast.threads import deciding_threads, threads
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.devices import cpu_arithmetic, device_facts, is_lack_of_memory
+from kaleido_fast.system.files import follow, write_error
+from kaleido_fast.system.locks import output_lock, read_token
+from kaleido_fast.system.neutral import neutral
+from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.system.threads import deciding_threads, threads
+from kaleido_fast.system.versions import library_versions
+from kaleido_fast.system.workers import Crew, Totals, find_crew, local_device
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2

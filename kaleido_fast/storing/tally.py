@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_fast.result import FIRST_BIN, Outcome
+from kaleido_fast.running.result import FIRST_BIN, Outcome
 
 _DROPPED_BITS = 12  # of a float32's 23 bits of mantissa: a bin is 2^-11 of its value wide
 _N_BINS = 0x7F800000 >> _DROPPED_BITS  # of finite values from 0 on
@@ -80,7 +80,7 @@ class Tally:
         return _quantiles(values, np.array([self.steps[int(value)] for value in values], np.int64))
 
     def steps_histogram(self) -> dict[str, int]:
-        """As `kaleido_fast.result.steps_histogram`."""
+        """As `kaleido_fast.running.result.steps_histogram`."""
         counts: dict[str, int] = {}
         first, last = 1, FIRST_BIN
         while self.settled and first <= max(self.settled):

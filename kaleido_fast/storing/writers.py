@@ -18,11 +18,11 @@ from safetensors.numpy import save_file
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import atomic_path, check_room, check_writable
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import OUTPUT_ENDINGS
-from kaleido_fast.result import SampleResult
-from kaleido_fast.tensor_files import write_tensors
+from kaleido_fast.running.result import SampleResult
+from kaleido_fast.system.files import atomic_path, check_room, check_writable
+from kaleido_fast.system.tensor_files import write_tensors
 
 RECORD_VERSION = 1
 PER_CHAIN = ("residual", "steps", "period", "outcome")

@@ -20,9 +20,9 @@ from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.benchmarking.report import check_readme, write_between
 from kaleido_fast.cli.options import overwrite_option
-from kaleido_fast.devices import resolve_device
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import check_writable
+from kaleido_fast.system.devices import resolve_device
+from kaleido_fast.system.files import check_writable
 
 BEGIN = "<!-- gpu report: begin -->"
 END = "<!-- gpu report: end -->"

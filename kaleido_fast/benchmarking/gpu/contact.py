@@ -16,10 +16,10 @@ from kaleido_fast.benchmarking.gpu.jobs import JITTER, Emit, Job, report_network
 from kaleido_fast.benchmarking.machine import gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.benchmarking.tuning import MAX_STEPS, FusedRun, launch_microseconds, steps_within
-from kaleido_fast.devices import device_facts
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.devices import device_facts
+from kaleido_fast.system.versions import library_versions
 
 NETS = ("mnist", "digits", "deep128", "points2d", "points1d", "cifar")
 """By worth: what a run of 15 minutes must not miss first."""

@@ -31,7 +31,7 @@ from kaleido_fast.benchmarking.gpu.workers import ProcessWorker, Worker, run_job
 from kaleido_fast.benchmarking.machine import source_commit
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.files import check_folder, check_writable, write_error
+from kaleido_fast.system.files import check_folder, check_writable, write_error
 
 CHECKED, REPEATS, TIMED_CHAINS = 1000, 10, 100_000
 EMULATED_CHAINS = 150  # some whole tiles and a ragged one

@@ -24,9 +24,9 @@ from kaleido_fast.benchmarking.contest import (
 from kaleido_fast.benchmarking.machine import describe_run, gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused
-from kaleido_fast.devices import device_facts, emulates
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.system.devices import device_facts, emulates
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS

@@ -35,13 +35,13 @@ from kaleido_fast.benchmarking.tuning import (
     tune_model,
     write_table,
 )
-from kaleido_fast.devices import device_facts, table_name
 from kaleido_fast.errors import InputError
-from kaleido_fast.folders import user_data
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.packed import forget_packed
-from kaleido_fast.plan import DeviceFacts
-from kaleido_fast.versions import library_versions
+from kaleido_fast.planning.plan import DeviceFacts
+from kaleido_fast.running.packed import forget_packed
+from kaleido_fast.system.devices import device_facts, table_name
+from kaleido_fast.system.folders import user_data
+from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.tiles import AnyTile, tile_from_json, tile_name
 
 TUNING_SHARE = 0.4  # of a network's time, where timing follows

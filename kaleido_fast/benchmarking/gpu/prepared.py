@@ -18,8 +18,8 @@ from pathlib import Path
 
 import kaleido_kernels
 from kaleido_fast.errors import InputError
-from kaleido_fast.files import atomic_path, check_folder, write_error
-from kaleido_fast.versions import library_versions
+from kaleido_fast.system.files import atomic_path, check_folder, write_error
+from kaleido_fast.system.versions import library_versions
 
 MOST_BYTES = 16 * 2**20
 MANIFEST = "manifest.json"

@@ -1,0 +1,1 @@
+"""How good samples are, where chains end, and how draws depend on each other."""

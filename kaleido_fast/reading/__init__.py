@@ -1,0 +1,1 @@
+"""Data sets: from names, files and arrays to examples."""

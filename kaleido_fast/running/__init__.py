@@ -1,0 +1,1 @@
+"""A run: packed models, blocks on their devices, frozen chains, results."""

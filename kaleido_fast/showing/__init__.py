@@ -1,0 +1,1 @@
+"""Pictures, plots, animations and pages of states."""

@@ -1,0 +1,1 @@
+"""The machine and what runs beside us: devices, threads, workers, files, locks, versions."""

@@ -1,0 +1,327 @@
+"""What this machine has: the only place that asks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import kaleido_kernels
+from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.model import ModelSpec
+from kaleido_fast.planning.plan import H200, NOT_COMPILED, DeviceFacts, SamplePlan, SampleRequest, make_plan
+from kaleido_fast.system.folders import user_data
+from kaleido_fast.system.versions import library_versions
+from kaleido_kernels.tiles import GpuFacts, read_tuned
+
+TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
+
+
+Device = str | torch.device | None
+"""As a caller names one."""
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device asked for; None and "auto" take the current CUDA device if there is one, else the CPU.
+
+    Raises:
+        InputError: unknown kind, or a device that this machine does not have.
+    """
+    if device is None or device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as problem:
+        raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0")) from problem
+    if resolved.type not in ("cpu", "cuda"):
+        raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0"))
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use device='cpu'"
+        )
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return resolved
+
+
+def resolve_devices(device: Device | Sequence[Device]) -> list[torch.device]:
+    """The devices asked for, one or more of one kind.
+
+    Raises:
+        InputError: a device that is unknown, missing or named twice ("cpu" may be, for tests), or devices of different
+            kinds: a chain's bits would depend on which of them it met.
+    """
+    if isinstance(device, (str, torch.device)) or device is None:
+        return [resolve_device(device)]
+    if not isinstance(device, Sequence) or not device:
+        raise InputError(f"device is {device!r}: give a name such as 'cuda', or a list such as ['cuda:0', 'cuda:1']")
+    devices = [resolve_device(one) for one in device]
+    names = ", ".join(map(str, devices))
+    kinds = {torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices}
+    if len(kinds) > 1:
+        raise InputError(f"devices {names} are of different kinds ({', '.join(sorted(kinds))}): name equal ones only")
+    if devices[0].type == "cuda" and len(set(devices)) < len(devices):
+        raise InputError(f"devices {names}: one is named twice; name each once")
+    return devices
+
+
+def home_of(module: nn.Module) -> torch.device | None:
+    """Where a module's weights lie; None if it has none.
+
+    Raises:
+        InputError: on several devices, or on none ("meta").
+    """
+    homes = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    if len(homes) > 1:
+        raise InputError(f"the model's weights lie on {', '.join(sorted(map(str, homes)))}: move all to one device")
+    home = homes.pop() if homes else None
+    if home is not None and home.type not in ("cpu", "cuda"):
+        raise InputError(f"the model's weights are on device {home}: move the model to the CPU or to a CUDA device")
+    return home
+
+
+def devices_for(module: nn.Module, device: Device | Sequence[Device], *, packable: bool) -> list[torch.device]:
+    """The devices that sample a model: those asked for, else its own, else a GPU if there is one.
+
+    Args:
+        module: the model.
+        device: as the caller asked.
+        packable: whether engines copy its weights; then a model in main memory may be sampled on any device.
+
+    Raises:
+        InputError: a model that lies elsewhere than asked, besides what `resolve_devices` and `home_of` refuse.
+    """
+    home = home_of(module)
+    if device is None or device == "auto":
+        return [home if home is not None and (home.type == "cuda" or not packable) else resolve_device(None)]
+    devices = resolve_devices(device)
+    if len(devices) > 1 and not packable:
+        raise InputError("a list of devices takes a KaleidoMLP or a plain Sequential: give one device for this model")
+    if home is not None and home not in devices and not (packable and home.type == "cpu"):
+        raise InputError(
+            f"the model is on {home}, device {', '.join(map(str, devices))} was asked for: "
+            "move it there with model.to(), or leave device out"
+        )
+    return devices
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a CUDA device the current one, on which kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def current_stream(device: torch.device) -> int:
+    """The caller's stream on a device as a number; 0 on a CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Refuse to work inside a CUDA graph that the caller is capturing: `InputError`."""
+    if device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "sampling inside the capture of a CUDA graph: a replay would use weights packed for this call, which are "
+            "not kept for it; sample outside of the capture (torch.compile leaves the operator out of its graphs)"
+        )
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """Facts about a device, for the plan."""
+    has_triton, has_numba = _importable("triton"), _importable("numba")
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return DeviceFacts(
+            kind="cuda",
+            name=properties.name,
+            memory=torch.cuda.mem_get_info(device)[0] + _cached_memory(device),
+            has_triton=has_triton,
+            has_numba=has_numba,
+            gpu=GpuFacts(
+                shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+                capability=(properties.major, properties.minor),
+                has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
+                n_sm=properties.multi_processor_count,
+            ),
+            tuned=_tuned_here(properties.name, _tables(properties.name)),
+        )
+    if emulates():
+        small = GpuFacts(n_sm=2, graph_block=64)
+        return replace(H200, name="emulated sm_90", memory=available_memory(), gpu=small)
+    return DeviceFacts(
+        kind="cpu",
+        name=cpu_name(),
+        memory=available_memory(),
+        has_triton=has_triton,
+        has_numba=has_numba,
+        numba_problem=_numba_problem(),
+        has_bf16="avx512_bf16" in _cpu_field("flags").split(),
+        interpreter=os.environ.get("TRITON_INTERPRET") == "1",
+    )
+
+
+def plan_here(
+    request: SampleRequest,
+    spec: ModelSpec | None,
+    facts: DeviceFacts,
+    dim: int,
+    *,
+    streamed: bool = False,
+    block_chains: int | None = None,
+    why_general: str = "",
+) -> SamplePlan:
+    """`make_plan` with what is known of numba only once it is loaded, which takes half a second.
+
+    Args:
+        request, spec, facts, dim, streamed, block_chains, why_general: as there.
+
+    Raises:
+        InputError: as there.
+    """
+    options: dict[str, Any] = {"streamed": streamed, "block_chains": block_chains, "why_general": why_general}
+    plan = make_plan(request, spec, facts, dim, **options)
+    if plan.engine != "cpu":
+        return plan
+    loops, problem = _load_loops()
+    if not problem and (loops.HAS_BF16 or not facts.has_bf16):
+        return plan
+    known = replace(facts, numba_problem=problem, has_bf16=facts.has_bf16 and not problem and loops.HAS_BF16)
+    return make_plan(request, spec, known, dim, **options)
+
+
+def cpu_arithmetic() -> str:
+    """How the loops of engine 'cpu' differ from what they compute elsewhere; empty where they do not."""
+    loops, problem = _load_loops()
+    return "" if problem or loops.fuses() else "products are rounded before they are added (no fused multiply-add)"
+
+
+def _numba_problem() -> str:
+    """Why numba cannot be used here, as far as is known without loading it for nothing."""
+    told = "NUMBA_DISABLE_JIT" in os.environ or Path(".numba_config.yaml").is_file()
+    if not _importable("numba") or not (told or "kaleido_fast.engines.cpu_kernels" in sys.modules):
+        return ""
+    return _load_loops()[1]
+
+
+@functools.cache
+def _load_loops() -> tuple[Any, str]:
+    """The module of compiled loops, or why there is none."""
+    try:
+        from kaleido_fast.engines import cpu_kernels
+    except Exception as problem:  # of numba, which refuses unknown versions of numpy, or of a broken library below it
+        return None, f"numba cannot be loaded ({' '.join(str(problem).split())[:200]}): install versions that fit"
+    return cpu_kernels, "" if cpu_kernels.IS_COMPILED else NOT_COMPILED
+
+
+def emulates() -> bool:
+    """Whether compiled kernels run on CPU tensors here: inside of `emulated`, of the kernels' emulator."""
+    module = sys.modules.get("kaleido_kernels.proving.emulation.driver")
+    return module is not None and module.is_active()
+
+
+def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
+    """Tiles measured best on a GPU, from table NAME.json of each folder that has one, the first folder winning.
+
+    A table that is malformed, or of another GPU or Triton, is passed over with one line of warning.
+
+    Args:
+        gpu: name of the GPU.
+        folders: None for the person's own tables and then the shipped ones.
+    """
+    triton = library_versions("triton")["triton"]
+    tiles: dict[str, Any] = {}
+    for folder in reversed([user_data() / "tuned", TUNED] if folders is None else folders):
+        path = folder / table_name(gpu)
+        if not path.is_file():
+            continue
+        try:
+            tiles |= read_tuned(path, gpu, triton)
+        except ValueError as problem:
+            warnings.warn(f"ignored: {problem}", stacklevel=2)
+    return tiles
+
+
+def _tables(gpu: str) -> tuple[tuple[Path, int], ...]:
+    """The tables of a GPU that exist, with the times of their last change."""
+    paths = [folder / table_name(gpu) for folder in (user_data() / "tuned", TUNED)]
+    return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
+
+
+@functools.lru_cache(maxsize=8)  # reading takes longer than a small run
+def _tuned_here(gpu: str, tables: tuple[tuple[Path, int], ...]) -> dict[str, Any]:
+    """`tuned_tiles`, read once as long as the tables are the same."""
+    return tuned_tiles(gpu, [path.parent for path, _ in tables])
+
+
+def table_name(gpu: str) -> str:
+    """File name of a GPU's tuned table."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json"
+
+
+def _cached_memory(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU and would use again."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that a new allocation can have without swapping, inside the limits of a container."""
+    free = _meminfo_available() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, used = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
+    return min(free, limit - used) if limit is not None and used is not None else free
+
+
+def is_lack_of_memory(problem: BaseException) -> bool:
+    """Whether memory ran out: torch has no type of its own for that on a CPU, and CUDA's libraries have others."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(problem).lower() for text in texts
+    )
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _cpu_field(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(name):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return ""
+
+
+@functools.cache
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _meminfo_available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such control group, or "max"
+        return None

@@ -1,0 +1,1 @@
+"""Training: by one process or several workers, resumed exactly."""

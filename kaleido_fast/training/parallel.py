@@ -1,0 +1,250 @@
+"""Processes that train one network together: each takes a share of every batch, and gradients are summed.
+
+The batch of a step, its order and its noise are those of one process, whatever the number of workers; only the order
+of the sums differs, so that weights agree with those of one process to rounding, and to the bit for one world size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kaleido_fast.errors import CrewError, InputError
+from kaleido_fast.system.files import remove_parts
+from kaleido_fast.system.locks import output_lock, read_token
+from kaleido_fast.system.workers import LEAVE, Crew, find_crew
+
+_PATIENCE = datetime.timedelta(minutes=10)  # for a worker that neither answers nor hangs up
+# Seconds that the first worker waits where training has failed: for the others, which are late on a busy machine, and
+# for the last of them, which may be the one that is lost.
+_END = (20.0, 2.0)
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class Team:
+    """One process alone."""
+
+    rank, size = 0, 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def together(
+        self, state: Path | None, request: dict[str, Any], batch_size: int, device: torch.device
+    ) -> Iterator[bool]:
+        """Hold the state file, and join the workers; gives whether all go on from that file.
+
+        Args:
+            state: the file, which the first worker alone writes; None for none.
+            request: what is trained, as plain JSON values: the same for all.
+            batch_size: examples of a step, to be shared.
+            device: where this process computes.
+
+        Raises:
+            InputError: another process writes the state, workers do not see one state file, would train different
+                things, are more than there are examples in a batch, or do not reach each other.
+        """
+        with _lock(state):
+            yield state is not None and state.exists()
+
+    def wrap(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """The module whose backward pass averages gradients over the team; ``example`` (1, D) is an input."""
+        return model
+
+    def share(self, n_rows: int) -> slice:
+        """Rows of a batch that this process takes."""
+        return slice(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
+
+    def agree(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Sum of the shares of a loss, and whether any process wants to stop."""
+        return loss, stop
+
+    def tell(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What the first worker computes, plain JSON, for everybody; ``key`` is new at each call."""
+        return compute()
+
+    def lost(self, problem: RuntimeError, text: str) -> InputError | None:
+        """What to raise where ``problem`` says that another worker has ended, by default with ``text``; else None."""
+        return None
+
+
+class TorchTeam(Team):
+    """Workers started by torch's launcher."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew, self.rank, self.size = crew, crew.rank, crew.size
+        self.connected = False
+
+    @contextlib.contextmanager
+    def together(
+        self, state: Path | None, request: dict[str, Any], batch_size: int, device: torch.device
+    ) -> Iterator[bool]:
+        if self.size > batch_size:
+            raise InputError(
+                f"{self.size} workers for batches of {batch_size}: start at most {batch_size}, or raise batch_size"
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise InputError(f"workers train together on cpu or cuda devices, not on {device.type}: run one process")
+        facts = json.loads(json.dumps({**request, "device": device.type, "torch": torch.__version__}))
+        with _lock(state if self.leads else None) as token:
+            mine = {"facts": facts, "token": token, "digest": _digest(state)}
+            first = self.crew.share("training", mine)
+            self.crew.confirm(None if self.leads else _difference(state, mine, first))
+            self._connect(device)
+            yield first["digest"] is not None
+
+    def _connect(self, device: torch.device) -> None:
+        """Open torch's process group; `close` ends it."""
+        if torch.distributed.is_initialized():
+            raise InputError("this process has a process group already: train before init_process_group, or without it")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = self.crew.distributed_store()
+        try:
+            with _reachable_interface():
+                torch.distributed.init_process_group(
+                    backend, store=store, rank=self.rank, world_size=self.size, timeout=_PATIENCE
+                )
+        except (RuntimeError, ValueError) as problem:
+            self.crew.check()
+            text = " ".join(str(problem).split())[:200]
+            raise InputError(
+                f"workers cannot reach each other: {text}; set {_INTERFACE} (for nccl NCCL_SOCKET_IFNAME) to the "
+                "network interface that leads to the others"
+            ) from problem
+        self.connected = True
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.connected:
+            torch.distributed.destroy_process_group()
+            self.connected = False
+
+    def wrap(self, model: nn.Module, example: Tensor) -> nn.Module:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        # After its first backward pass torch puts gradients into other buckets, by which the order of sums depends on
+        # when a run began. With a pass that counts for nothing, a resumed run adds in the same order.
+        (parallel(example) * 0).sum().backward()
+        model.zero_grad(set_to_none=True)
+        return parallel
+
+    def agree(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        both = torch.stack([loss.detach().double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
+        torch.distributed.all_reduce(both)
+        return both[0], bool(both[1] > 0)
+
+    def tell(self, key: str, compute: Callable[[], Any]) -> Any:
+        return self.crew.share(f"told {key}", compute() if self.leads else None)
+
+    def lost(self, problem: RuntimeError, text: str) -> InputError | None:
+        known = isinstance(problem, torch.distributed.DistError)
+        if not known and not any(name in str(problem).lower() for name in ("gloo", "nccl")):
+            return None
+        try:
+            self.crew.check()  # it may have said why
+        except CrewError as told:
+            return CrewError(text, told=True) if text in str(told) else told
+        return CrewError(text, told=False)
+
+
+@contextlib.contextmanager
+def find_team(*, alone: bool = False) -> Iterator[Team]:
+    """The team that this process was started in, or ``alone``; see `kaleido_fast.system.workers.find_crew`.
+
+    A problem of one ends the others, and is told once.
+    """
+    crew = find_crew(alone=alone)
+    team = Team() if crew.size == 1 else TorchTeam(crew)
+    patience = (LEAVE, LEAVE)
+    try:
+        yield team
+    except InputError as problem:
+        patience = _END
+        if crew.fail(str(problem)):
+            raise CrewError(str(problem), told=True) from problem
+        raise
+    except KeyboardInterrupt:
+        crew.fail("it was interrupted")
+        raise
+    finally:
+        if isinstance(team, TorchTeam):
+            team.close()
+        crew.leave(*patience)
+
+
+@contextlib.contextmanager
+def _lock(state: Path | None) -> Iterator[str | None]:
+    if state is None:
+        yield None
+        return
+    with output_lock(state) as token:
+        remove_parts(state)
+        yield token
+
+
+def _digest(state: Path | None) -> str | None:
+    if state is None or not state.exists():
+        return None
+    return hashlib.sha256(state.read_bytes()).hexdigest()
+
+
+def _difference(state: Path | None, mine: dict[str, Any], first: dict[str, Any]) -> str | None:
+    """Why this worker cannot train with the first one."""
+    for key, value in first["facts"].items():
+        if mine["facts"].get(key) != value:
+            return f"it would train something else than the first worker: {key} {mine['facts'].get(key)}, not {value}"
+    seen = None if state is None else read_token(state)
+    if seen != first["token"] or mine["digest"] != first["digest"]:
+        where = "no state file" if state is None else state.absolute()
+        return f"{where} is not the state that the first worker writes: put it on storage that all workers share"
+    return None
+
+
+@contextlib.contextmanager
+def _reachable_interface() -> Iterator[None]:
+    """Let gloo use the network interface that leads to the first worker.
+
+    By itself it takes the address that the name of this machine resolves to, which others may not reach.
+    """
+    name = None if _INTERFACE in os.environ else _interface()
+    if name is None:
+        yield
+        return
+    os.environ[_INTERFACE] = name
+    try:
+        yield
+    finally:
+        del os.environ[_INTERFACE]
+
+
+def _interface() -> str | None:
+    """Name of that interface; None where it cannot be told."""
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    target = "127.0.0.1" if one_machine else os.environ["MASTER_ADDR"]
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, int(os.environ["MASTER_PORT"])))  # sends nothing
+            address = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # an interface without an address
+                    asked = struct.pack("256s", name.encode()[:15])
+                    if fcntl.ioctl(probe.fileno(), 0x8915, asked)[20:24] == address:  # SIOCGIFADDR of Linux
+                        return name
+    except (ImportError, OSError):
+        return None
+    return None

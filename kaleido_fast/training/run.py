@@ -1,0 +1,280 @@
+"""One training run: batches, corruption, optimiser steps and the measure that picks the best weights.
+
+Order and noise of a step derive from (seed, step), so that a run that goes on from a file takes the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.evaluating.diagnostics import evenly
+from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.reading.datasets import Dataset
+from kaleido_fast.system.threads import deciding_threads
+from kaleido_fast.training.memory import evaluation_rows
+from kaleido_fast.training.parallel import Team
+from kaleido_fast.training.state import load_state, save_state
+
+MAX_SEED = 2**64 - 1
+FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
+EVALUATIONS = 100  # per run
+# Words that keep the random streams of one seed apart.
+ORDER, NOISE, EVALUATION, START, ATTEMPT = range(5)
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One evaluation: ``loss`` is the mean over the training batches since the last one, ``held_out`` the measure by
+    which the best weights are kept (mean squared error on fixed corrupted examples)."""
+
+    attempt: int
+    step: int
+    loss: float
+    held_out: float
+    learning_rate: float
+
+
+def stream_seed(seed: int, *words: int) -> int:
+    """A 64-bit seed for the random stream ``words`` of ``seed``, by rounds of splitmix64 (Steele et al. 2014)."""
+    mask, value = MAX_SEED, seed & MAX_SEED
+    for word in words:
+        value = (value + (word + 1) * 0x9E3779B97F4A7C15) & mask
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        value ^= value >> 31
+    return value
+
+
+def learning_rate(recipe: TrainingRecipe, step: int) -> float:
+    """Learning rate of step 0, 1, ...: a linear warm-up times a cosine to 1 % of the peak, or times 1."""
+    rate = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup))
+    if recipe.schedule == "constant":
+        return rate
+    return rate * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+
+
+def initialise(model: KaleidoMLP, init: str, seed: int) -> None:
+    """Draw all weights from ``seed``, the same ones on every device."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, START))
+    hidden: Literal["relu", "tanh"] = "tanh" if model.spec.activation == "tanh" else "relu"
+    for i, layer in enumerate(model.linears):
+        weight = torch.empty(layer.weight.shape)
+        bias_limit = 0.0
+        if init == "kaiming":
+            last = i == len(model.linears) - 1
+            nn.init.kaiming_normal_(weight, nonlinearity="linear" if last else hidden, generator=generator)
+        else:  # torch's own for a linear layer: uniform within 1 / sqrt(inputs), weights and biases alike
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+            bias_limit = 1 / math.sqrt(weight.shape[1])
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            if layer.bias is not None:
+                layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator) * 2 - 1) * bias_limit)
+
+
+def make_request(dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seed: int) -> dict[str, Any]:
+    """What decides a run's result, as plain JSON values."""
+    return {"network": spec.to_json(), "recipe": asdict(recipe), "seed": seed, "data": dataset.sha256}
+
+
+class Batches:
+    """Rows of step 0, 1, ...: an endless row of shuffles, each a function of (seed, its number) alone."""
+
+    def __init__(self, n_examples: int, batch_size: int, seed: int) -> None:
+        self.n, self.size, self.seed = n_examples, batch_size, seed
+        self.epochs = -(-batch_size // n_examples)  # shuffles made at once: many when examples are few
+        self.kept: tuple[int, Tensor] | None = None
+
+    def _shuffles(self, number: int) -> Tensor:
+        if self.kept is None or self.kept[0] != number:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, number))
+            keys = torch.rand(self.epochs, self.n, generator=generator, dtype=torch.float64)
+            self.kept = number, keys.argsort(dim=1).flatten()
+        return self.kept[1]
+
+    def rows(self, step: int) -> Tensor:
+        """Indices of the examples of a step: int64 (batch_size,)."""
+        length = self.epochs * self.n
+        first, start = divmod(step * self.size, length)
+        rows = self._shuffles(first)[start : start + self.size]
+        if len(rows) < self.size:
+            rows = torch.cat([rows, self._shuffles(first + 1)[: self.size - len(rows)]])
+        return rows
+
+
+def corrupt(clean: Tensor, data: Tensor, spec: ModelSpec, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
+    """Training inputs for clean examples (n, D): moved towards others of ``data``, noised, clamped to the range.
+
+    The clamp is the sampler's own: the network learns from inputs such as jitter will give it.
+    """
+    inputs = clean
+    if recipe.pair_mix > 0:
+        others = torch.randint(len(data), (len(clean),), generator=generator, device=clean.device)
+        share = torch.rand((len(clean), 1), generator=generator, device=clean.device) * recipe.pair_mix
+        inputs = inputs + share * (data[others] - inputs)
+    if recipe.noise > 0:
+        scale = recipe.noise * (spec.high - spec.low) / 2
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        inputs = (inputs + scale * noise).clamp(spec.low, spec.high)
+    return inputs
+
+
+class TrainingRun:
+    """One training run between two steps: everything that a resumed run needs, and how to make the next step."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: ModelSpec,
+        recipe: TrainingRecipe,
+        seed: int,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
+        self.team = team or Team()
+        train_part, held_part = dataset.split(recipe.held_out)
+        self.spec, self.recipe, self.seed, self.device = spec, recipe, seed, device
+        self.data = train_part.data.to(device)
+        self.watched = self.data if held_part is None else held_part.data.to(device)
+        self.request = make_request(dataset, spec, recipe, seed)
+        self.threads = deciding_threads(device)
+        self.every = max(1, recipe.steps // EVALUATIONS)
+        self.history: list[HistoryEntry] = []
+        with torch.device("meta"):  # no weights are drawn from the global generator
+            model = KaleidoMLP(spec)
+        self.model = model.to_empty(device=device).train()
+        self.parallel: nn.Module | None = None  # made when weights are there to be spread
+        self.begin(attempt=0)
+
+    def begin(self, attempt: int) -> None:
+        """Start an attempt; the first one uses the seed itself."""
+        self.attempt, self.step = attempt, 0
+        self.attempt_seed = self.seed if attempt == 0 else stream_seed(self.seed, ATTEMPT, attempt)
+        initialise(self.model, self.recipe.init, self.attempt_seed)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate, fused=fused)
+        self.batches = Batches(len(self.data), self.recipe.batch_size, self.attempt_seed)
+        self.running = torch.zeros((), dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device)
+        self.best_loss, self.best_step = math.inf, 0
+        self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.fixed_inputs, self.fixed_targets = self._evaluation_set()
+
+    def _generator(self, *words: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(stream_seed(self.attempt_seed, *words))
+
+    def _evaluation_set(self) -> tuple[Tensor, Tensor]:
+        rows = evaluation_rows(self.spec.dim)
+        targets = evenly(self.watched, rows)
+        corrupted = self.recipe.noise > 0 or self.recipe.pair_mix > 0
+        targets = targets.repeat(max(1, rows // len(targets)) if corrupted else 1, 1)
+        return corrupt(targets, self.data, self.spec, self.recipe, self._generator(EVALUATION)), targets
+
+    def advance(self, stop: bool = False) -> bool:
+        """One optimiser step; after every ``self.every`` of them, and the last, an evaluation.
+
+        Gives whether to stop: that is ``stop`` of any process of the team. Where another process is lost, it raises
+        `RuntimeError` and the run is still as it was.
+        """
+        clean = self.data[self.batches.rows(self.step).to(self.device)]
+        inputs = corrupt(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))
+        rate = learning_rate(self.recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.team.size == 1:
+            loss = nn.functional.mse_loss(self.model(inputs), clean)
+            loss.backward()
+        else:
+            loss, stop = self._shared_loss(inputs, clean, stop)
+        self.optimizer.step()
+        self.running += loss.detach().to(self.running.device)
+        self.step += 1
+        if self.step % self.every == 0 or self.step == self.recipe.steps:
+            self.evaluate(rate)
+        return stop
+
+    def _shared_loss(self, inputs: Tensor, clean: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Gradients and loss of a whole batch, of which this process computes a share."""
+        if self.parallel is None:
+            self.parallel = self.team.wrap(self.model, inputs[:1])
+        rows = self.team.share(len(clean))
+        share = (self.parallel(inputs[rows]) - clean[rows]).square().sum() / clean.numel()
+        (share * self.team.size).backward()  # gradients are averaged over the team
+        return self.team.agree(share, stop)
+
+    def evaluate(self, rate: float) -> None:
+        """Measure, record, and keep the weights if they are the best so far."""
+        with torch.no_grad():
+            held_out = float(nn.functional.mse_loss(self.model(self.fixed_inputs), self.fixed_targets))
+        since = self.step - (self.history[-1].step if self.history and self.history[-1].attempt == self.attempt else 0)
+        entry = HistoryEntry(self.attempt, self.step, float(self.running) / since, held_out, rate)
+        if not (math.isfinite(entry.loss) and math.isfinite(held_out)):
+            raise InputError(
+                f"training diverged: after {self.step:,} steps the loss is {entry.loss:g} and the held-out error "
+                f"{held_out:g}; lower learning_rate (it is {self.recipe.learning_rate:g})"
+            )
+        self.history.append(entry)
+        self.running.zero_()
+        if held_out < self.best_loss:
+            self.best_loss, self.best_step = held_out, self.step
+            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def save(self, path: Path) -> None:
+        """Write everything to a state file."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors["running"] = self.running
+        for name, parameter in self.model.named_parameters():
+            for moment, tensor in self.optimizer.state[parameter].items():
+                tensors[f"adam.{name}.{moment}"] = tensor
+        best_loss = self.best_loss if math.isfinite(self.best_loss) else None
+        position = {
+            "attempt": self.attempt,
+            "step": self.step,
+            "best_loss": best_loss,
+            "best_step": self.best_step,
+            "workers": self.team.size,
+            "threads": self.threads,
+            "history": [asdict(entry) for entry in self.history],
+        }
+        save_state(path, self.request, position, tensors)
+
+    def restore(self, path: Path) -> None:
+        """Take over the state in a file that `save` wrote for the same request."""
+        position, tensors = load_state(path, self.request)
+        before = position.get("workers", 1)
+        if before != self.team.size:
+            warnings.warn(
+                f"{path} was written by {before} workers, now they are {self.team.size}: the result agrees with that "
+                "of an uninterrupted run to rounding, not to the bit",
+                stacklevel=5,
+            )
+        begun_with = position.get("threads", self.threads)
+        if None not in (begun_with, self.threads) and begun_with != self.threads:
+            warnings.warn(
+                f"{path} was begun with {begun_with} threads and goes on with them, not with {self.threads}: the last "
+                "bits depend on their number",
+                stacklevel=5,
+            )
+            self.threads = begun_with
+        self.begin(position["attempt"])
+        self.step, self.best_step = position["step"], position["best_step"]
+        self.best_loss = math.inf if position["best_loss"] is None else position["best_loss"]
+        self.history = [HistoryEntry(**entry) for entry in position["history"]]
+        self.running.copy_(tensors["running"])
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.best})
+        self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.best}
+        for name, parameter in self.model.named_parameters():
+            prefix = f"adam.{name}."
+            moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}

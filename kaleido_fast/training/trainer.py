@@ -1,0 +1,447 @@
+"""The trainer: an autoencoder that also maps what lies near an example back to it.
+
+By default inputs are corrupted by noise and the loss asks for the clean example (a denoising autoencoder, Vincent et
+al. 2008): it makes the network contract around its examples, which a plain autoencoder does not, so that examples
+attract chains. The published recipe (Shrivastava, arXiv 2402.11793) is ``recipe="published"``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from kaleido_fast.checkpoint import Checkpoint, ModelCard
+from kaleido_fast.errors import InputError, unknown_name, warn_caller
+from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose
+from kaleido_fast.evaluating.thinning import measure_thin, thin_problem, with_thin
+from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
+from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
+from kaleido_fast.scalars import plain_number, real_number
+from kaleido_fast.system.devices import resolve_device
+from kaleido_fast.system.files import check_room
+from kaleido_fast.system.neutral import neutral
+from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.system.threads import threads
+from kaleido_fast.system.versions import library_versions
+from kaleido_fast.system.workers import local_device
+from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
+from kaleido_fast.training.parallel import find_team
+from kaleido_fast.training.run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
+from kaleido_kernels.exact import exact_products
+
+INITS = ("kaiming", "default")
+SCHEDULES = ("cosine", "constant")
+ACCEPTED_ERROR = 0.02
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a callback gets after every step; ``last`` is the latest evaluation, if there was one."""
+
+    attempt: int
+    step: int
+    steps: int
+    learning_rate: float
+    seconds_left: float
+    last: HistoryEntry | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model in eval mode on the CPU, its card, the loss history and the warnings that were given."""
+
+    model: KaleidoMLP
+    card: ModelCard
+    history: tuple[HistoryEntry, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during training; with a state path, the same call goes on from ``step``.
+
+    ``told`` where another worker prints it.
+    """
+
+    def __init__(
+        self, step: int, steps: int, state: Path | None, *, terminated: bool = False, told: bool = False
+    ) -> None:
+        kept = f"run the same command again to go on from {state}" if state else "nothing was kept: no state path given"
+        super().__init__(
+            f"{'terminated' if terminated else 'interrupted'} after {step:,} of {steps:,} training steps; {kept}"
+        )
+        self.step = step
+        self.steps = steps
+        self.state = state
+        self.terminated = terminated
+        self.told = told
+
+
+class UnstableModelWarning(UserWarning):
+    """The trained network does not attract chains to its training examples."""
+
+
+class SlowMixingWarning(UserWarning):
+    """Draws of one chain of the trained network depend on each other at every distance that was tried."""
+
+
+@neutral()
+@exact_products(torch.device("cpu"))
+def train(
+    dataset: Any = None,
+    *,
+    preset: str | None = None,
+    spec: ModelSpec | None = None,
+    recipe: TrainingRecipe | str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    state: str | Path | None = None,
+    save_every: float = 60.0,
+    alone: bool = False,
+    callback: Callable[[TrainingProgress], None] | None = None,
+) -> TrainResult:
+    """Train a kaleidoscope.
+
+    The weights kept are those with the least error on fixed corrupted examples: held-out ones where the recipe holds
+    some out, else training examples. The result depends on the arguments, the kind of device, the versions of the
+    libraries and, on a CPU, torch's number of threads alone; global random states are neither read nor changed. Started
+    by ``torchrun``, workers share every batch: the same batches and noise as of one process, gradients averaged by
+    torch's DistributedDataParallel. The weights then agree with those of one process to rounding, and to the bit for
+    one number of workers.
+
+    Args:
+        dataset: a `Dataset`, or what `load_dataset` takes (an array, a path, a name); by default the preset's.
+        preset: name of a reference network; gives data set, network, recipe and recommended sampling settings, each
+            of which an argument overrides.
+        spec: the network; without it and without a preset, 6 layers, 256 wide (512 above 256 dimensions).
+        recipe: a `TrainingRecipe`, "published" (the paper's plain autoencoder) or the name of a preset.
+        sampling: settings for the card to recommend; None takes the preset's, or what goes with the recipe. With
+            jitter, ``thin`` is measured on the trained network (`kaleido_fast.evaluating.thinning`).
+        seed: 0 to 2^64 - 1.
+        device: "auto" (a CUDA device where there is one), or torch's name of a device.
+        state: a path for the state of the unfinished run. Where it exists the run goes on from there, with the same
+            bits as one that was never interrupted: on a CPU with the number of threads that it was begun with. On
+            storage that all workers share; the first one writes it.
+        save_every: seconds between writes of the state; it is also written on Ctrl-C, on SIGTERM and at the end.
+        alone: train in this process alone, although ``torchrun`` started others beside it.
+        callback: called after every step, of the first worker; if it raises `KeyboardInterrupt`, that counts as Ctrl-C.
+
+    Raises:
+        InputError: an argument or data that cannot be used, a state of another run or one that another process writes,
+            a loss that is not finite, or another worker that has ended.
+        TrainingInterruptedError: Ctrl-C or SIGTERM, with the state written.
+    """
+    found = None if preset is None else find_preset(preset)
+    state_path = None if state is None else Path(state)
+    seed = plain_number(seed)
+    with find_team(alone=alone) as team:
+        data, spec, recipe = _resolve(dataset, found, spec, recipe)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
+        seconds = real_number(save_every)
+        if seconds is None or not seconds >= 0:
+            raise InputError(f"save_every = {save_every!r}: give seconds, 0 or more")
+        if state_path is not None:
+            read = dataset if isinstance(dataset, (str, Path)) else None  # others are in memory
+            check_outputs(
+                {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
+            )
+        target = resolve_device(local_device(device) if isinstance(device, str) else device)
+        check_training_memory(data, spec, recipe, target, saves=state_path is not None and team.leads)
+        if state_path is not None:  # at the end also the checkpoint, which holds the weights once more
+            check_room(state_path, (STORED_COPIES + 1) * ITEM * spec.n_parameters)
+        run = TrainingRun(data, spec, recipe, seed, target, team)
+        with team.together(state_path, run.request, recipe.batch_size, target) as begun:
+            if begun:
+                run.restore(cast("Path", state_path))
+            loop = _Loop(run, state_path, seconds, callback if team.leads else None)
+            run.threads = team.tell("threads", lambda: run.threads)
+            with threads(run.threads):
+                diagnostics = _train_until_accepted(run, loop)
+            if sampling is None:
+                sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
+            thinning = loop.measure_thin(sampling)
+    name = preset or data.name
+    told = _tell_problems(name, diagnostics, sampling, thinning)
+    card = _card(name, run, data, recipe, seed, diagnostics, sampling)
+    run.optimizer.zero_grad(set_to_none=True)
+    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), told)
+
+
+def _tell_problems(
+    name: str, diagnostics: Diagnostics, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Warn of what will make samples poor, and give the same texts."""
+    problems = (
+        (diagnostics.problem(sampling.get("jitter", 0.0)), UnstableModelWarning),
+        (thin_problem(thinning), SlowMixingWarning),
+    )
+    for text, kind in problems:
+        if text is not None:
+            warn_caller(f"model {name}: {text}", kind)
+    return tuple(text for text, _ in problems if text is not None)
+
+
+def _card(
+    name: str,
+    run: TrainingRun,
+    data: Dataset,
+    recipe: TrainingRecipe,
+    seed: int,
+    diagnostics: Diagnostics,
+    sampling: Mapping[str, Any],
+) -> ModelCard:
+    return ModelCard(
+        name=name,
+        recipe={**asdict(recipe), "seed": seed, "attempt": run.attempt, "best_step": run.best_step},
+        dataset={"name": data.name, "sha256": data.sha256, "n_examples": len(data)},
+        scaling=data.scaling,
+        final_loss=run.best_loss,
+        diagnostics=diagnostics.to_dict(),
+        sampling=dict(sampling),
+        created_with=library_versions(),
+    )
+
+
+def training_request(
+    dataset: Dataset | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    spec: ModelSpec | None = None,
+    recipe: TrainingRecipe | str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What decides the result of `train` with these arguments: "network", "recipe", "seed" and "data", plain values."""
+    found = None if preset is None else find_preset(preset)
+    return make_request(*_resolve(dataset, found, spec, recipe), seed)
+
+
+def request_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The request whose training ended in a checkpoint, as `training_request` gives it."""
+    card = checkpoint.card
+    names = [field.name for field in fields(TrainingRecipe)]
+    return {
+        "network": checkpoint.model.spec.to_json(),
+        "recipe": {name: card.recipe.get(name) for name in names},
+        "seed": card.recipe.get("seed"),
+        "data": card.dataset.get("sha256"),
+    }
+
+
+def _resolve(
+    dataset: Any,
+    preset: Preset | None,
+    spec: ModelSpec | None,
+    recipe: TrainingRecipe | str | None,
+) -> tuple[Dataset, ModelSpec, TrainingRecipe]:
+    if dataset is None and preset is None:
+        raise InputError(f"nothing to train on: give a data set, or a preset ({', '.join(PRESETS)})")
+    if spec is None and preset is not None:
+        shape = preset.network
+        spec = ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
+    if not isinstance(dataset, Dataset):
+        limit = preset.limit if preset is not None else None
+        source = dataset if dataset is not None else built_in(cast("Preset", preset).dataset)
+        dataset = load_dataset(source, bound=spec.bound if spec else "tanh", limit=limit)
+    spec = spec or default_spec(dataset)
+    if spec.dim != dataset.dim:
+        raise InputError(
+            f"data set {dataset.name} has {dataset.dim} values an example, the network takes {spec.dim}: "
+            "give a spec or preset of the same size"
+        )
+    low, high = float(dataset.data.min()), float(dataset.data.max())
+    if low < spec.low or high > spec.high:
+        raise InputError(
+            f"data set {dataset.name} has values from {low:g} to {high:g}, the network's range is "
+            f"[{spec.low:g}, {spec.high:g}]: load it with bound={spec.bound!r}"
+        )
+    if isinstance(recipe, str):
+        recipe = PUBLISHED_RECIPE if recipe == "published" else find_recipe(recipe)
+    if recipe is None:
+        recipe = preset.recipe if preset is not None else default_recipe(dataset)
+    check_recipe(recipe)
+    return dataset, spec, recipe
+
+
+def find_recipe(name: str) -> TrainingRecipe:
+    """The recipe of a preset, or "published"; an unknown name raises `InputError`."""
+    if name == "published":
+        return PUBLISHED_RECIPE
+    if name not in PRESETS:
+        raise unknown_name("recipe", name, ("published", *PRESETS))
+    return PRESETS[name].recipe
+
+
+def default_spec(dataset: Dataset) -> ModelSpec:
+    """6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above D = 256.
+
+    Data without negative values gets a sigmoid bound, other data a tanh.
+    """
+    width = 256 if dataset.dim <= 256 else 512
+    bound = "tanh" if float(dataset.data.min()) < 0 else "sigmoid"
+    return ModelSpec((dataset.dim, *[width] * 5, dataset.dim), bound=bound, sample_shape=dataset.sample_shape)
+
+
+def default_recipe(dataset: Dataset) -> TrainingRecipe:
+    """Noise 0.4; above D = 256 noise and pair-mix, since noise of independent values leaves the subspace of large
+    images alone and only mixing contracts along it."""
+    return TrainingRecipe() if dataset.dim <= 256 else TrainingRecipe(noise=0.5, pair_mix=0.4)
+
+
+def check_recipe(recipe: TrainingRecipe) -> None:
+    """Refuse a recipe that cannot be followed, naming the field."""
+    for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("held_out", 0), ("attempts", 1)):
+        value = getattr(recipe, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"recipe: {name} = {value!r}: give a whole number, at least {least}")
+    for name, low, high in (("learning_rate", 0.0, 1.0), ("noise", 0.0, 10.0), ("pair_mix", 0.0, 1.0)):
+        value = getattr(recipe, name)
+        number = real_number(value)
+        if number is None or not low <= number <= high:
+            raise InputError(f"recipe: {name} = {value!r}: give a number from {low:g} to {high:g}")
+    if recipe.learning_rate == 0:
+        raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
+    for kind, name, known in (("init", recipe.init, INITS), ("schedule", recipe.schedule, SCHEDULES)):
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
+def recommended_sampling(recipe: TrainingRecipe, diagnostics: Diagnostics) -> dict[str, float]:
+    """Sampling settings for a network without a preset.
+
+    Where most examples are stable, chains run to their fixed point. Where they are not, 20 steps with jitter a little
+    above the training noise and two clean steps gave the best coverage and class balance on 8 x 8 digits.
+    """
+    if recipe.noise == 0:
+        return {}
+    if diagnostics.problem() is None:
+        return {"burn_in": 99, "thin": 1, "jitter": 0.0, "tol": 1e-4}
+    return {"burn_in": 19, "jitter": round(1.25 * recipe.noise, 3), "settle": 2}
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """Steps until the run's last one, with callback, state file and Ctrl-C."""
+
+    run: TrainingRun
+    state: Path | None
+    save_every: float
+    callback: Callable[[TrainingProgress], None] | None
+
+    def finish(self) -> None:
+        """Make all steps that are left of the current attempt."""
+        run, steps = self.run, self.run.recipe.steps
+        began, first, saved = time.monotonic(), run.step, time.monotonic()
+        with _stop_flag(several=run.team.size > 1) as requested:
+            while run.step < steps:
+                stop = self._advance(requested)
+                try:
+                    self._notify((time.monotonic() - began) / (run.step - first) * (steps - run.step))
+                except KeyboardInterrupt:
+                    requested.set()
+                if stop or (run.team.size == 1 and requested.is_set()):
+                    self._save()
+                    raise self._interrupted(requested)
+                if time.monotonic() - saved >= self.save_every or run.step == steps:
+                    self._save()
+                    saved = time.monotonic()
+
+    def measure_thin(self, sampling: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How far apart draws of a chain have to be: measured by the first worker, for all."""
+        run = self.run
+
+        def measure() -> dict[str, Any] | None:
+            found = measure_thin(run.model, sampling, run.device)
+            return None if found is None else found.to_dict()
+
+        try:
+            return run.team.tell("thin", measure)
+        except KeyboardInterrupt as stop:
+            raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
+
+    def _advance(self, requested: _StopFlag) -> bool:
+        """One step; whether all workers stop after it."""
+        run = self.run
+        try:
+            return run.advance(requested.is_set())
+        except RuntimeError as problem:
+            again = "start all again" if self.state is None else f"start all again to go on from {self.state}"
+            lost = run.team.lost(problem, f"another worker of this training has ended; {again}")
+            if lost is None:
+                raise
+            self._save()  # the step was not made
+            raise lost from problem
+
+    def _interrupted(self, requested: _StopFlag) -> TrainingInterruptedError:
+        run, terminated = self.run, requested.number == signal.SIGTERM
+        return TrainingInterruptedError(
+            run.step, run.recipe.steps, self.state, terminated=terminated, told=not run.team.leads
+        )
+
+    def _save(self) -> None:
+        if self.state is not None and self.run.team.leads:
+            self.run.save(self.state)
+
+    def _notify(self, seconds_left: float) -> None:
+        if self.callback is None:
+            return
+        run = self.run
+        rate = learning_rate(run.recipe, run.step - 1)
+        last = run.history[-1] if run.history else None
+        self.callback(TrainingProgress(run.attempt, run.step, run.recipe.steps, rate, seconds_left, last))
+
+
+class _StopFlag(threading.Event):
+    """Set by a signal, whose number it keeps."""
+
+    number = 0
+
+
+@contextmanager
+def _stop_flag(*, several: bool) -> Iterator[_StopFlag]:
+    """Turn the first Ctrl-C or SIGTERM into a flag: inside an optimiser step it would tear the state. A second raises,
+    but not in one of several workers, to which the launcher hands on what they may have got already.
+
+    Only in the main thread, and only where nobody else handles the signal.
+    """
+    requested = _StopFlag()
+
+    def handle(signum: int, frame: Any) -> None:
+        if requested.is_set() and not several:
+            raise KeyboardInterrupt
+        requested.number = signum
+        requested.set()
+
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield requested
+    finally:
+        for number in ours:
+            signal.signal(number, defaults[number])
+
+
+def _train_until_accepted(run: TrainingRun, loop: _Loop) -> Diagnostics:
+    """Train; where the recipe allows several attempts, until every example is a stable fixed point."""
+    while True:
+        loop.finish()
+        run.model.load_state_dict(run.best)
+        told = run.team.tell(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
+        diagnostics = Diagnostics(**told)
+        accepted = diagnostics.max_error < ACCEPTED_ERROR and diagnostics.spectral_radius_max < 1
+        if accepted or run.attempt + 1 >= run.recipe.attempts:
+            return diagnostics
+        run.begin(run.attempt + 1)
