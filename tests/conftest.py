@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from kaleido_fast.checkpoint import ModelCard, save_checkpoint
+from kaleido_fast.cli import main
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 
 # A busy machine is no failure: no test asserts a time.
@@ -88,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_of_kernels(item: pytest.Item) -> bool:
-    return item.path.stem.startswith("test_kernels_")
+    return item.path.parent.name == "kernels"
 
 
 def random_mlp(*widths: int, seed: int = 0, scale: float = 1.5, **options) -> KaleidoMLP:
@@ -151,3 +153,12 @@ def assert_states_close(got: torch.Tensor, want: torch.Tensor, atol: float, rtol
         f"{what}: {int((excess > 0).sum())} of {error.numel()} elements differ; worst at {place}: "
         f"got {got64[place]:.9g}, want {want64[place]:.9g}, error {error[place]:.3g} (atol {atol:g}, rtol {rtol:g})"
     )
+
+
+def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
+    """Run the program in this process, which spares the start of torch: (exit status, output, errors)."""
+    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err

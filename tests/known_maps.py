@@ -29,3 +29,9 @@ def staircase(targets: list[float], thresholds: list[float] | None = None) -> Ka
         last.weight.copy_((jumps / 2)[None])
         last.bias.fill_(float(levels[0] + jumps.sum() / 2))
     return model.eval()
+
+
+def cycle_map(period: int) -> KaleidoMLP:
+    """A map of the line that permutes ``period`` attracting points in one cycle."""
+    points = torch.linspace(-0.8, 0.8, period, dtype=torch.float64)
+    return staircase(points.roll(-1).tolist(), ((points[1:] + points[:-1]) / 2).tolist())

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
 
 from kaleido_fast import InputError, ModelCard, fast_sample, save_checkpoint
 from kaleido_fast.planning.jitter import jitter_words

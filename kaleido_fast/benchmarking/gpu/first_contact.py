@@ -207,7 +207,7 @@ def _run_tests(environment: Mapping[str, str], workers: int) -> None:
     Raises:
         InputError: they cannot be run, or not all pass, so that some of what they launch may not be compiled.
     """
-    tests = sorted(str(path) for path in (ROOT / "tests").glob("test_kernels_*.py"))
+    tests = sorted(str(path) for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
     options = ["--emulate", "-q", "-n", str(workers), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)

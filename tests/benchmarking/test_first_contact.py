@@ -22,7 +22,7 @@ from kaleido_fast.benchmarking.gpu.first_contact import ContactRequest, look_at,
 from kaleido_fast.benchmarking.gpu.prepared import manifest_here, unpack
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ABOUT = {"name": "an H100", "capability": [9, 0], "versions": {"torch": "2"}, "commit": "0123", "changed": False}
 FOUND = {"runs": "wide", "first_s": 0.5, "error": 2e-3, "error_at": {"step": 3, "chain": 17, "dim": 1}}
 
@@ -221,18 +221,18 @@ def test_nothing_is_packed_unless_all_tests_of_the_kernels_pass(tmp_path, module
 DOCUMENTED = sorted(set(re.findall(r"pytest (--emulate[^`\n]*)", (ROOT / "docs" / "gpu.md").read_text())))
 
 
-@pytest.mark.parametrize("line", [*DOCUMENTED, "--emulate tests/test_kernels_*.py", "--emulate-how early --emulate"])
+@pytest.mark.parametrize("line", [*DOCUMENTED, "--emulate tests/kernels/test_*.py", "--emulate-how early --emulate"])
 def test_documented_lines_run_the_tests_of_the_kernels_emulated(line):
     assert DOCUMENTED
     pytest.importorskip("triton")
     command = f"{shlex.quote(sys.executable)} -m pytest {line} -p no:cacheprovider --collect-only -q"
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr
-    assert "tests/test_kernels_narrow.py::" in result.stdout and "tests/test_model.py" not in result.stdout
+    assert "tests/kernels/test_narrow.py::" in result.stdout and "tests/test_model.py" not in result.stdout
 
 
 def test_how_to_emulate_needs_emulating():
-    command = [sys.executable, "-m", "pytest", "--emulate-how", "early", "tests/test_kernels_narrow.py"]
+    command = [sys.executable, "-m", "pytest", "--emulate-how", "early", "tests/kernels/test_narrow.py"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 4 and "pass --emulate too" in result.stderr
 

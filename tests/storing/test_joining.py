@@ -1,4 +1,5 @@
-"""``kaleido-fast join``: interruptions, damage, and parts that do not fit; tests/test_crew.py has the bytes."""
+"""``kaleido-fast join``: interruptions, damage, and parts that do not fit; tests/system/test_workers.py has the
+bytes."""
 
 from __future__ import annotations
 

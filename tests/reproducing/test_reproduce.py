@@ -11,11 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import call
 
 from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
 from kaleido_fast.presets import TrainingRecipe
@@ -203,7 +202,7 @@ def test_every_kaleidoscope_has_a_module_and_a_committed_report():
     import importlib
     from pathlib import Path
 
-    reports = Path(__file__).parent.parent / "docs" / "reproduced"
+    reports = Path(__file__).parents[2] / "docs" / "reproduced"
     for name in KALEIDOSCOPES:
         assert callable(importlib.import_module(f"kaleido_fast.reproducing.{name}").run)
         text = (reports / name / "report.md").read_text()
@@ -216,7 +215,7 @@ def test_every_kaleidoscope_has_a_module_and_a_committed_report():
 def test_pages_link_to_files_that_are_there():
     from pathlib import Path
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for page in (root / "README.md", *(root / "docs").glob("*.md")):
         for link in links(page.read_text()):
             if not link.startswith(("http", "#")):

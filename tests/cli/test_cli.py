@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from kaleido_fast import ModelCard, names, save_checkpoint
-from kaleido_fast.cli import COMMANDS, cli, main
+from kaleido_fast.cli import COMMANDS, cli
 from kaleido_fast.model import ACTIVATIONS, BOUNDS
 
-from conftest import random_mlp  # isort: skip
+from conftest import call, random_mlp  # isort: skip
 
 
 def run(*args: str, cwd, **options) -> subprocess.CompletedProcess:
@@ -29,15 +29,6 @@ def run(*args: str, cwd, **options) -> subprocess.CompletedProcess:
     env = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kaleido_fast", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
-
-
-def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
-    """Run the program in this process, which spares the start of torch: (exit status, output, errors)."""
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *args])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 The bar, at k = 5 and with the recommended sampling settings: precision >= 0.97, coverage >= 0.88, entropy of classes
 >= 0.90 of its maximum, and new images: the median distance to the nearest training digit between 0.02 and 0.07 (mean
-squared, [-1, 1] scale). Run ``pytest -m slow tests/test_bundled_quality.py -s`` to see the figures.
+squared, [-1, 1] scale). Run ``pytest -m slow tests/evaluating/test_bundled_digits.py -s`` to see the figures.
 """
 
 from __future__ import annotations

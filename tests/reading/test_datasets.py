@@ -20,7 +20,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.reading.datasets import Dataset, load_dataset
 from kaleido_fast.reading.readers import IDX_TYPES, choose_arrays, find_labels
 
-SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SLOW = settings(QUICK, max_examples=2500)
 

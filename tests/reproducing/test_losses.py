@@ -74,7 +74,7 @@ def test_each_loss_trains_a_network_a_seed_of_its_own(tmp_path, monkeypatch):
 
 def test_the_committed_reports_say_what_was_measured():
     """Ours attracts at every point, whatever the seed; the published loss in 1-D never does at all four."""
-    folder = Path(__file__).parent.parent / "docs" / "reproduced"
+    folder = Path(__file__).parents[2] / "docs" / "reproduced"
     for name in ("points1d", "points2d"):
         facts = json.loads((folder / name / "report.json").read_text())["losses"]
         assert facts[OURS]["n_attracting"] == [4] * N_SEEDS

@@ -390,7 +390,7 @@ binding.get_host_cpu_features = lambda: {}
 from kaleido_fast.engines import cpu_kernels
 binding.get_host_cpu_features = real
 assert cpu_kernels.VECTOR == 4
-import test_engine_cpu as tests
+import test_cpu as tests
 torch.save(tests.run_of_every_part(), sys.argv[1])
 """
 

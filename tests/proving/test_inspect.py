@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_roofline import STUDY
+from proving.test_roofline import STUDY
 
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
@@ -28,7 +28,7 @@ from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, j
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tiles import Tile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST_INSTRUCTIONS = {"points1d": 150, "points2d": 220}  # of a step; points2d is bound by its products
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import assert_states_close, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_maps import staircase
+from known_maps import cycle_map, staircase
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,12 +65,6 @@ def rotation(period: int, dim: int = 2) -> KaleidoMLP:
     with torch.no_grad():
         model.linears[0].weight.copy_(turn * 2.0)
     return model.eval()
-
-
-def cycle_map(period: int) -> KaleidoMLP:
-    """A map of the line that permutes ``period`` attracting points in one cycle."""
-    points = torch.linspace(-0.8, 0.8, period, dtype=torch.float64)
-    return staircase(points.roll(-1).tolist(), ((points[1:] + points[:-1]) / 2).tolist())
 
 
 # Fixed points 0 and 8, a cycle of two (1 <-> 3), of three (2 -> 9 -> 5) and of seven (the others), mixed on the line.

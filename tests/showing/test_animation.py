@@ -9,11 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import call
 
 from kaleido_fast import InputError, ModelCard, ModelSpec, Scaling, fast_sample, save_checkpoint
 from kaleido_fast.showing.animation import end_colours, make_frames, places, strip, write_gif

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import call
 
 from kaleido_fast import KaleidoMLP, ModelCard, ModelSpec, Scaling, attractors, fast_sample, save_checkpoint
 from kaleido_fast.evaluating.attractors import ATTRACTOR, REPELS, UNMEASURED, Catalogue, recovered

@@ -526,7 +526,7 @@ loop:
 )
 def test_a_command_that_cannot_run_says_why_in_one_line(arguments, message):
     pytest.importorskip("triton")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root / "kernels")}
     command = [sys.executable, "-m", "kaleido_kernels.emulate", *arguments]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -544,9 +544,12 @@ def test_all_compiled_kernels_are_right_under_each_release_of_triton(version, tm
         install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "triton")]
         subprocess.run([*install, f"triton=={version}"], check=True)
         env["PYTHONPATH"] = str(tmp_path / "triton")
-    tests = [*sorted(str(path) for path in Path(__file__).parent.glob("test_kernels_*.py")), "tests/test_emulated.py"]
+    tests = [
+        *sorted(str(path) for path in (Path(__file__).parents[1] / "kernels").glob("test_*.py")),
+        "tests/proving/test_emulated.py",
+    ]
     options = ["--emulate", "-q", "-n", "auto", "--maxprocesses", "8", "-p", "no:cacheprovider", "-rP"]
     command = [sys.executable, "-m", "pytest", *options, "-m", "slow or not slow", *tests]
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True)
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]

@@ -78,7 +78,6 @@ assert compiling(jitter=0.1) > 0, "another variant of the kernel"
 assert compiling(jitter=0.2) == 0
 """,
     "cycles": """
-from test_settling import cycle_map
 for period in (2, 3):
     options = {"n_chains": 20, "burn_in": 41, "n_draws": 3, "thin": 5, "max_period": 8}
     run = fast_sample(cycle_map(period), engine="triton", **options)
@@ -132,9 +131,10 @@ def test_where_there_is_a_gpu_the_kernels_tests_are_for_it(tmp_path):
     (tmp_path / "pretended_gpu.py").write_text(PRETENDED_GPU)
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(tmp_path)
-    folder = Path(__file__).parent
-    names = sorted(path.stem for path in folder.glob("test_kernels_*.py"))
-    files = [str(folder / f"{name}.py") for name in (*names, "test_tune", "test_gpu_report", "test_engine_triton")]
+    folder = Path(__file__).parents[1]
+    names = sorted(path.stem for path in (folder / "kernels").glob("test_*.py"))
+    others = ("benchmarking/test_tuning", "benchmarking/test_gpu_report", "engines/test_triton")
+    files = [str(folder / f"{name}.py") for name in (*(f"kernels/{name}" for name in names), *others)]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "pretended_gpu", "-m", "gpu", *files]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

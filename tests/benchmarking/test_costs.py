@@ -34,7 +34,7 @@ from kaleido_fast.cli import LazyGroup
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 JOB = Job(Layout(1_000_000, 1, 64, 1000, Encoding("uint8", 2 / 255, -1.0)), 20, rate=1e5, bandwidth=1e8)
 
 

@@ -10,8 +10,7 @@ from kaleido_fast import ModelCard, sample_to, save_checkpoint, train
 from kaleido_fast.errors import InputError
 from kaleido_fast.system.workers import Crew, find_crew, leads_by_name, started_together
 
-from conftest import random_mlp  # isort: skip
-from test_cli import call  # isort: skip
+from conftest import call, random_mlp  # isort: skip
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
 TOGETHER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host.invalid", "MASTER_PORT": "1"}

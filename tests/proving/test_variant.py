@@ -13,7 +13,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run_python(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess[str]:

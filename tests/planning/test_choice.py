@@ -184,5 +184,5 @@ def test_impossible_tiles_are_refused(change, message):
 
 def test_the_package_and_its_tiles_load_neither_torch_nor_triton():
     code = "import sys, kaleido_kernels.tiles; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "kernels")}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "kernels")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

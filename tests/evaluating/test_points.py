@@ -1,7 +1,7 @@
 """The points in 1-D and 2-D: whatever the seed, every training point attracts chains, and none but few.
 
 The bar: each of 10 seeds, each of the four points is an attractor with a basin of at least 0.15 of the chains. Run
-``pytest -m slow tests/test_points_quality.py -s`` to see the shares of all seeds.
+``pytest -m slow tests/evaluating/test_points.py -s`` to see the shares of all seeds.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 
 from kaleido_kernels.proving.carried import lost_values, read_dataflow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TTIR = """
 #loc = loc("/somewhere/kernel.py":1:0)
 #loc2 = loc("/somewhere/kernel.py":7:4)

@@ -21,8 +21,7 @@ from kaleido_fast import ModelCard, save_checkpoint
 from kaleido_fast.cli import output, streams
 from kaleido_fast.system.valid_json import json_text
 
-from conftest import random_mlp  # isort: skip
-from test_cli import call  # isort: skip
+from conftest import call, random_mlp  # isort: skip
 
 LONG = "x" * 130
 NAMES = ["a[v1].npz", "[bold].npz", "[red]x.npz", "two  spaces :smile:.npz", f"{LONG}.npz", "\u00e9\u65e5\u672c.npz"]

@@ -27,7 +27,7 @@ from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run
 from kaleido_fast.benchmarking.peers import PEERS
 from kaleido_kernels.tiles import read_tuned, tile_from_json
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NETS = ("points2d",)
 CPU = torch.device("cpu")
 
