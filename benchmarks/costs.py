@@ -434,7 +434,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
 def run_until_killed(network: str, n_chains: int, n_steps: int, blocks: float, path: Path) -> None:
     """Sample until so many blocks' worth of chain-steps is done; say how many, and be gone."""
     from kaleido_fast import sample_to
-    from kaleido_fast.sampling import SampleProgress
+    from kaleido_fast.progress import SampleProgress
 
     begun: list[int] = []
 

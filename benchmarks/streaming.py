@@ -25,7 +25,10 @@ import torch
 from kaleido_fast import KaleidoMLP, sample_to
 from kaleido_fast.benchmarking.cases import random_network
 from kaleido_fast.errors import InputError
-from kaleido_fast.sampling import Meter, build_phases, prepare_run, run_blocks, split
+from kaleido_fast.progress import Meter
+from kaleido_fast.running.blocks import run_blocks, split
+from kaleido_fast.running.engine import build_phases
+from kaleido_fast.sampling import prepare_run
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.outputs import check_outputs
 

@@ -28,17 +28,13 @@ from kaleido_fast.names import (
 )
 from kaleido_fast.planning.plan import SampleRequest
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
+from kaleido_fast.progress import Meter
+from kaleido_fast.running.blocks import Run
+from kaleido_fast.running.engine import build_phases
+from kaleido_fast.running.execution import compute_chains, memory_advice
 from kaleido_fast.running.packed import PACKED
-from kaleido_fast.sampling import (
-    Meter,
-    Run,
-    Subject,
-    build_phases,
-    check_z0_form,
-    compute_chains,
-    memory_advice,
-    refuse_tol_with_jitter,
-)
+from kaleido_fast.running.subject import Subject, check_z0_form
+from kaleido_fast.sampling import refuse_tol_with_jitter
 from kaleido_fast.scalars import plain_number, refuse_truth_values
 from kaleido_fast.system.devices import device_facts, is_lack_of_memory, plan_here, refuse_capture
 from kaleido_fast.system.neutral import neutral
@@ -302,7 +298,7 @@ def _sample_chains(
         if not is_lack_of_memory(problem):
             raise
     del z0
-    raise memory_advice(run)  # see `kaleido_fast.sampling.execute`
+    raise memory_advice(run)  # see `kaleido_fast.running.execution.execute`
 
 
 # Left out of CUDA graphs: how many steps are run, and which weights are packed, is decided on the host.

@@ -14,8 +14,9 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.running.execution import run_plan
 from kaleido_fast.running.result import SampleResult
-from kaleido_fast.sampling import Subject, resolve_subject, run_plan
+from kaleido_fast.running.subject import Subject, resolve_subject
 from kaleido_fast.system.devices import device_facts, plan_here
 
 Run = Callable[[Tensor, int], Tensor]

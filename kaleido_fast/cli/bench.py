@@ -126,7 +126,7 @@ def make_request(
 
 @contextlib.contextmanager
 def _bench_bar(quiet: bool) -> Iterator[Callable[[float, str], None]]:
-    from kaleido_fast.progress import progress_bar
+    from kaleido_fast.system.bars import progress_bar
 
     if quiet:
         yield lambda share, text: None

@@ -20,8 +20,8 @@ def command(out: Path, parts: tuple[Path, ...], overwrite: bool, quiet: bool) ->
     Parts are made by jobs that differ in --first-chain and --chains alone. OUT has the same bytes as the store of one
     run over all chains, if the first part's chunks are as long as that run's. Interrupted, the same command goes on.
     """
-    from kaleido_fast.progress import progress_bar
     from kaleido_fast.storing.joining import join_stores
+    from kaleido_fast.system.bars import progress_bar
 
     with progress_bar() as bar:
         task = bar.add_task("joining", total=None, rate="")

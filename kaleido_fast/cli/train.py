@@ -278,7 +278,7 @@ def _change_recipe(
 def _training_bar(*, show: bool) -> Any:
     import contextlib
 
-    from kaleido_fast.progress import training_bar
+    from kaleido_fast.system.bars import training_bar
 
     return training_bar() if show else contextlib.nullcontext()
 

@@ -20,7 +20,8 @@ from kaleido_fast.model import KaleidoMLP, plain_mlp
 from kaleido_fast.reading.arrays import as_points
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.running.result import Outcome, SampleResult
-from kaleido_fast.sampling import fast_sample, resolve_subject
+from kaleido_fast.running.subject import resolve_subject
+from kaleido_fast.sampling import fast_sample
 from kaleido_fast.scalars import real_number, whole_number
 from kaleido_fast.showing.pictures import captioned_grid, sample_images
 from kaleido_fast.system.neutral import neutral

@@ -11,9 +11,12 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from kaleido_fast.progress import Meter
+from kaleido_fast.running.blocks import Run, run_blocks, split
+from kaleido_fast.running.engine import build_phases
 from kaleido_fast.running.result import ChainArrays
 from kaleido_fast.running.settling import Phase
-from kaleido_fast.sampling import Meter, Run, build_phases, run_blocks, split
+from kaleido_fast.system.devices import on_device
 
 _POLL = 0.05  # seconds; a wait without end could not be interrupted on every system
 
@@ -103,8 +106,6 @@ class _Crew:
             self.done.put(None)
 
     def _work_here(self, device: torch.device, phases: list[Phase]) -> None:
-        from kaleido_fast.system.devices import on_device
-
         here, relay = replace(self.run, device=device, others=()), _Relay(self)
         with on_device(device):
             for block in run_blocks(here, phases, self._take(), relay, z0=self.z0):

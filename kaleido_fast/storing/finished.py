@@ -10,7 +10,7 @@ from typing import Any
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.plan import SampleRequest
-from kaleido_fast.sampling import Run
+from kaleido_fast.running.blocks import Run
 from kaleido_fast.storing.draws import read_draws
 from kaleido_fast.storing.streaming import difference
 from kaleido_fast.system.versions import library_versions

@@ -29,19 +29,13 @@ from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, T
 from kaleido_fast.modules.identity import Watch, identify
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.planning.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
+from kaleido_fast.progress import Callback, Meter, SampleProgress
+from kaleido_fast.running.blocks import Block, Run, run_blocks
+from kaleido_fast.running.engine import build_phases
+from kaleido_fast.running.execution import memory_advice
 from kaleido_fast.running.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import ChainArrays, SampleStats
-from kaleido_fast.sampling import (
-    Block,
-    Callback,
-    Meter,
-    Run,
-    SampleProgress,
-    build_phases,
-    memory_advice,
-    prepare_run,
-    run_blocks,
-)
+from kaleido_fast.sampling import prepare_run
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput, Layout
@@ -699,7 +693,7 @@ def _bar(callback: Callback | None, *, show: bool) -> Iterator[Callback | None]:
     if not show:
         yield callback
         return
-    from kaleido_fast.progress import sampling_bar
+    from kaleido_fast.system.bars import sampling_bar
 
     with sampling_bar(callback) as bar:
         yield bar

@@ -359,7 +359,7 @@ def test_the_longest_names_are_written_and_longer_ones_refused_before_any_work(f
     for_npy = "b" * (limit - 5) + ".npy"
     assert call(monkeypatch, capsys, *SAMPLE, for_npy, "--quiet")[0] == 0
     before = contents(folder)
-    monkeypatch.setattr("kaleido_fast.sampling.run_blocks", None)  # any work would fail
+    monkeypatch.setattr("kaleido_fast.running.execution.run_blocks", None)  # any work would fail
     monkeypatch.setattr("kaleido_fast.training.trainer._Loop.finish", None)
     deep = "/".join(["d" * 200] * 30)
     long = ["c" * (limit - 3) + ".npz", "c" * (limit - 4) + ".npy", "c" * 5000 + ".npz", f"{deep}/x.npz"]

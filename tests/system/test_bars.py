@@ -9,7 +9,7 @@ import pytest
 from rich.progress import Progress
 
 from kaleido_fast import fast_sample
-from kaleido_fast.progress import NotebookProgress, progress_bar
+from kaleido_fast.system.bars import NotebookProgress, progress_bar
 
 from conftest import random_mlp  # isort: skip
 
