@@ -1,0 +1,1 @@
+"""The configurations of ``benchmarks/same_bits.py``."""
