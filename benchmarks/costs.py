@@ -31,7 +31,9 @@ from kaleido_fast.benchmarking.cases import network_spec, random_network
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.cli.options import Name, NumberOr
 from kaleido_fast.errors import InputError
-from kaleido_fast.planning.plan import H200, DeviceFacts, SampleRequest, make_plan
+from kaleido_fast.planning.facts import H200, DeviceFacts
+from kaleido_fast.planning.plan import make_plan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout

@@ -22,7 +22,8 @@ import torch
 
 from kaleido_fast.benchmarking.cases import SIZES, random_network
 from kaleido_fast.engines.triton import TritonEngine
-from kaleido_fast.planning.plan import H200, SampleRequest
+from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.proving.fake_driver import fake_device
 from kaleido_kernels.tiles import GpuFacts
 from kaleido_kernels.variant import Variant

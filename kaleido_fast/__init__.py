@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from kaleido_fast.op import SampledChains as SampledChains
     from kaleido_fast.op import sample_op as sample_op
     from kaleido_fast.planning.plan import SamplePlan as SamplePlan
-    from kaleido_fast.planning.plan import SampleRequest as SampleRequest
-    from kaleido_fast.planning.plan import Trace as Trace
+    from kaleido_fast.planning.request import SampleRequest as SampleRequest
+    from kaleido_fast.planning.request import Trace as Trace
     from kaleido_fast.reading.datasets import Dataset as Dataset
     from kaleido_fast.reading.datasets import load_dataset as load_dataset
     from kaleido_fast.running.packed import forget_packed as forget_packed
@@ -51,7 +51,7 @@ _HOMES = {
     "ModelSpec": "model",
     "Outcome": "running.result",
     "SamplePlan": "planning.plan",
-    "SampleRequest": "planning.plan",
+    "SampleRequest": "planning.request",
     "SampleResult": "running.result",
     "SampleStats": "running.result",
     "SampledChains": "op",
@@ -59,7 +59,7 @@ _HOMES = {
     "SamplingMemoryError": "errors",
     "Scaling": "checkpoint",
     "StreamResult": "storing.streaming",
-    "Trace": "planning.plan",
+    "Trace": "planning.request",
     "fast_sample": "sampling",
     "forget_packed": "running.packed",
     "load_checkpoint": "checkpoint",

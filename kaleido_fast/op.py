@@ -26,7 +26,7 @@ from kaleido_fast.names import (
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
 )
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Meter
 from kaleido_fast.running.blocks import Run

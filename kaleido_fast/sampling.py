@@ -19,7 +19,7 @@ from kaleido_fast.errors import (
 )
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
 from kaleido_fast.planning.jitter import fit_to_noise
-from kaleido_fast.planning.plan import RECOMMENDABLE, SampleRequest, Trace, merge_options
+from kaleido_fast.planning.request import RECOMMENDABLE, SampleRequest, Trace, merge_options
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Callback
 from kaleido_fast.running.blocks import Run
@@ -115,7 +115,7 @@ def fast_sample(
         block_chains: chains at work at once, for less memory; None takes as many as are useful and fit. No bit
             depends on it.
         tile_chains: rows that a module which is no plain MLP gets at once; last bits of its chains may depend on it.
-            None chooses by ``n_chains`` (`kaleido_fast.planning.plan.module_tile`) and reports it in
+            None chooses by ``n_chains`` (`kaleido_fast.planning.blocks.module_tile`) and reports it in
             ``result.request``.
         trace: chains and steps whose states are wanted besides the draws.
         callback: called with `SampleProgress` as the run goes on.

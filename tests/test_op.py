@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaleido_fast import InputError, KaleidoMLP, fast_sample, forget_packed, sample_op
 from kaleido_fast.op import SampledChains, _sample_chains, sample
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.packed import PACKED, Mark, PackedModel, PackedModels, layers_of
 
 MODEL = random_mlp(6, 11, 13, 6)

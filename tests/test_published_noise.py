@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelCard, fast_sample, save_checkpoint
 from kaleido_fast.planning.jitter import jitter_words
-from kaleido_fast.planning.plan import Schedule
+from kaleido_kernels.schedule import Schedule
 
 JITTERED = {"burn_in": 9, "thin": 1, "jitter": 0.5, "settle": 2}
 

@@ -13,7 +13,7 @@ from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, r
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.execution import run_plan
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.running.subject import Subject, resolve_subject

@@ -25,7 +25,8 @@ from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.timing import compare, spread, stopwatch
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.plan import DeviceFacts, SampleRequest
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.files import atomic_path
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import NetShape

@@ -12,7 +12,7 @@ from kaleido_fast.cli.output import say_json
 
 if TYPE_CHECKING:
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.planning.plan import DeviceFacts
+    from kaleido_fast.planning.facts import DeviceFacts
 
 
 @click.command(name="doctor", short_help="Show versions, devices, and which engine would run.")
@@ -59,7 +59,8 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
 
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import InputError
-    from kaleido_fast.planning.plan import H200, SampleRequest
+    from kaleido_fast.planning.facts import H200
+    from kaleido_fast.planning.request import SampleRequest
     from kaleido_fast.system.devices import cpu_name, device_facts, plan_here, resolve_device
     from kaleido_fast.system.versions import library_versions
 

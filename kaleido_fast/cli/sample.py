@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kaleido_fast.checkpoint import Checkpoint
-    from kaleido_fast.planning.plan import SampleRequest
+    from kaleido_fast.planning.request import SampleRequest
     from kaleido_fast.running.mixing import Mixing
     from kaleido_fast.running.result import SampleResult
     from kaleido_fast.storing.finished import FinishedDraws

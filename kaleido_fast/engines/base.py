@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.schedule import Checks
 
 Report = Callable[[int], None]

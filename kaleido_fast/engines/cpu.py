@@ -18,7 +18,8 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains
-from kaleido_fast.planning.plan import NOT_COMPILED, SampleRequest
+from kaleido_fast.planning.plan import NOT_COMPILED
+from kaleido_fast.planning.request import SampleRequest
 
 if TYPE_CHECKING:
     from kaleido_fast.engines import cpu_kernels

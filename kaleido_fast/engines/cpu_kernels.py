@@ -82,7 +82,7 @@ class Layers(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The schedule and the noise; see `kaleido_fast.planning.plan.Schedule`."""
+    """The schedule and the noise; see `kaleido_kernels.schedule.Schedule`."""
 
     burn_in: int
     n_draws: int

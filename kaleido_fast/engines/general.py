@@ -19,7 +19,7 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.engines.reference import ReferenceEngine, residual_of
 from kaleido_fast.errors import InputError
 from kaleido_fast.modules.general import Evaluated, damaged_weight, weight_type
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import is_lack_of_memory
 from kaleido_kernels.exact import exact_products
 

@@ -14,7 +14,7 @@ from kaleido_fast.engines.base import Advanced, Report
 from kaleido_fast.model import BOUNDS, KaleidoMLP
 from kaleido_fast.names import LOW_PRECISIONS
 from kaleido_fast.noise import jitter_noise, start_noise
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.packing import round_operand
 

@@ -14,7 +14,9 @@ from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.planning.plan import DeviceFacts, SampleRequest, choose_kernel
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.plan import choose_kernel
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
 from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
 from kaleido_kernels.launcher import make_launcher

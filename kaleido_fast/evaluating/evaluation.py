@@ -30,7 +30,7 @@ from kaleido_fast.evaluating.thinning import N_CHAINS as MIXED_CHAINS
 from kaleido_fast.evaluating.thinning import N_DRAWS as MIXED_DRAWS
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.names import BACKGROUND
-from kaleido_fast.planning.plan import MAX_COUNT, SampleRequest
+from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.reading.datasets import DOWNLOADED, NAMES, Dataset, built_in, load_dataset
 from kaleido_fast.running.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import SampleResult, outcome_shares, quantiles, residual_quantiles

@@ -8,7 +8,7 @@ from typing import Any
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.names import PUBLISHED_EPS
-from kaleido_fast.planning.plan import Schedule
+from kaleido_kernels.schedule import Schedule
 
 
 def fit_to_noise(options: Mapping[str, Any], explicit: Mapping[str, Any], noise: object) -> dict[str, Any]:

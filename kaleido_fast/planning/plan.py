@@ -1,220 +1,25 @@
-"""What is asked for (`SampleRequest`), how it will be run (`SamplePlan`): pure, no device."""
+"""How a request will be run: engine, kernel, tiles, blocks and memory, decided once."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from kaleido_fast.errors import InputError, unknown_name
+from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import (
-    DEFAULT_BURN_IN,
-    DEFAULT_CHECK_EVERY,
-    DEFAULT_JITTER,
-    DEFAULT_MAX_PERIOD,
-    DEFAULT_PATIENCE,
-    DEFAULT_SETTLE,
-    DEFAULT_THIN,
-    DEFAULT_TOL,
-    ENGINES,
-    INITS,
-    KERNELS,
     LOW_PRECISIONS,
-    NOISES,
-    PRECISIONS,
 )
+from kaleido_fast.planning.blocks import HELD_BLOCKS, block_bytes, check_memory, module_tile, streamed_block, tile_rows
 from kaleido_fast.planning.cpu_tiles import full_tile
-from kaleido_fast.scalars import plain_fields, whole_number
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
+from kaleido_fast.scalars import whole_number
 from kaleido_kernels.graph_plan import GraphTile, graph_bytes
 from kaleido_kernels.precision import usual_precision
-from kaleido_kernels.schedule import MAX_STEPS, Schedule
-from kaleido_kernels.tiles import Choice, GpuFacts, choose
+from kaleido_kernels.tiles import Choice, choose
 from kaleido_kernels.wide_plan import WideTile, scratch_bytes
 
-RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
-MAX_COUNT = 2**62
-MAX_PERIOD = 2**16
-STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
-HELD_BLOCKS = 4  # at work, waiting (2) and being written
-MAX_TILE = 2**20
-
-
-@dataclass(frozen=True)
-class Trace:
-    """States to record for pictures: ``chains`` (absolute ids) at ``steps`` (0 is the start noise)."""
-
-    chains: tuple[int, ...]
-    steps: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What a run computes; two equal requests give the same bits on one engine, precision and kind of device (on a CPU
-    engine "reference" also takes the same number of threads).
-
-    Args:
-        n_chains: number of chains, at least 1.
-        first_chain: absolute id of the first one, 0 .. 2**62.
-        burn_in: steps before the draws.
-        n_draws: draws kept per chain.
-        thin: steps per draw.
-        seed: 0 .. 2**64 - 1.
-        init: start noise: "uniform" over the data range or "normal" clipped to it.
-        noise: jitter noise: "normal", "uniform" or "upstream".
-        jitter: scale of the jitter noise in units of half the data range; 0 is off.
-        settle: steps without jitter before each draw; not used by "upstream" noise, which comes after every step.
-        tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.running.settling`); None
-            runs every step. Jittered runs never freeze.
-        patience: checks in a row below ``tol`` before a chain is frozen.
-        check_every: steps between checks; they fall on multiples of it.
-        max_period: longest cycle looked for among chains that do not settle; 1 looks for none.
-        retire_cycles: a chain found in a cycle is run no further; its later draws walk the cycle.
-        precision: "fp32", "fp64" (reference only), "tf32", "fp16" or "bf16" (rounded operands, fp32 sums).
-        polish: with a precision below fp32, steps before the first draw from which on all is run in fp32.
-        engine: "auto", "triton", "cpu" or "reference".
-        kernel: of the Triton engine: "narrow", "stream", "wide" or "graph"; "auto" lets the plan choose.
-        trace: states to record, or None.
-        tile_chains: rows that a module which is no plain MLP gets at once: bits may depend on it. None lets the plan
-            choose (`module_tile`); `kaleido_fast.sampling.prepare_run` writes its choice here.
-
-    Raises:
-        InputError: a value outside of what is said here.
-    """
-
-    n_chains: int
-    first_chain: int = 0
-    burn_in: int = DEFAULT_BURN_IN
-    n_draws: int = 1
-    thin: int = DEFAULT_THIN
-    seed: int = 0
-    init: str = "uniform"
-    noise: str = "normal"
-    jitter: float = DEFAULT_JITTER
-    settle: int = DEFAULT_SETTLE
-    tol: float | None = DEFAULT_TOL
-    patience: int = DEFAULT_PATIENCE
-    check_every: int = DEFAULT_CHECK_EVERY
-    max_period: int = DEFAULT_MAX_PERIOD
-    retire_cycles: bool = False
-    precision: str = "fp32"
-    polish: int = 0
-    engine: str = "auto"
-    kernel: str = "auto"
-    trace: Trace | None = None
-    tile_chains: int | None = None
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        _check_count("n_chains", self.n_chains, 1, MAX_COUNT)
-        _check_count("first_chain", self.first_chain, 0, MAX_COUNT)
-        _check_count("burn_in", self.burn_in, 0, MAX_STEPS)
-        _check_count("n_draws", self.n_draws, 1, MAX_STEPS)
-        _check_count("thin", self.thin, 1, MAX_STEPS)
-        _check_count("settle", self.settle, 0, MAX_STEPS)
-        _check_count("patience", self.patience, 1, MAX_STEPS)
-        _check_count("check_every", self.check_every, 1, MAX_STEPS)
-        _check_count("max_period", self.max_period, 1, MAX_PERIOD)
-        _check_count("polish", self.polish, 0, MAX_STEPS)
-        _check_count("seed", self.seed, 0, 2**64 - 1)
-        _check_name("init", self.init, INITS)
-        _check_name("noise", self.noise, NOISES)
-        _check_name("precision", self.precision, PRECISIONS)
-        _check_name("engine", self.engine, ENGINES)
-        _check_name("kernel", self.kernel, KERNELS)
-        if self.kernel != "auto" and self.engine not in ("auto", "triton"):
-            raise InputError(
-                f"kernel {self.kernel!r} with engine {self.engine!r}: kernels are of engine 'triton'; leave one out"
-            )
-        _check_scale("jitter", self.jitter, positive=False)
-        if self.tol is not None:
-            _check_scale("tol", self.tol, positive=True)
-        try:
-            _ = self.schedule
-        except ValueError as problem:
-            raise InputError(str(problem)) from problem
-        if self.polish > self.burn_in + self.thin:
-            raise InputError(
-                f"polish is {self.polish}, the first draw comes after {self.burn_in + self.thin} steps: "
-                "pass at most that"
-            )
-        if self.polish and self.precision not in LOW_PRECISIONS:
-            raise InputError(f"polish with precision {self.precision!r}: it goes with {', '.join(LOW_PRECISIONS)}")
-        if self.trace is not None:
-            _check_trace(self.trace, self)
-        if self.tile_chains is not None:
-            _check_count("tile_chains", self.tile_chains, 1, MAX_TILE)
-
-    @property
-    def freezes(self) -> bool:
-        """Whether chains that have arrived are frozen."""
-        return self.tol is not None and self.jitter == 0
-
-    @property
-    def polish_from(self) -> int:
-        """First step run in fp32 when polishing."""
-        return self.burn_in + self.thin - self.polish
-
-    @functools.cached_property
-    def schedule(self) -> Schedule:
-        """Which steps are jittered and which end in a draw."""
-        return Schedule(self.burn_in, self.n_draws, self.thin, self.settle, self.jitter, self.noise)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for records beside the draws."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace"}
-        if self.trace is not None:
-            values["trace"] = {"chains": list(self.trace.chains), "steps": list(self.trace.steps)}
-        return values
-
-
-def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""
-    options = {name: recommended[name] for name in RECOMMENDABLE if name in recommended}
-    options.update(explicit)
-    return options
-
-
-INTERPRETED = GpuFacts(has_tma=False, graph_block=64, n_sm=2)
-"""What kernels take Triton's interpreter for: a small H200 without its copy engine."""
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What a plan needs to know of a device; made by `kaleido_fast.system.devices`, or by hand in tests.
-
-    Args:
-        kind: "cpu" or "cuda".
-        name: as the driver or the system calls it.
-        memory: bytes free for the run.
-        has_triton, has_numba: whether these libraries are installed.
-        numba_problem: why numba cannot be used although it is; empty if it can, as far as is known.
-        has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
-        gpu: what the kernels need to know of it; of a CPU, of what Triton's interpreter stands for.
-        tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
-        interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
-    """
-
-    kind: str
-    name: str = ""
-    memory: int = 2**34
-    has_triton: bool = False
-    has_numba: bool = False
-    numba_problem: str = ""
-    has_bf16: bool = False
-    gpu: GpuFacts = INTERPRETED
-    tuned: dict[str, Any] = field(default_factory=dict)
-    interpreter: bool = False
-
-
-H200 = DeviceFacts("cuda", "an H200", memory=140 * 2**30, has_triton=True, gpu=GpuFacts())
-"""The GPU that the kernels were designed for, to show a plan where there is none."""
 
 
 @dataclass(frozen=True)
@@ -318,48 +123,6 @@ def choose_kernel(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, p
     return choose(spec, form, facts.gpu, facts.tuned, request.kernel)
 
 
-def tile_rows(width: int, kind: str) -> int:
-    """Rows of one tile of the reference engine, a power of two.
-
-    On a CPU the activations of a tile stay in the second-level cache (1 MiB of ``width`` fp32 values); a GPU wants
-    enough rows to fill it. Fixed by the network's shape alone, so that a chain's bits depend on nothing else.
-    """
-    if kind == "cuda":
-        return 16_384
-    rows = 2**20 // (4 * width)
-    return max(64, min(4096, 2 ** int(math.log2(max(rows, 1)))))
-
-
-def module_tile(n_chains: int, dim: int, kind: str) -> int:
-    """Rows that a module which is no plain MLP gets at once, where nobody says.
-
-    A part of what is asked for, not of how it is run: libraries round differently for another number of rows. One
-    chain is run alone, few together, and from seven times `full_module_tile` on there are always that many. Between,
-    the sizes are those with three leading bits (1 .. 8, 10, 12, 14, 16, 20, ...), so that most runs agree and at most
-    a fourth of the rows is idle.
-    """
-    full = full_module_tile(dim, kind)
-    rows = -(-n_chains // -(-n_chains // full))
-    unit = 2 ** max(0, (rows - 1).bit_length() - 3)
-    return min(full, -(-rows // unit) * unit)
-
-
-def full_module_tile(dim: int, kind: str) -> int:
-    """Rows of the largest tiles of a general module, a power of two.
-
-    Its hidden sizes are not known. Measured on a CPU, per row: a convolutional autoencoder of 784 values 120 us in
-    tiles of 128 or 256, and 200 in tiles of 1024; residual layers of 256 and a transformer of 64 values as much in
-    tiles of 256 as of 512, and twice that in tiles of 4096. A GPU wants more.
-    """
-    most, values = (16_384, 2**22) if kind == "cuda" else (512, 2**18)
-    return max(16, min(most, 2 ** int(math.log2(max(values // dim, 1)))))
-
-
-def streamed_block(rows: int, values: int) -> int:
-    """Chains of a block of a stored run, whole tiles of ``rows``; ``values`` are those of the draws of one chain."""
-    return rows * max(1, min(2**15, STREAMED_VALUES // values) // rows)
-
-
 def make_plan(
     request: SampleRequest,
     spec: ModelSpec | None,
@@ -405,10 +168,10 @@ def make_plan(
     if block_chains is not None:
         block = whole_number("block_chains", block_chains, 1, MAX_COUNT)
     elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
-        while block > rows and fixed + _block_bytes(request, dim, block) > facts.memory:
+        while block > rows and fixed + block_bytes(request, dim, block) > facts.memory:
             block = rows * max(1, block // rows // 2)
-    need = fixed + _block_bytes(request, dim, block)
-    _check_memory(need, request, dim, item, facts)
+    need = fixed + block_bytes(request, dim, block)
+    check_memory(need, request, dim, item, facts)
     return SamplePlan(engine, reason, rows, block, kept, need - kept, kernel)
 
 
@@ -419,56 +182,3 @@ def _scratch_bytes(choice: Choice, spec: ModelSpec, precision: str, facts: Devic
     if isinstance(choice.tile, WideTile):
         return facts.gpu.n_sm * scratch_bytes(spec, choice.tile, usual_precision(precision))
     return 0
-
-
-def _block_bytes(request: SampleRequest, dim: int, block: int) -> int:
-    """Bytes of the states and figures of the chains at work, estimated."""
-    item = 8 if request.precision == "fp64" else 4
-    at_work = min(block, request.n_chains)
-    states = 5 if request.freezes else 3  # before, after, between; saved, and being gathered, where chains are frozen
-    orbits = 0
-    if request.freezes and request.max_period > 1:  # searched for their period in parts of about 64 MiB, held twice
-        orbits = 2 * item * min(2**24, at_work * (request.max_period + 1) * dim)
-    return at_work * (states * dim * item + 64) + orbits
-
-
-def _check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:
-    if need <= facts.memory:
-        return
-    per_chain = request.n_draws * dim * item + 13
-    fits = max(0, int(facts.memory * 0.9)) // per_chain
-    raise InputError(
-        f"{request.n_chains:,} chains x {request.n_draws:,} draws x {dim:,} values need {_gib(need)}, "
-        f"{_gib(facts.memory)} are free: pass at most about {fits:,} chains at a time "
-        "(first_chain continues), or fewer draws"
-    )
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:,.1f} GiB"
-
-
-def _check_count(name: str, value: object, least: int, most: int) -> None:
-    whole_number(name, value, least, most)
-
-
-def _check_name(kind: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise unknown_name(kind, value, known)
-
-
-def _check_scale(name: str, value: object, *, positive: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}: it must be a finite number")
-    if value < 0 or (positive and value == 0):
-        raise InputError(f"{name} is {value!r}: it must be {'above 0' if positive else '0 or more'}")
-
-
-def _check_trace(trace: Trace, request: SampleRequest) -> None:
-    if not trace.chains or not trace.steps:
-        raise InputError("trace without chains or steps: name at least one of each")
-    first, last = request.first_chain, request.first_chain + request.n_chains - 1
-    for chain in trace.chains:
-        _check_count("trace chain", chain, first, last)
-    for step in trace.steps:
-        _check_count("trace step", step, 0, request.schedule.n_steps)

@@ -15,7 +15,7 @@ from kaleido_fast.evaluating.diagnostics import evenly
 from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, Evaluation, Reference, SetScores, evaluate, look_sheet
 from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
-from kaleido_fast.planning.plan import Trace
+from kaleido_fast.planning.request import Trace
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.report import Report

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kaleido_fast.evaluating.diagnostics import spectral_radii
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.plan import Trace
+from kaleido_fast.planning.request import Trace
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing import Job

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.planning.plan import SamplePlan, SampleRequest
+from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.progress import Meter
 from kaleido_fast.running.result import (
     ChainArrays,

@@ -13,7 +13,8 @@ from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.plan import SamplePlan, SampleRequest
+from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.settling import Phase
 from kaleido_fast.running.subject import Subject
 from kaleido_fast.system.devices import (

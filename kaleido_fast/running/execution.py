@@ -12,7 +12,8 @@ from kaleido_fast.errors import (
     SamplingInterruptedError,
     SamplingMemoryError,
 )
-from kaleido_fast.planning.plan import SamplePlan, SampleRequest, Trace
+from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.request import SampleRequest, Trace
 from kaleido_fast.progress import Callback, Meter
 from kaleido_fast.running.blocks import Run, run_blocks, split
 from kaleido_fast.running.engine import build_phases

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaleido_fast.planning.plan import SamplePlan, SampleRequest
+from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.mixing import Mixing
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.engines.base import Advanced, Checked, Checks, Engine, Report
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 
 NEVER = 2**31 - 1  # checks in a row that no chain passes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.planning.plan import Trace
+from kaleido_fast.planning.request import Trace
 from kaleido_fast.sampling import fast_sample, prepare_run
 from kaleido_fast.showing.pictures import is_image_shape
 from kaleido_fast.storing.draws import read_draws

@@ -9,7 +9,7 @@ from typing import Any
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.storing.draws import read_draws
 from kaleido_fast.storing.streaming import difference

@@ -28,7 +28,9 @@ from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.errors import CrewError, InputError, StreamInterruptedError, TerminatedError, unknown_name
 from kaleido_fast.modules.identity import Watch, identify
 from kaleido_fast.names import DEFAULT_MODEL
-from kaleido_fast.planning.plan import MAX_COUNT, SamplePlan, SampleRequest, streamed_block
+from kaleido_fast.planning.blocks import streamed_block
+from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.progress import Callback, Meter, SampleProgress
 from kaleido_fast.running.blocks import Block, Run, run_blocks
 from kaleido_fast.running.engine import build_phases

@@ -21,7 +21,9 @@ from torch import nn
 import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.planning.plan import H200, NOT_COMPILED, DeviceFacts, SamplePlan, SampleRequest, make_plan
+from kaleido_fast.planning.facts import H200, DeviceFacts
+from kaleido_fast.planning.plan import NOT_COMPILED, SamplePlan, make_plan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.tiles import GpuFacts, read_tuned

@@ -14,7 +14,7 @@ import pytest
 from kaleido_fast.engines import cpu_kernels
 from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
 from kaleido_fast.errors import InputError
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
 from kaleido_fast.storing import streaming
 from kaleido_fast.system import devices

@@ -20,7 +20,7 @@ from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains, workspace_bytes
-from kaleido_fast.planning.plan import SampleRequest
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.presets import NETWORKS
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")

@@ -13,7 +13,7 @@ import kaleido_fast
 from kaleido_fast import InputError, Outcome, SampleRequest, SampleResult, SamplingInterruptedError
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.noise import jitter_noise, start_noise
-from kaleido_fast.planning.plan import Trace
+from kaleido_fast.planning.request import Trace
 from kaleido_fast.planning.spacing import are_jittered
 from kaleido_kernels.packing import round_operand
 

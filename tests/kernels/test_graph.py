@@ -24,7 +24,8 @@ from kernel_oracle import (
 )
 
 from kaleido_fast import InputError, ModelSpec, SampleRequest
-from kaleido_fast.planning.plan import DeviceFacts, make_plan
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.plan import make_plan
 from kaleido_kernels.graph import GraphRunner, pack_graph
 from kaleido_kernels.graph_plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs

@@ -20,7 +20,8 @@ from kaleido_fast import InputError, SamplingInterruptedError, SamplingMemoryErr
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.modules.general import Evaluated, reached
 from kaleido_fast.noise import start_noise
-from kaleido_fast.planning.plan import SampleRequest, Trace, full_module_tile, module_tile
+from kaleido_fast.planning.blocks import full_module_tile, module_tile
+from kaleido_fast.planning.request import SampleRequest, Trace
 
 pytestmark = [  # torch would rather have others used, but they are
     pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*deprecated")

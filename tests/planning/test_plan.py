@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelSpec, SampleRequest
-from kaleido_fast.planning.plan import DeviceFacts, Schedule, make_plan, merge_options
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.plan import make_plan
+from kaleido_fast.planning.request import merge_options
 from kaleido_fast.presets import NETWORKS
 from kaleido_fast.system.versions import library_versions
+from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.tiles import GpuFacts
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)

@@ -22,7 +22,8 @@ from kaleido_fast.benchmarking.contest import EngineRun, start_states
 from kaleido_fast.benchmarking.gpu.jobs import report_network
 from kaleido_fast.benchmarking.tuning import FusedRun
 from kaleido_fast.engines.triton import TritonEngine, plain_layers
-from kaleido_fast.planning.plan import H200, SampleRequest
+from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.proving.emulate import ALLOWED, Comparison, compare
 from kaleido_kernels.proving.emulation.block import Conditions

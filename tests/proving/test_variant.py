@@ -39,7 +39,8 @@ from conftest import random_mlp
 from kaleido_kernels.tiles import GpuFacts
 from kaleido_fast.engines.base import Checks
 from kaleido_fast.engines.triton import TritonEngine
-from kaleido_fast.planning.plan import H200, SampleRequest
+from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.proving.inspect.compiling import variant_of
 from kaleido_kernels.proving.inspect.jobs import planned_jobs
 from kaleido_kernels.proving.fake_driver import keys_only, variant_key

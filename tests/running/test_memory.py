@@ -20,7 +20,9 @@ from torch.nn.parameter import is_lazy
 from kaleido_fast import InputError, ModelSpec, SamplingMemoryError, fast_sample, sample_op
 from kaleido_fast.cli import main
 from kaleido_fast.engines.reference import ReferenceEngine
-from kaleido_fast.planning.plan import H200, DeviceFacts, SampleRequest, make_plan
+from kaleido_fast.planning.facts import H200, DeviceFacts
+from kaleido_fast.planning.plan import make_plan
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.packed import PACKED
 
 MODEL = random_mlp(6, 11, 13, 6)

@@ -123,7 +123,7 @@ def test_freezing_does_not_depend_on_order_blocks_or_shards(engine, make, reques
 
 def by_hand(model: KaleidoMLP, n: int, n_steps: int, tol: float, every: int, patience: int) -> tuple:
     """Which chains freeze when, written out one chain at a time on the reference's full run."""
-    from kaleido_fast.planning.plan import Trace
+    from kaleido_fast.planning.request import Trace
 
     steps = tuple(range(n_steps + 1))
     options: dict[str, Any] = {"n_chains": n, "burn_in": n_steps - 1, "tol": None, "engine": "reference"}

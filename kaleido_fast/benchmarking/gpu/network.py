@@ -37,7 +37,7 @@ from kaleido_fast.benchmarking.tuning import (
 )
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.plan import DeviceFacts
+from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.running.packed import forget_packed
 from kaleido_fast.system.devices import device_facts, table_name
 from kaleido_fast.system.folders import user_data
