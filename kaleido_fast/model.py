@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,11 @@ class ModelSpec(NetShape):
             )
         if not (isinstance(self.negative_slope, float) and math.isfinite(self.negative_slope)):
             raise InputError(f"negative slope {self.negative_slope!r}: a finite float is needed")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fields in the order of earlier versions: the identity of a module that holds a network depends on it."""
+        first = ("widths", "activation", "bound", "low", "high", "sample_shape")
+        return {name: self.__dict__[name] for name in (*first, *(n for n in self.__dict__ if n not in first))}
 
     def to_json(self) -> str:
         """The specification as canonical JSON text."""
