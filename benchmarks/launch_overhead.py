@@ -23,6 +23,7 @@ import torch
 from kaleido_fast.benchmarking.cases import SIZES, random_network
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.proving.fake_driver import fake_device
 from kaleido_kernels.tiles import GpuFacts
@@ -62,7 +63,8 @@ def measure(network: str, precision: str, repeats: int) -> str:
     model = random_network(network)
     options = {"tol": None, "engine": "triton", "precision": precision, "jitter": 0.0}
     request = SampleRequest(n_chains=N_CHAINS, burn_in=N_STEPS - 1, **options)  # type: ignore[arg-type]
-    engine = TritonEngine(model, request, torch.device("cpu"), replace(H200, gpu=GpuFacts(n_sm=2)))
+    plan = plan_kernel(model.spec, precision, replace(H200, gpu=GpuFacts(n_sm=2)))
+    engine = TritonEngine(model, request, plan, torch.device("cpu"))
     chains, draws = torch.arange(N_CHAINS), torch.empty(N_CHAINS, 1, model.spec.dim)
 
     def advance() -> object:
@@ -80,7 +82,7 @@ def measure(network: str, precision: str, repeats: int) -> str:
             lambda: variant.kernel[(n_programs,)](*arguments, **variant.constants, **variant.options),
         ]
         times = [microseconds(call, repeats) for call in calls]
-    return f"{network:10}{engine.choice.kernel:8}{precision:6}" + "".join(f"{each:14.1f}" for each in times)
+    return f"{network:10}{plan.choice.kernel:8}{precision:6}" + "".join(f"{each:14.1f}" for each in times)
 
 
 @click.command(help=__doc__)

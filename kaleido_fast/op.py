@@ -288,7 +288,9 @@ def _sample_chains(
         z0 = z0.detach().to(torch.float64 if request.precision == "fp64" else torch.float32)
     packed = PACKED.take(spec, weights, biases, may_wait=False)
     subject = Subject(packed.module, spec, spec.dim, (spec.low, spec.high), {}, "", packed)
-    plan = plan_here(request, spec, device_facts(device), spec.dim, block_chains=block_chains)
+    plan = plan_here(
+        request, spec, device_facts(device), spec.dim, weights=packed.weights_range, block_chains=block_chains
+    )
     run = Run(subject, request, plan, device)
     try:
         meter = Meter(request.n_chains, request.schedule.n_steps, None)

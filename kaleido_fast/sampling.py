@@ -219,6 +219,7 @@ def prepare_run(
         subject.spec,
         facts,
         subject.dim,
+        weights=subject.weights_range,
         streamed=streamed,
         block_chains=block_chains,
         why_general=subject.why_general,

@@ -68,7 +68,8 @@ class EngineRun:
             precision=self.precision,
             **{"jitter": 0.0, **self.options},
         )
-        plan = plan_here(request, self.subject.spec, device_facts(self.device), self.subject.dim)
+        subject, facts = self.subject, device_facts(self.device)
+        plan = plan_here(request, subject.spec, facts, subject.dim, weights=subject.weights_range)
         result = run_plan(self.subject, request, plan, self.device, z0=z0)
         self.setup_seconds = result.stats.setup_seconds
         return result
@@ -88,8 +89,9 @@ def resolve_engine(model: KaleidoMLP, engine: str, precision: str, device: torch
     """
     request = SampleRequest(n_chains=2, burn_in=0, tol=None, engine=engine, precision=precision)
     try:
-        plan = plan_here(request, model.spec, device_facts(device), model.spec.dim)
-        EngineRun(model, engine, precision, device)(start_states(model, 2, device), 1)
+        run = EngineRun(model, engine, precision, device)
+        plan = plan_here(request, model.spec, device_facts(device), model.spec.dim, weights=run.subject.weights_range)
+        run(start_states(model, 2, device), 1)
     except InputError as problem:
         raise InputError(f"cannot run here: {problem}") from problem
     except (ImportError, RuntimeError) as problem:

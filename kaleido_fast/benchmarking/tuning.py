@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from kaleido_fast.benchmarking.timing import compare, spread, stopwatch
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.files import atomic_path
 from kaleido_kernels.proving.trials import trial_tiles
@@ -178,7 +179,8 @@ class FusedRun:
         tile: AnyTile | None = None,
         kernel: str = "auto",
     ) -> None:
-        from kaleido_fast.engines.triton import TritonEngine
+        from kaleido_fast.engines.triton import TritonEngine, plain_layers
+        from kaleido_kernels.packing import weights_range
 
         request = SampleRequest(
             n_chains=n_chains,
@@ -188,12 +190,12 @@ class FusedRun:
             precision=precision,
             kernel=kernel if tile is None else kernel_of(tile),
         )
-        if tile is not None:
-            keys = [tuned_key(model.spec, form) for form in ("fp16x3", "ieee", precision)]
-            facts = replace(facts, tuned=dict.fromkeys(keys, tile_to_json(tile)))
-        self.engine = TritonEngine(model, request, device, facts)
-        if tile is not None and self.engine.choice.tile != tile:
-            raise InputError(f"the plan refuses {tile_name(tile)} for this network")
+        layers = plain_layers(model)
+        try:
+            plan = plan_kernel(model.spec, precision, facts, weights_range(layers), kernel=kernel, tile=tile)
+        except ValueError as problem:
+            raise InputError(f"engine 'triton': {problem}") from problem
+        self.engine = TritonEngine(model, request, plan, device)
         self.chains = torch.arange(n_chains, device=device)
         self.draws = torch.empty(n_chains, 1, model.spec.dim, device=device)
 

@@ -13,6 +13,7 @@ from kaleido_fast.cli.output import say_json
 if TYPE_CHECKING:
     from kaleido_fast.model import ModelSpec
     from kaleido_fast.planning.facts import DeviceFacts
+    from kaleido_kernels.precision import WeightsRange
 
 
 @click.command(name="doctor", short_help="Show versions, devices, and which engine would run.")
@@ -39,14 +40,14 @@ def command(model: str, n_chains: int, device: str, as_json: bool) -> None:
         click.echo(f"{name:{width}}  {text}")
 
 
-def _kernels(spec: ModelSpec, gpu: DeviceFacts) -> dict[str, str]:
+def _kernels(spec: ModelSpec, weights: WeightsRange, gpu: DeviceFacts) -> dict[str, str]:
     """The kernel and tile that would run on a GPU, by precision."""
-    from kaleido_kernels.tiles import choose
+    from kaleido_fast.planning.plan import plan_kernel
 
     kernels = {}
     for precision in [name for name in names.PRECISIONS if name != "fp64"]:
         try:
-            text = choose(spec, precision, gpu.gpu, gpu.tuned).explain()
+            text = plan_kernel(spec, precision, gpu, weights).explain()
         except ValueError as problem:
             text = f"no: {problem}"
         kernels[f"{precision} on {gpu.name}"] = text
@@ -57,20 +58,23 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     """Facts about this installation and the plan for one run, as plain values."""
     import torch
 
-    from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import InputError
     from kaleido_fast.planning.facts import H200
     from kaleido_fast.planning.request import SampleRequest
+    from kaleido_fast.running.subject import resolve_subject
     from kaleido_fast.system.devices import cpu_name, device_facts, plan_here, resolve_device
     from kaleido_fast.system.versions import library_versions
 
     target = resolve_device(device)
     facts = device_facts(target)
-    spec = load_checkpoint(model).model.spec
+    subject = resolve_subject(model)
+    spec, weights = subject.spec, subject.weights_range
+    assert spec is not None  # of a checkpoint
     plans: dict[str, str] = {}
     for engine in names.ENGINES:
         try:
-            plans[engine] = plan_here(SampleRequest(n_chains=n_chains, engine=engine), spec, facts, spec.dim).explain()
+            request = SampleRequest(n_chains=n_chains, engine=engine)
+            plans[engine] = plan_here(request, spec, facts, spec.dim, weights=weights).explain()
         except InputError as problem:
             plans[engine] = f"no: {problem}"
     return {
@@ -81,5 +85,5 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
         "tuned tiles": f"{len(facts.tuned)} of this GPU" if facts.tuned else "none: kaleido-fast tune, on a GPU",
         "model": f"{model}: {'-'.join(map(str, spec.widths))}",
         **{f"--engine {engine}": text for engine, text in plans.items()},
-        **_kernels(spec, facts if facts.kind == "cuda" else H200),
+        **_kernels(spec, weights, facts if facts.kind == "cuda" else H200),
     }

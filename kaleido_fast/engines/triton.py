@@ -14,16 +14,12 @@ from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
-from kaleido_fast.planning.facts import DeviceFacts
-from kaleido_fast.planning.plan import choose_kernel
+from kaleido_fast.planning.plan import KernelPlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
 from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
 from kaleido_kernels.launcher import make_launcher
-from kaleido_kernels.packing import device_precision
 from kaleido_kernels.schedule import Checks
-
-PROGRAMS_PER_SM = 1  # of the wide kernel: its shared memory leaves room for no second one
 
 
 class TritonEngine:
@@ -32,30 +28,27 @@ class TritonEngine:
     Args:
         model: the network; its weights are packed for the kernel.
         request: what to compute.
+        plan: kernel, tile and device precision.
         device: where.
-        facts: of that device, for the choice of kernel and tile.
 
     Raises:
-        InputError: weights outside the range of the precision, or a GPU that no tile fits.
+        InputError: weights that the plan was not made for.
     """
 
-    def __init__(self, model: KaleidoMLP, request: SampleRequest, device: torch.device, facts: DeviceFacts) -> None:
-        self.request, self.device, self.spec = request, device, model.spec
-        layers = plain_layers(model)
+    def __init__(self, model: KaleidoMLP, request: SampleRequest, plan: KernelPlan, device: torch.device) -> None:
+        self.request, self.device, self.spec, self.plan = request, device, model.spec, plan
         try:
-            form = device_precision(layers, request.precision)
-            self.choice = choose_kernel(request, model.spec, facts, form)
+            self.launch = make_launcher(
+                plan.choice.tile,
+                plain_layers(model),
+                model.spec,
+                plan.precision,
+                device,
+                n_programs=plan.n_programs,
+                capture=device.type == "cuda" and torch.version.hip is None,
+            )
         except ValueError as problem:
             raise InputError(f"engine 'triton': {problem}") from problem
-        self.launch = make_launcher(
-            self.choice.tile,
-            layers,
-            model.spec,
-            request.precision,
-            device,
-            n_programs=facts.gpu.n_sm * PROGRAMS_PER_SM,
-            capture=device.type == "cuda" and torch.version.hip is None,
-        )
         self.compile_seconds = 0.0
         self._launched: set[LaunchKind] = set()
         self._launching = threading.Lock()
@@ -90,7 +83,7 @@ class TritonEngine:
     @property
     def checked(self) -> CheckedRun | None:
         """See `kaleido_fast.engines.base.Engine.checked`; the graph path's launches hold one step each."""
-        return None if self.choice.kernel == "graph" else self._advance_checked
+        return None if self.plan.choice.kernel == "graph" else self._advance_checked
 
     def _advance_checked(
         self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report

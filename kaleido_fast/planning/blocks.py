@@ -54,9 +54,19 @@ def streamed_block(rows: int, values: int) -> int:
     return rows * max(1, min(2**15, STREAMED_VALUES // values) // rows)
 
 
+def item_bytes(request: SampleRequest) -> int:
+    """Bytes of a value of the states."""
+    return 8 if request.precision == "fp64" else 4
+
+
+def chain_bytes(request: SampleRequest, dim: int) -> int:
+    """Bytes of what is kept of a chain: draws, residual (4), steps and period (4 each), outcome (1)."""
+    return request.n_draws * dim * item_bytes(request) + 13
+
+
 def block_bytes(request: SampleRequest, dim: int, block: int) -> int:
     """Bytes of the states and figures of the chains at work, estimated."""
-    item = 8 if request.precision == "fp64" else 4
+    item = item_bytes(request)
     at_work = min(block, request.n_chains)
     states = 5 if request.freezes else 3  # before, after, between; saved, and being gathered, where chains are frozen
     orbits = 0
@@ -65,11 +75,10 @@ def block_bytes(request: SampleRequest, dim: int, block: int) -> int:
     return at_work * (states * dim * item + 64) + orbits
 
 
-def check_memory(need: int, request: SampleRequest, dim: int, item: int, facts: DeviceFacts) -> None:
+def check_memory(need: int, request: SampleRequest, dim: int, facts: DeviceFacts) -> None:
     if need <= facts.memory:
         return
-    per_chain = request.n_draws * dim * item + 13
-    fits = max(0, int(facts.memory * 0.9)) // per_chain
+    fits = max(0, int(facts.memory * 0.9)) // chain_bytes(request, dim)
     raise InputError(
         f"{request.n_chains:,} chains x {request.n_draws:,} draws x {dim:,} values need {_gib(need)}, "
         f"{_gib(facts.memory)} are free: pass at most about {fits:,} chains at a time "

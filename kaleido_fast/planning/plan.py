@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import (
     LOW_PRECISIONS,
 )
-from kaleido_fast.planning.blocks import HELD_BLOCKS, block_bytes, check_memory, module_tile, streamed_block, tile_rows
+from kaleido_fast.planning.blocks import (
+    HELD_BLOCKS,
+    block_bytes,
+    chain_bytes,
+    check_memory,
+    item_bytes,
+    module_tile,
+    streamed_block,
+    tile_rows,
+)
 from kaleido_fast.planning.cpu_tiles import full_tile
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.scalars import whole_number
 from kaleido_kernels.graph_plan import GraphTile, graph_bytes
-from kaleido_kernels.precision import usual_precision
-from kaleido_kernels.tiles import Choice, choose
+from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
+from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tiles import AnyTile, Choice, choose, force
 from kaleido_kernels.wide_plan import WideTile, scratch_bytes
 
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 
 
 @dataclass(frozen=True)
+class KernelPlan:
+    """How the Triton engine runs a network: all that decides what is packed and launched.
+
+    Args:
+        choice: kernel and tile, and why not another.
+        precision: how it computes.
+        n_programs: programs of a kernel that stays on the GPU through all steps (wide): one a multiprocessor, since its
+            shared memory leaves room for no second one.
+        scratch_bytes: memory besides weights and states.
+    """
+
+    choice: Choice
+    precision: DevicePrecision
+    n_programs: int
+    scratch_bytes: int
+
+    def explain(self) -> str:
+        """The kernel in words."""
+        plain = self.precision == "ieee" and self.choice.kernel != "graph"
+        return self.choice.explain() + ("; plain fp32 products, for the weights' range" if plain else "")
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """Steps ``first`` .. ``last - 1`` of a run, by one packing of the weights.
+
+    Args:
+        first, last: half-open range of steps.
+        precision: as a request names it.
+        kernel: of engine "triton"; None for others.
+    """
+
+    first: int
+    last: int
+    precision: str
+    kernel: KernelPlan | None = None
+
+
+@dataclass(frozen=True)
 class SamplePlan:
-    """How a request will be run.
+    """How a request will be run: decided once, and all that runs, explains or records it reads this.
 
     Args:
         engine: the engine that runs it.
@@ -33,7 +82,8 @@ class SamplePlan:
         block_chains: chains handed to the engine at once.
         draws_bytes: memory of the draws and per-chain results that are kept.
         working_bytes: memory of the engine besides that, estimated.
-        kernel: the engine's kernel and tile in words.
+        phases: what runs in which steps: one phase, and with ``polish`` a second one in fp32.
+        loop_chains: chains in one tile of engine "cpu"; 0 for others.
     """
 
     engine: str
@@ -42,7 +92,16 @@ class SamplePlan:
     block_chains: int
     draws_bytes: int
     working_bytes: int
-    kernel: str
+    phases: tuple[PlannedPhase, ...]
+    loop_chains: int = 0
+
+    @property
+    def kernel(self) -> str:
+        """The engine's kernel and tile in words."""
+        if self.engine == "cpu":
+            return f"fused loop over tiles of {self.loop_chains} chains"
+        kernels = [phase.kernel.explain() for phase in self.phases if phase.kernel is not None]
+        return f"; from step {self.phases[-1].first:,} on ".join(kernels) or f"tiles of {self.tile_rows:,} chains"
 
     def explain(self) -> str:
         """The plan in one line."""
@@ -52,133 +111,181 @@ class SamplePlan:
         )
 
 
-def choose_engine(
-    request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts, why_general: str = ""
-) -> tuple[str, str]:
-    """The engine for a request and the reason. ``spec`` is None for a module that only the reference can run.
-
-    Args:
-        why_general: why the model has no ``spec``.
-
-    Raises:
-        InputError: an engine asked for by name that cannot run this.
-    """
-    asked = request.engine if request.kernel == "auto" else "triton"
-    if spec is None:
-        if asked not in ("auto", "reference"):
-            raise InputError(
-                f"engine {asked!r} takes a KaleidoMLP or a plain Sequential, and "
-                f"{why_general or 'this is none'}: use engine='reference' for this"
-            )
-        if request.precision in LOW_PRECISIONS:
-            raise InputError(
-                f"precision {request.precision!r} rounds the layers of a plain MLP; this module computes in the "
-                "type of its weights: convert it before, such as by .bfloat16(), and pass precision 'fp32' or 'fp64'"
-            )
-        return "reference", why_general or "the model is not a plain MLP"
-    able = {name: _why_not(name, request, spec, facts) for name in ("triton", "cpu")}
-    if asked in able:
-        if able[asked]:
-            what = f"engine {asked!r}" if request.kernel == "auto" else f"kernel {request.kernel!r}"
-            raise InputError(f"{what} cannot run this: {able[asked]}")
-        return asked, "asked for by name"
-    if asked == "reference":
-        return asked, "asked for by name"
-    best = "triton" if facts.kind == "cuda" else "cpu"
-    if able[best]:
-        return "reference", f"{best} cannot run this: {able[best]}"
-    return best, f"the fastest on {facts.name or facts.kind}"
-
-
-def _why_not(engine: str, request: SampleRequest, spec: ModelSpec, facts: DeviceFacts) -> str:
-    """Why ``engine`` cannot run a request on a device, with what would help; empty if it can."""
-    if request.precision == "fp64":
-        return "it has no fp64: use engine='reference'"
-    if engine == "cpu":
-        if facts.kind != "cpu":
-            return f"the device is {facts.name or facts.kind}: pass device='cpu'"
-        if request.precision == "bf16" and not facts.has_bf16:
-            return "this processor does not multiply bf16: use engine='reference'"
-        if request.precision not in ("fp32", "bf16"):
-            return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
-        return facts.numba_problem if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
-    if not facts.has_triton:
-        return "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
-    if facts.kind == "cpu" and not facts.interpreter:
-        return "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
-    try:
-        choose_kernel(request, spec, facts)
-    except ValueError as problem:
-        return str(problem)
-    return ""
-
-
-def choose_kernel(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, precision: str | None = None) -> Choice:
-    """The Triton engine's kernel and tile for a request; ``precision`` is the device's form of it where known.
-
-    Raises:
-        ValueError: none fits; why.
-    """
-    form = precision or request.precision
-    return choose(spec, form, facts.gpu, facts.tuned, request.kernel)
-
-
 def make_plan(
     request: SampleRequest,
     spec: ModelSpec | None,
     facts: DeviceFacts,
     dim: int,
     *,
+    weights: WeightsRange = USUAL,
     streamed: bool = False,
     block_chains: int | None = None,
     why_general: str = "",
 ) -> SamplePlan:
-    """Choose engine, tiles, blocks and memory for a request on a device.
+    """Choose engine, kernels, tiles, blocks and memory for a request on a device.
 
     With ``streamed`` the draws of a block leave the memory once the block is done: a few blocks are held, not the run.
 
     Args:
+        request: what is asked for.
+        spec: the network; None for a module that only the reference can run.
+        facts: the device.
+        dim: D.
+        weights: sizes of the network's weights, which some precisions of a GPU do not fit.
         block_chains: chains at work at once; None for as many as are useful, fewer where memory is short.
         why_general: why the model has no ``spec``.
 
     Raises:
         InputError: the engine cannot run it, or the draws do not fit the device's memory.
     """
-    engine, reason = choose_engine(request, spec, facts, why_general)
+    engine, reason, phases = choose_engine(request, spec, facts, weights, why_general)
     width = max(spec.widths) if spec else dim
     rows = tile_rows(width, facts.kind)
     if spec is None:
         rows = request.tile_chains or module_tile(request.n_chains, dim, facts.kind)
     elif request.tile_chains is not None:
         raise InputError("tile_chains is for modules that are no plain MLP: leave it out, no bit depends on it here")
-    item = 8 if request.precision == "fp64" else 4
+    item = item_bytes(request)
     block = rows * max(1, min(2**16, 2**24 // dim) // rows)  # states of a block stay below 64 MiB
-    per_chain = request.n_draws * dim * item + 4 + 8 + 1
+    per_chain = chain_bytes(request, dim)
     kept = request.n_chains * per_chain
     if streamed:
         block = streamed_block(rows, dim * request.n_draws)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
-    kernel, scratch = f"tiles of {rows:,} chains", 4 * rows * width * item
-    if engine == "triton" and spec is not None:
-        choice = choose_kernel(request, spec, facts)
-        kernel, scratch = choice.explain(), _scratch_bytes(choice, spec, request.precision, facts)
-    elif engine == "cpu" and spec is not None:
-        kernel = f"fused loop over tiles of {full_tile(spec.widths)} chains"
-    fixed = kept + scratch + 2 * (spec.n_parameters if spec else 0) * item  # weights as given and as packed
+    scratch = [4 * rows * width * item if phase.kernel is None else phase.kernel.scratch_bytes for phase in phases]
+    packed = spec.n_parameters * item if spec else 0
+    fixed = kept + sum(scratch) + (1 + len(phases)) * packed  # weights as given, and as packed for each phase
     if block_chains is not None:
         block = whole_number("block_chains", block_chains, 1, MAX_COUNT)
     elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
         while block > rows and fixed + block_bytes(request, dim, block) > facts.memory:
             block = rows * max(1, block // rows // 2)
     need = fixed + block_bytes(request, dim, block)
-    check_memory(need, request, dim, item, facts)
-    return SamplePlan(engine, reason, rows, block, kept, need - kept, kernel)
+    check_memory(need, request, dim, facts)
+    loop_chains = full_tile(spec.widths) if spec and engine == "cpu" else 0
+    return SamplePlan(engine, reason, rows, block, kept, need - kept, phases, loop_chains)
 
 
-def _scratch_bytes(choice: Choice, spec: ModelSpec, precision: str, facts: DeviceFacts) -> int:
+def choose_engine(
+    request: SampleRequest,
+    spec: ModelSpec | None,
+    facts: DeviceFacts,
+    weights: WeightsRange = USUAL,
+    why_general: str = "",
+) -> tuple[str, str, tuple[PlannedPhase, ...]]:
+    """The engine for a request, the reason, and what it runs in which steps. Arguments are those of `make_plan`.
+
+    Raises:
+        InputError: an engine asked for by name that cannot run this.
+    """
+    asked = request.engine if request.kernel == "auto" else "triton"
+    plain = _phases(request)
+    if spec is None:
+        _refuse_for_module(asked, request, why_general)
+        return "reference", why_general or "the model is not a plain MLP", plain
+    if asked == "reference":
+        return asked, "asked for by name", plain
+    engine = asked if asked != "auto" else "triton" if facts.kind == "cuda" else "cpu"
+    try:
+        _refuse_engine(engine, request, facts)
+        if engine == "triton":
+            plain = tuple(_with_kernel(phase, request, spec, facts, weights) for phase in plain)
+    except ValueError as problem:
+        if asked == "auto":
+            return "reference", f"{engine} cannot run this: {problem}", plain
+        what = f"engine {asked!r}" if request.kernel == "auto" else f"kernel {request.kernel!r}"
+        raise InputError(f"{what} cannot run this: {problem}") from problem
+    reason = "asked for by name" if asked != "auto" else f"the fastest on {facts.name or facts.kind}"
+    return engine, reason, plain
+
+
+def plan_kernel(
+    spec: NetShape,
+    precision: str,
+    facts: DeviceFacts,
+    weights: WeightsRange = USUAL,
+    *,
+    kernel: str = "auto",
+    tile: AnyTile | None = None,
+) -> KernelPlan:
+    """The Triton engine's kernel, tile and device precision for a network on a GPU.
+
+    Args:
+        spec: the network.
+        precision: as a request names it.
+        facts: the GPU.
+        weights: sizes of the weights.
+        kernel: one by name, or "auto".
+        tile: one that is to run whatever is tuned or comes first; None to choose.
+
+    Raises:
+        ValueError: weights outside of the precision's range, or no tile fits (or ``tile`` does not): why.
+    """
+    form = device_precision(precision, weights)
+    choice = choose(spec, form, facts.gpu, facts.tuned, kernel) if tile is None else force(spec, form, facts.gpu, tile)
+    n_programs = facts.gpu.n_sm
+    return KernelPlan(choice, form, n_programs, _scratch_bytes(choice, spec, form, n_programs))
+
+
+def _phases(request: SampleRequest) -> tuple[PlannedPhase, ...]:
+    """Which steps run in which precision: with ``polish`` some before the first draw, and all after it, in fp32."""
+    n_steps = request.schedule.n_steps
+    if not request.polish:
+        return (PlannedPhase(0, n_steps, request.precision),)
+    exact = PlannedPhase(request.polish_from, n_steps, "fp32")
+    return (PlannedPhase(0, request.polish_from, request.precision), exact) if request.polish_from else (exact,)
+
+
+def _with_kernel(
+    phase: PlannedPhase, request: SampleRequest, spec: ModelSpec, facts: DeviceFacts, weights: WeightsRange
+) -> PlannedPhase:
+    return replace(phase, kernel=plan_kernel(spec, phase.precision, facts, weights, kernel=request.kernel))
+
+
+def _refuse_for_module(asked: str, request: SampleRequest, why_general: str) -> None:
+    """Refuse what a module that is no plain MLP cannot have: `InputError`."""
+    if asked not in ("auto", "reference"):
+        raise InputError(
+            f"engine {asked!r} takes a KaleidoMLP or a plain Sequential, and "
+            f"{why_general or 'this is none'}: use engine='reference' for this"
+        )
+    if request.precision in LOW_PRECISIONS:
+        raise InputError(
+            f"precision {request.precision!r} rounds the layers of a plain MLP; this module computes in the "
+            "type of its weights: convert it before, such as by .bfloat16(), and pass precision 'fp32' or 'fp64'"
+        )
+
+
+def _refuse_engine(engine: str, request: SampleRequest, facts: DeviceFacts) -> None:
+    """Raise `ValueError` with the reason, and what would help, where ``engine`` cannot run a request on a device."""
+    if request.precision == "fp64":
+        raise ValueError("it has no fp64: use engine='reference'")
+    if engine == "cpu":
+        problem = _why_not_cpu(request, facts)
+    elif not facts.has_triton:
+        problem = "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
+    elif facts.kind == "cpu" and not facts.interpreter:
+        problem = "there is no GPU: use engine='cpu' (TRITON_INTERPRET=1 runs it slowly, for tests)"
+    else:
+        problem = ""
+    if problem:
+        raise ValueError(problem)
+
+
+def _why_not_cpu(request: SampleRequest, facts: DeviceFacts) -> str:
+    if facts.kind != "cpu":
+        return f"the device is {facts.name or facts.kind}: pass device='cpu'"
+    if request.precision == "bf16" and not facts.has_bf16:
+        return "this processor does not multiply bf16: use engine='reference'"
+    if request.precision not in ("fp32", "bf16"):
+        return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
+    return facts.numba_problem if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
+
+
+def _scratch_bytes(choice: Choice, spec: NetShape, precision: DevicePrecision, n_programs: int) -> int:
     """Bytes that a kernel needs besides weights and states."""
     if isinstance(choice.tile, GraphTile):
         return graph_bytes(spec, precision, choice.tile)
     if isinstance(choice.tile, WideTile):
-        return facts.gpu.n_sm * scratch_bytes(spec, choice.tile, usual_precision(precision))
+        return n_programs * scratch_bytes(spec, choice.tile, precision)
     return 0

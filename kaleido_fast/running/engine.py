@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,42 +14,44 @@ from kaleido_fast.engines.cpu import CpuEngine
 from kaleido_fast.engines.general import ModuleEngine
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.plan import SamplePlan
+from kaleido_fast.planning.plan import PlannedPhase, SamplePlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.settling import Phase
 from kaleido_fast.running.subject import Subject
 from kaleido_fast.system.devices import (
     current_stream,
-    device_facts,
 )
 
 
 def build_phases(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> list[Phase]:
-    """The engine over all steps; with ``polish`` a second one, in fp32, for the last of them."""
-    n_steps = request.schedule.n_steps
-    if not request.polish or request.polish_from == 0:
-        final = replace(request, precision="fp32", polish=0) if request.polish else request
-        return [Phase(build_engine(subject, final, plan, device), 0, n_steps)]
-    exact = build_engine(subject, replace(request, precision="fp32", polish=0), plan, device)
+    """The engines of a plan, each over its steps."""
     return [
-        Phase(build_engine(subject, request, plan, device), 0, request.polish_from),
-        Phase(exact, request.polish_from, n_steps),
+        Phase(build_engine(subject, request, plan, phase, device), phase.first, phase.last) for phase in plan.phases
     ]
 
 
-def build_engine(subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device) -> Engine:
-    """The engine of the plan, with the model's weights packed for it, now or in an earlier call."""
+def build_engine(
+    subject: Subject, request: SampleRequest, plan: SamplePlan, phase: PlannedPhase, device: torch.device
+) -> Engine:
+    """The engine of a phase, with the model's weights packed for it, now or in an earlier call."""
+    if phase.precision != request.precision:
+        request = replace(request, precision=phase.precision, polish=0)
+    build = partial(_pack, subject=subject, request=request, plan=plan, phase=phase, device=device)
     if subject.packed is None:
-        return _pack(subject.module, subject, request, plan, device)
+        return build(subject.module)
     # Weights are packed, and kernels have their scratch, on the caller's stream.
-    how = (plan.engine, plan.kernel, plan.tile_rows, request.precision, request.kernel)
-    key = (*how, device, current_stream(device))
-    engine = subject.packed.engine(key, lambda weights: _pack(weights, subject, request, plan, device))
-    return engine.with_request(request)
+    key = (plan.engine, plan.tile_rows, phase.precision, phase.kernel, device, current_stream(device))
+    return subject.packed.engine(key, build).with_request(request)
 
 
 def _pack(
-    module: nn.Module, subject: Subject, request: SampleRequest, plan: SamplePlan, device: torch.device
+    module: nn.Module,
+    *,
+    subject: Subject,
+    request: SampleRequest,
+    plan: SamplePlan,
+    phase: PlannedPhase,
+    device: torch.device,
 ) -> Engine:
     if plan.engine == "reference":
         place: dict[str, Any] = {"dim": subject.dim, "data_range": subject.data_range, "device": device}
@@ -57,8 +60,8 @@ def _pack(
         assert isinstance(module, KaleidoMLP)
         return ReferenceEngine(module, request, tile_rows=plan.tile_rows, **place)
     assert isinstance(module, KaleidoMLP)
-    if plan.engine == "cpu":
+    if phase.kernel is None:
         return CpuEngine(module, request)
-    from kaleido_fast.engines.triton import TritonEngine  # only who uses it pays for Triton's import
+    from kaleido_fast.engines.triton import TritonEngine  # Triton's import takes a while
 
-    return TritonEngine(module, request, device, device_facts(device))
+    return TritonEngine(module, request, phase.kernel, device)

@@ -21,6 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
 from kaleido_fast.modules.recognition import plain_linear
+from kaleido_kernels.packing import weights_range
+from kaleido_kernels.precision import WeightsRange
 
 MODELS_KEPT = 8
 ENGINES_KEPT = 16  # of one network: precisions, devices and streams
@@ -75,6 +77,13 @@ class PackedModel:
     def model_hash(self) -> str:
         """See `kaleido_fast.model.model_hash`."""
         return model_hash(self.module)
+
+    @functools.cached_property
+    def weights_range(self) -> WeightsRange:
+        """Sizes of the weights as fp32 holds them; waits for a GPU, once."""
+        weights, biases = layers_of(self.module)
+        as_fp32 = [None if bias is None else bias.to(torch.float32) for bias in biases]
+        return weights_range([(w.to(torch.float32), b) for w, b in zip(weights, as_fp32, strict=True)])
 
     def engine(self, key: Hashable, build: Callable[[KaleidoMLP], Engine]) -> Engine:
         """The engine kept under ``key``, or the one that ``build`` makes of the weights."""

@@ -23,6 +23,7 @@ from kaleido_fast.running.packed import PACKED, PackedModel, layers_of
 from kaleido_fast.system.devices import (
     home_of,
 )
+from kaleido_kernels.precision import USUAL, WeightsRange
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Subject:
     packed: PackedModel | None = None
     why_general: str = ""
     untold: str = ""
+
+    @property
+    def weights_range(self) -> WeightsRange:
+        """Sizes of its weights, where it has a ``spec``."""
+        return USUAL if self.packed is None else self.packed.weights_range
 
 
 def resolve_subject(

@@ -177,20 +177,16 @@ def plan_here(
     spec: ModelSpec | None,
     facts: DeviceFacts,
     dim: int,
-    *,
-    streamed: bool = False,
-    block_chains: int | None = None,
-    why_general: str = "",
+    **options: Any,
 ) -> SamplePlan:
     """`make_plan` with what is known of numba only once it is loaded, which takes half a second.
 
     Args:
-        request, spec, facts, dim, streamed, block_chains, why_general: as there.
+        request, spec, facts, dim, options: as there.
 
     Raises:
         InputError: as there.
     """
-    options: dict[str, Any] = {"streamed": streamed, "block_chains": block_chains, "why_general": why_general}
     plan = make_plan(request, spec, facts, dim, **options)
     if plan.engine != "cpu":
         return plan

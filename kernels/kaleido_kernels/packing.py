@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,30 +42,30 @@ SATURATE = 30.0  # tanh(30) and sigmoid(30) are 1 in fp32: the last layer hands 
 def device_precision(layers: Layers, precision: str) -> DevicePrecision:
     """How the kernels compute ``precision`` with these weights: see `kaleido_kernels.precision.device_precision`.
 
+    "fp16x3" and "ieee" were decided before and stand.
+
     Raises:
         ValueError: unknown precision, weights that are not finite, or outside the range of the mode.
     """
+    for index, (weight, bias) in enumerate(layers):
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            size = _largest(tensor)
+            if not size < float("inf"):  # also true of NaN
+                raise ValueError(f"layer {index}: {name} holds {size}: every value must be finite")
+    if precision in ("fp16x3", "ieee"):
+        return cast("DevicePrecision", precision)
     return precision_within(precision, weights_range(layers))
 
 
 def weights_range(layers: Layers) -> WeightsRange:
-    """Sizes of the weights.
-
-    Raises:
-        ValueError: weights that are not finite.
-    """
-    sizes = [_largest(index, weight, bias) for index, (weight, bias) in enumerate(layers)]
-    return WeightsRange(
-        max(max(pair) for pair in sizes), min((weight for weight, _ in sizes if weight > 0), default=1.0)
-    )
+    """Sizes of the weights."""
+    weights = [_largest(weight) for weight, _ in layers]
+    largest = max(weights + [_largest(bias) for _, bias in layers])
+    return WeightsRange(largest, min((size for size in weights if size > 0), default=1.0))
 
 
-def _largest(index: int, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
-    values = [float(tensor.abs().max()) if tensor.numel() else 0.0 for tensor in (weight, bias) if tensor is not None]
-    for value, name in zip(values, ("weight", "bias"), strict=False):
-        if not value < float("inf"):  # also true of NaN
-            raise ValueError(f"layer {index}: {name} holds {value}: every value must be finite")
-    return values[0], values[-1]
+def _largest(tensor: Tensor | None) -> float:
+    return 0.0 if tensor is None or not tensor.numel() else float(tensor.detach().abs().max())
 
 
 def check_layers(layers: Layers, shape: NetShape) -> None:

@@ -45,6 +45,8 @@ def device_precision(precision: str, weights: WeightsRange) -> DevicePrecision:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: the kernels know {', '.join(PRECISIONS)}")
     largest, smallest = weights
+    if not largest < float("inf"):
+        raise ValueError(f"the largest weight is {largest} as fp32: the kernels need values that fp32 holds")
     if precision == "fp16":
         if largest > FP16_LARGEST:
             raise ValueError(

@@ -349,6 +349,18 @@ def choose(
     raise ValueError(f"{what} fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
 
 
+def force(shape: NetShape, precision: str, facts: GpuFacts, tile: AnyTile) -> Choice:
+    """A choice of just this tile, whatever is tuned or comes first.
+
+    Raises:
+        ValueError: it cannot run there: the limit and the need.
+    """
+    reason = refusal(shape, usual_precision(precision), tile, facts)
+    if reason is not None:
+        raise ValueError(reason)
+    return Choice(tile, forced=True)
+
+
 def tuned_key(shape: NetShape, precision: str) -> str:
     """The key of a tuned table: padded width, depth, activation and device precision."""
     width = next_power_of_two(max(shape.hidden, 1))

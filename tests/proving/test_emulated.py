@@ -23,8 +23,9 @@ from kaleido_fast.benchmarking.gpu.jobs import report_network
 from kaleido_fast.benchmarking.tuning import FusedRun
 from kaleido_fast.engines.triton import TritonEngine, plain_layers
 from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_kernels.packing import device_precision
+from kaleido_kernels.packing import device_precision, weights_range
 from kaleido_kernels.proving.emulate import ALLOWED, Comparison, compare
 from kaleido_kernels.proving.emulation.block import Conditions
 from kaleido_kernels.proving.emulation.driver import Emulator
@@ -111,14 +112,15 @@ def test_every_draw_of_the_six_networks_is_right(net, precision, kernel, variant
         n_chains=n, n_draws=n_draws, burn_in=0, tol=None, engine="triton", precision=precision, kernel=kernel, **options
     )
     try:
-        engine = TritonEngine(model, request, CPU, FACTS)
+        plan = plan_kernel(model.spec, precision, FACTS, weights_range(plain_layers(model)), kernel=kernel)
     except ValueError as problem:
         pytest.skip(str(problem)[:80])
+    engine = TritonEngine(model, request, plan, CPU)
     z0, draws = start_states(model, n, CPU), torch.full((n, n_draws, model.spec.dim), float("nan"))
     out = engine.advance(torch.arange(n), z0 if given else None, 0, n_draws, draws, lambda _: None)
     want = EngineRun(model, "reference", precision, CPU, **options).sample(z0, 0, n_draws)
     atol = tolerance(model, precision, n_draws)
-    assert_states_close(draws, want.draws, atol, what=f"draws of {tile_name(engine.choice.tile)}")
+    assert_states_close(draws, want.draws, atol, what=f"draws of {tile_name(plan.choice.tile)}")
     assert_states_close(out.state, want.final, atol, what="final states")
     print(f"error {float((draws - want.draws).abs().max()):.2e} of {atol:.2e}", end=" ")
 

@@ -40,6 +40,7 @@ from kaleido_kernels.tiles import GpuFacts
 from kaleido_fast.engines.base import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.planning.facts import H200
+from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.proving.inspect.compiling import variant_of
 from kaleido_kernels.proving.inspect.jobs import planned_jobs
@@ -70,9 +71,10 @@ for name in sys.argv[1:]:
     for precision, form in (("fp32", "fp16x3"), ("fp16", "fp16"), ("bf16", "bf16")):
         options = {"n_chains": 9, "burn_in": 19, "tol": None, "engine": "triton", "precision": precision}
         requests = [SampleRequest(jitter=jitter, **options) for jitter in (0.0, 0.1)]
-        plain, jittered = (TritonEngine(model, request, torch.device("cpu"), FACTS) for request in requests)
+        plan = plan_kernel(model.spec, precision, FACTS)
+        plain, jittered = (TritonEngine(model, request, plan, torch.device("cpu")) for request in requests)
         for job in planned_jobs([name], [form]):
-            assert job.variant in ("none", "normal", "checks") and plain.choice.tile == job.tile
+            assert job.variant in ("none", "normal", "checks") and plan.choice.tile == job.tile
             launched = launch(jittered if job.variant == "normal" else plain, job.variant, shape.dim)
             assert launched == variant_key(variant_of(job)), f"{job}: another kernel is launched than inspected"
             compared += 1

@@ -107,7 +107,7 @@ def contact(job: Job, emit: Emit) -> None:
 
 def _check(job: Job, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
     """Errors against the reference with and without jitter, and whether repeats have the same bits."""
-    device, precision, kernel = torch.device(job["device"]), job["precision"], run.engine.choice.kernel
+    device, precision, kernel = torch.device(job["device"]), job["precision"], run.engine.plan.choice.kernel
     n_layers, last = model.spec.n_layers, max(STEPS)
     z0 = start_states(model, job["chains"], device)
     want = EngineRun(model, "reference", precision, device).sample(z0, 0, last).draws
@@ -143,7 +143,7 @@ def _time(job: Job, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
     watch = stopwatch(torch.device(job["device"]))
     times = spread([watch(lambda: run.steps(n_steps)) / n_steps for _ in range(TIMINGS)])
     scale = 1e3 * MAX_STEPS * TABLE_CHAINS / job["timed_chains"]
-    found: dict[str, Any] = {"runs": run.engine.choice.kernel, "ms_100k_300": times.median * scale}
+    found: dict[str, Any] = {"runs": run.engine.plan.choice.kernel, "ms_100k_300": times.median * scale}
     found |= {"p20": times.p20 * scale, "p80": times.p80 * scale, "steps_timed": n_steps}
     found["launch_us"] = launch_microseconds(run)
     found["tflops"] = job["timed_chains"] * model.spec.flops_per_step / times.median / 1e12

@@ -254,7 +254,7 @@ def _kind(name: str) -> str:
 
 def _fused(work: Work, precision: str) -> tuple[Contestant, str]:
     run = FusedRun(work.model, precision, work.device, work.facts, work.n_chains)
-    return Contestant(run, precision=precision), tile_name(run.engine.choice.tile)
+    return Contestant(run, precision=precision), tile_name(run.engine.plan.choice.tile)
 
 
 def _public(work: Work, precision: str) -> tuple[Contestant, str]:
