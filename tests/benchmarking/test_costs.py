@@ -17,19 +17,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.costs import (
-    Job,
-    expected_seconds,
-    lost_per_stop,
-    main,
-    make_layout,
-    modelled_rate,
-    remarks,
-    simulate,
-    storage,
-    times,
-)
-from benchmarks.costs import command as costs_command
+from kaleido_fast.benchmarking.costs.arithmetic import Job, expected_seconds, lost_per_stop, simulate, storage, times
+from kaleido_fast.benchmarking.costs.command import command as costs_command
+from kaleido_fast.benchmarking.costs.command import main
+from kaleido_fast.benchmarking.costs.planned import make_layout, modelled_rate
+from kaleido_fast.benchmarking.costs.text import remarks
 from kaleido_fast.cli import LazyGroup
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
