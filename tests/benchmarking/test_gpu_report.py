@@ -21,7 +21,19 @@ from kaleido_fast import InputError
 from kaleido_fast.benchmarking import contest, tuning
 from kaleido_fast.benchmarking.acceptance import measure_deviation
 from kaleido_fast.benchmarking.cases import SIZES
-from kaleido_fast.benchmarking.gpu import command, jobs, network, report, table, workers
+from kaleido_fast.benchmarking.gpu import (
+    checks,
+    command,
+    contestants,
+    device,
+    report,
+    subjects,
+    table,
+    tiles,
+    turns,
+    work,
+    workers,
+)
 from kaleido_fast.benchmarking.gpu.report import REPORT_PEERS, STAGES, ReportRequest, make_report
 from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run_jobs
 from kaleido_fast.benchmarking.peers import PEERS
@@ -42,7 +54,7 @@ def whole(tmp_path_factory) -> report.Report:
     if torch.cuda.is_available():
         pytest.skip("for Triton's interpreter: kernels are compiled here")
     patch = pytest.MonkeyPatch()
-    build, check = network.build_peer, jobs.check_contestant
+    build, check = contestants.build_peer, checks.check_contestant
 
     def broken_peer(peer, setting):
         if peer.name == "chunked":
@@ -54,8 +66,8 @@ def whole(tmp_path_factory) -> report.Report:
             expected = [*expected[:-1], expected[-1] + torch.tensor([0.0, 3.0])]
         return check(contestant, z0, expected, n_layers)
 
-    patch.setattr(network, "build_peer", broken_peer)
-    patch.setattr(jobs, "check_contestant", broken_check)
+    patch.setattr(contestants, "build_peer", broken_peer)
+    patch.setattr(checks, "check_contestant", broken_check)
     try:
         return make_report(request(tmp_path_factory.mktemp("report")), HereWorker)
     finally:
@@ -291,7 +303,7 @@ class Replacing(HereWorker):
 def sticky(monkeypatch):
     """A fault that makes everything fail in its process from then on: {"lost": whether it has happened there}."""
     fault = {"lost": False}
-    measure, check, build = network.engine_measure, network.check_contestant, network.build_peer
+    measure, check, build = tiles.engine_measure, contestants.check_contestant, contestants.build_peer
 
     def touch(culprit: bool) -> None:
         fault["lost"] = fault["lost"] or culprit
@@ -317,11 +329,11 @@ def sticky(monkeypatch):
         touch(False)
         return check(*arguments)
 
-    for module in (network, tuning):
+    for module in (work, tuning):
         monkeypatch.setattr(module, "device_answers", lambda device: not fault["lost"])
-    monkeypatch.setattr(network, "engine_measure", broken_measure)
-    monkeypatch.setattr(network, "build_peer", broken_build)
-    monkeypatch.setattr(network, "check_contestant", broken_check)
+    monkeypatch.setattr(tiles, "engine_measure", broken_measure)
+    monkeypatch.setattr(contestants, "build_peer", broken_build)
+    monkeypatch.setattr(contestants, "check_contestant", broken_check)
     return fault
 
 
@@ -331,7 +343,7 @@ OURS = {"triton-fp16", "triton-fp32", "fast_sample-fp16"}
 @pytest.mark.interpreter
 def test_a_tile_that_takes_the_gpu_from_its_process_costs_itself_alone(monkeypatch, tmp_path, sticky):
     facts: dict = {}
-    jobs.facts_of({"device": "cpu", "networks": ["points1d"], "tiny": True}, facts.update)
+    device.facts_of({"device": "cpu", "networks": ["points1d"], "tiny": True}, facts.update)
     tile = facts["networks"]["points1d"]["tiles"]["fp16"][1]
     sticky |= {"tile": tile_from_json(tile), "precision": "fp16"}
     monkeypatch.setattr(report, "_peers", lambda report: ["eager"])
@@ -373,7 +385,7 @@ def test_a_peer_that_takes_the_gpu_or_the_process_costs_itself_alone(monkeypatch
 def test_what_is_quick_to_build_is_timed_and_written_before_what_is_slow(monkeypatch, tmp_path, sticky):
     """A compiler that never comes back loses itself: the network's time is over, and all others have their timings."""
     monkeypatch.setattr(report, "_peers", lambda report: ["compile", "eager", "compile-fp16"])
-    built = network.build_peer
+    built = contestants.build_peer
     on_disk = {}
 
     def build(peer, setting):
@@ -382,7 +394,7 @@ def test_what_is_quick_to_build_is_timed_and_written_before_what_is_slow(monkeyp
             on_disk[peer.name] = {name: timed["seconds"] for name, timed in found["contestants"].items()}
         return built(peer, setting)
 
-    monkeypatch.setattr(network, "build_peer", build)
+    monkeypatch.setattr(contestants, "build_peer", build)
     sticky["killer"] = "compile"
     made = make_report(request(tmp_path, networks=("points1d",), stages=("timing",)), lambda: Replacing(sticky))
     (found,) = made.record["networks"].values()
@@ -407,28 +419,28 @@ def test_a_network_that_crashes_is_recorded(tmp_path):
     assert made.record["status"] == "done"
 
 
-def entry(seconds: float, kind: str = "peer") -> network.Entry:
-    return network.Entry(None, kind, "", torch.zeros(1, 1), None, 0.0, 1, seconds)  # type: ignore[arg-type]
+def entry(seconds: float, kind: str = "peer") -> contestants.Entry:
+    return contestants.Entry(None, kind, "", torch.zeros(1, 1), None, 0.0, 1, seconds)  # type: ignore[arg-type]
 
 
-def work_on(record: dict, **job) -> network.Work:
+def work_on(record: dict, **job) -> work.Work:
     job = {"rounds": 20, "seconds": 10.0, **job}
-    return network.Work(job, None, CPU, None, time.monotonic(), record, lambda value: None)  # type: ignore[arg-type]
+    return work.Work(job, None, CPU, None, time.monotonic(), record, lambda value: None)  # type: ignore[arg-type]
 
 
 def test_the_slowest_peers_are_left_out_until_all_rounds_fit():
     record: dict = {"failed": {}}
     entries = {"ours": entry(0.3, "kernel"), "slow": entry(5.0), "slower": entry(7.0), "fast": entry(0.01)}
-    network._keep_within(work_on(record), entries, 10.0)
+    turns.keep_within(work_on(record), entries, 10.0)
     assert set(entries) == {"ours", "fast"} and set(record["failed"]) == {"slow", "slower"}
     assert "no time was left for 20 timings" in record["failed"]["slow"]
-    network._keep_within(work_on(record), entries, 0.1)
+    turns.keep_within(work_on(record), entries, 0.1)
     assert set(entries) == {"ours"}, "ours is timed whatever it takes, its peers only if there is time"
 
 
 def test_a_contestant_that_fails_in_its_turn_costs_itself_alone():
     record: dict = {"failed": {}, "contestants": {}}
-    model = jobs.report_network("points2d", tiny=True)
+    model = subjects.report_network("points2d", tiny=True)
     z0 = contest.start_states(model, 5, CPU)
     count = iter(range(100))
 
@@ -439,12 +451,12 @@ def test_a_contestant_that_fails_in_its_turn_costs_itself_alone():
 
     found = measure_deviation(z0, z0, 1)
     entries = {
-        name: network.Entry(contest.Contestant(run), "peer", "", z0, found, 0.0)
+        name: contestants.Entry(contest.Contestant(run), "peer", "", z0, found, 0.0)
         for name, run in (("a", lambda z0, n: z0), ("late", fails_later), ("b", lambda z0, n: z0))
     }
-    work = work_on(record, rounds=3)
-    work.job["n_chains"], work.model = 5, model
-    network._time(work, entries)
+    at_work = work_on(record, rounds=3)
+    at_work.job["n_chains"], at_work.model = 5, model
+    turns.time_in_turns(at_work, entries)
     assert record["failed"] == {"late": "out of memory"} and set(record["contestants"]) == {"a", "b"}
     assert all(len(timed["seconds"]) == 3 for timed in record["contestants"].values())
 
@@ -456,7 +468,7 @@ def test_different_bits_of_the_same_work_are_found():
         return z0 + (next(count) == 2)
 
     with pytest.raises(InputError, match="run 3 of the same work differs from the first in 4 of 4 chains"):
-        jobs.repeated(unstable, torch.zeros(4, 2), 1, 5)
+        checks.repeated(unstable, torch.zeros(4, 2), 1, 5)
 
 
 FAKE_WORKER = """

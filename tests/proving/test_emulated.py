@@ -19,7 +19,7 @@ from conftest import assert_states_close, random_mlp
 from kaleido_fast import Trace, fast_sample
 from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.contest import EngineRun, start_states
-from kaleido_fast.benchmarking.gpu.jobs import report_network
+from kaleido_fast.benchmarking.gpu.subjects import report_network
 from kaleido_fast.benchmarking.tuning import FusedRun
 from kaleido_fast.engines.triton import TritonEngine, plain_layers
 from kaleido_fast.planning.facts import H200

@@ -12,7 +12,8 @@ import torch
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
 from kaleido_fast.benchmarking.contest import EngineRun, start_states
-from kaleido_fast.benchmarking.gpu.jobs import JITTER, Emit, Job, report_network
+from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.subjects import JITTER, report_network
 from kaleido_fast.benchmarking.machine import gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.benchmarking.tuning import MAX_STEPS, FusedRun, launch_microseconds, steps_within

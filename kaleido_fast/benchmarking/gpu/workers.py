@@ -20,7 +20,8 @@ from typing import IO, Any, Protocol
 
 import kaleido_fast
 import kaleido_kernels
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job, attempt
+from kaleido_fast.benchmarking.gpu.dispatch import attempt
+from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
 
 VALUE, END = "value", "end"
 END_SECONDS = 10.0  # for a process to end
