@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kaleido_fast.benchmarking.acceptance import Deviation, WrongStatesError
 from kaleido_fast.benchmarking.contest import Contestant, EngineRun, check_contestant, reference_states, start_states
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.jobs import CheckJob, Emit, ProveJob
 from kaleido_fast.benchmarking.gpu.subjects import CHECKED, JITTER, report_network
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused
 from kaleido_fast.errors import InputError
@@ -22,7 +22,7 @@ REPEATED = {"chains": 20_000, "steps": 5, "times": 20}
 REPEATED_QUICK = {"chains": 40, "steps": 2, "times": 2}
 
 
-def check(job: Job, emit: Emit) -> None:
+def check(job: CheckJob, emit: Emit) -> None:
     """A kernel against the reference: states, with and without jitter, and whether repeated runs give the same bits."""
     device, precision = torch.device(job["device"]), job["precision"]
     model = report_network(job["network"], job["tiny"]).to(device)
@@ -68,7 +68,7 @@ def repeated(run: Callable[[Tensor, int], Tensor], z0: Tensor, steps: int, times
     return {"same_bits_times": times}
 
 
-def prove(job: Job, emit: Emit) -> None:
+def prove(job: ProveJob, emit: Emit) -> None:
     """A tile against the reference, which also puts its compiled code into the cache that all processes share."""
     device, precision = torch.device(job["device"]), job["precision"]
     model = report_network(job["network"], job["tiny"]).to(device)

@@ -12,7 +12,7 @@ import torch
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
 from kaleido_fast.benchmarking.contest import EngineRun, start_states
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.jobs import ContactJob, Emit, LookJob
 from kaleido_fast.benchmarking.gpu.subjects import JITTER, report_network
 from kaleido_fast.benchmarking.machine import gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
@@ -61,11 +61,8 @@ def timed_cases(networks: Sequence[str] = NETS) -> list[Case]:
     return own[: len(own) // 2] + [Case(*other) for other in OTHERS[:3] if other[0] in networks] + own[len(own) // 2 :]
 
 
-def look(job: Job, emit: Emit) -> None:
-    """What the GPU is, and why it cannot be used for this: "refused" is empty if it can.
-
-    ``job``: device, busy (whether one that others use will do).
-    """
+def look(job: LookJob, emit: Emit) -> None:
+    """What the GPU is, and why it cannot be used for this: "refused" is empty if it can."""
     device = torch.device(job["device"])
     state = gpu_state(device)  # before this process takes memory of its own
     facts = device_facts(device)
@@ -94,11 +91,8 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def contact(job: Job, emit: Emit) -> None:
-    """One case: how right it is, or with "timed" how fast.
-
-    ``job``: network, precision, kernel, device, timed, chains (of a check), repeats, timed_chains, compile_only.
-    """
+def contact(job: ContactJob, emit: Emit) -> None:
+    """One case: how right it is, or with "timed" how fast."""
     device = torch.device(job["device"])
     model = report_network(job["network"], False).to(device)
     n_chains = job["timed_chains"] if job["timed"] else job["chains"]
@@ -106,7 +100,7 @@ def contact(job: Job, emit: Emit) -> None:
     (_time if job["timed"] else _check)(job, model, run, emit)
 
 
-def _check(job: Job, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
+def _check(job: ContactJob, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
     """Errors against the reference with and without jitter, and whether repeats have the same bits."""
     device, precision, kernel = torch.device(job["device"]), job["precision"], run.engine.plan.choice.kernel
     n_layers, last = model.spec.n_layers, max(STEPS)
@@ -138,7 +132,7 @@ def largest(deviations: Sequence[Deviation]) -> Deviation:
     return max(deviations, key=lambda deviation: (math.isnan(deviation.error), deviation.error))
 
 
-def _time(job: Job, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
+def _time(job: ContactJob, model: KaleidoMLP, run: FusedRun, emit: Emit) -> None:
     """Milliseconds of 100,000 chains x 300 steps, from fewer steps where they take long."""
     n_steps = steps_within(run.steps, TIMING_SECONDS, torch.device(job["device"]))
     watch = stopwatch(torch.device(job["device"]))

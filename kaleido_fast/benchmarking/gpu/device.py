@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kaleido_fast.benchmarking.ceiling import ceiling_run, copy_run
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.jobs import CeilingsJob, Emit, FactsJob
 from kaleido_fast.benchmarking.gpu.subjects import precisions_on, report_network
 from kaleido_fast.benchmarking.machine import describe_run, gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
@@ -20,7 +20,7 @@ from kaleido_kernels.shapes import KERNELS
 from kaleido_kernels.tiles import choose, tile_to_json
 
 
-def facts_of(job: Job, emit: Emit) -> None:
+def facts_of(job: FactsJob, emit: Emit) -> None:
     """Machine, versions, clocks, and every check and tile that is to be proved: needs the GPU, so a job of its own."""
     device = torch.device(job["device"])
     facts = device_facts(device)
@@ -57,7 +57,7 @@ def _kernels(model: KaleidoMLP, form: str, facts: Any) -> list[str]:
     return able
 
 
-def ceilings(job: Job, emit: Emit) -> None:
+def ceilings(job: CeilingsJob, emit: Emit) -> None:
     """Large matrix products by precision, and copies in the GPU's main memory and in its second-level cache."""
     device, quick = torch.device(job["device"]), job["quick"]
     gpu = device.type == "cuda"

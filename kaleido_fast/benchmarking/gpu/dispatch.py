@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kaleido_fast.benchmarking.contest import one_line
 from kaleido_fast.benchmarking.gpu.checks import check, prove
 from kaleido_fast.benchmarking.gpu.contact import contact, look
@@ -9,7 +12,7 @@ from kaleido_fast.benchmarking.gpu.device import ceilings, facts_of
 from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
 from kaleido_fast.benchmarking.gpu.network import measure_network
 
-KINDS = {
+KINDS: dict[str, Callable[[Any, Emit], None]] = {
     "facts": facts_of,
     "ceilings": ceilings,
     "check": check,
@@ -18,10 +21,11 @@ KINDS = {
     "look": look,
     "contact": contact,
 }
+"""By ``job["kind"]``, which names the type of the job: see `jobs`."""
 
 
 def run_job(job: Job, emit: Emit) -> None:
-    """Do one job; ``job["kind"]`` says which of `KINDS`.
+    """Do one job.
 
     Raises:
         Exception: whatever went wrong; the caller records it.

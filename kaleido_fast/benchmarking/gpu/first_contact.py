@@ -25,7 +25,7 @@ from click.core import ParameterSource
 
 import kaleido_fast
 from kaleido_fast.benchmarking.gpu.contact import NETS, Case, cases, timed_cases
-from kaleido_fast.benchmarking.gpu.jobs import Job
+from kaleido_fast.benchmarking.gpu.jobs import ContactJob
 from kaleido_fast.benchmarking.gpu.prepared import Manifest, manifest_here, pack, unpack
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker, Worker, run_jobs
 from kaleido_fast.benchmarking.machine import source_commit
@@ -67,11 +67,20 @@ class ContactRequest:
     workers: int = WORKERS
     compile_only: bool = False
 
-    def job(self, case: Case, timed: bool) -> Job:
+    def job(self, case: Case, timed: bool) -> ContactJob:
         """A case as a worker takes it."""
-        sizes = {"chains": self.chains, "repeats": self.repeats, "timed_chains": self.timed_chains}
-        where = {"kind": "contact", "device": self.device, "timed": timed, "compile_only": self.compile_only}
-        return {**where, **sizes, "network": case.network, "precision": case.precision, "kernel": case.kernel}
+        return {
+            "kind": "contact",
+            "device": self.device,
+            "network": case.network,
+            "precision": case.precision,
+            "kernel": case.kernel,
+            "timed": timed,
+            "compile_only": self.compile_only,
+            "chains": self.chains,
+            "repeats": self.repeats,
+            "timed_chains": self.timed_chains,
+        }
 
 
 def make_contact(
@@ -100,9 +109,9 @@ def make_contact(
     until = began + 60 * request.minutes
     right: list[bool] = []
 
-    def finished(job: Job, found: dict[str, Any], problem: str) -> None:
+    def finished(job: ContactJob, found: dict[str, Any], problem: str) -> None:
         entry: dict[str, Any] = {"line": "time" if job["timed"] else "check"}
-        entry |= {name: job[name] for name in ("network", "precision", "kernel")}
+        entry |= {"network": job["network"], "precision": job["precision"], "kernel": job["kernel"]}
         entry |= {**found, "problem": problem, "at_s": round(time.monotonic() - began, 1)}
         right.append(not problem)
         _log(out, entry)
@@ -186,7 +195,7 @@ def prepare(archive: Path, tell: Callable[[str], None], workers: int, networks: 
         request = ContactRequest("cpu", 0.0, chains=1, repeats=0, compile_only=True)
         jobs = [request.job(case, timed=False) for case in cases(networks)]
 
-        def finished(job: Job, found: dict[str, Any], problem: str) -> None:
+        def finished(job: ContactJob, found: dict[str, Any], problem: str) -> None:
             tell(f"{job['network']} {job['precision']} {job['kernel']}{': ' + problem if problem else ''}")
             if problem:
                 problems.append(problem)

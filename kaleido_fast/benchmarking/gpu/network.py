@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kaleido_fast.benchmarking.gpu.contestants import builders
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.jobs import Emit, NetworkJob
 from kaleido_fast.benchmarking.gpu.subjects import report_network
 from kaleido_fast.benchmarking.gpu.tiles import tune
 from kaleido_fast.benchmarking.gpu.turns import TIMING, time_group
@@ -22,12 +22,8 @@ BUILDING_SHARE = 0.75  # of a network's time, until when contestants are built
 TIMING_SHARE = 0.25  # of it, which timing has in any case, if it must at the cost of the next networks
 
 
-def measure_network(job: Job, emit: Emit) -> None:
+def measure_network(job: NetworkJob, emit: Emit) -> None:
     """Tune and time one network: ours and the quick peers first, in turns; then those that take long to build.
-
-    ``job``: network, tiny, device, quick, n_chains, rounds, seconds (for all of it), timing_seconds (of one timing),
-    tiles (by precision, proved), peers (names), tune and time (whether to), keep (whether to write the user's table),
-    known (the record of a process that was lost to a tile or a contestant; {} at first).
 
     Raises:
         DeviceLostError: the same job with the record as ``known`` goes on in another process.
@@ -52,7 +48,7 @@ def measure_network(job: Job, emit: Emit) -> None:
     work.begin("")
 
 
-def _new_record(job: Job, model: KaleidoMLP) -> dict[str, Any]:
+def _new_record(job: NetworkJob, model: KaleidoMLP) -> dict[str, Any]:
     return {
         "network": job["network"],
         "widths": model.spec.widths,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kaleido_fast.benchmarking.gpu.jobs import Job
+from kaleido_fast.benchmarking.gpu.jobs import CeilingsJob, CheckJob, FactsJob, NetworkJob, ProveJob, ReportJob
 from kaleido_fast.benchmarking.gpu.table import markdown
 from kaleido_fast.benchmarking.gpu.workers import Worker, run_jobs
 from kaleido_fast.benchmarking.machine import command_line
@@ -173,14 +173,19 @@ def make_report(
     return report
 
 
-def _job(request: ReportRequest, kind: str, **more: Any) -> Job:
-    basic = {"kind": kind, "device": request.device, "quick": request.quick, "tiny": request.interpreter}
-    return {**basic, "rounds": request.rounds, **more}
+def _common(request: ReportRequest) -> ReportJob:
+    return {
+        "device": request.device,
+        "quick": request.quick,
+        "tiny": request.interpreter,
+        "rounds": request.rounds,
+    }
 
 
 def _facts(report: Report, worker: Worker) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    problem = worker.run(_job(report.request, "facts", networks=list(report.request.networks)), 120.0, facts.update)
+    job: FactsJob = {"kind": "facts", **_common(report.request), "networks": list(report.request.networks)}
+    problem = worker.run(job, 120.0, facts.update)
     if problem:
         raise InputError(f"the GPU cannot be used: {problem}")
     report.begin(facts["gpu"])
@@ -192,7 +197,8 @@ def _facts(report: Report, worker: Worker) -> dict[str, Any]:
 
 
 def _ceilings(report: Report, worker: Worker) -> None:
-    problem = worker.run(_job(report.request, "ceilings"), 90.0, report.record["ceilings"].update)
+    job: CeilingsJob = {"kind": "ceilings", **_common(report.request)}
+    problem = worker.run(job, 90.0, report.record["ceilings"].update)
     if problem:
         report.record["failed"]["ceilings"] = problem
     for name, found in report.record["ceilings"].get("matrix", {}).items():
@@ -202,26 +208,34 @@ def _ceilings(report: Report, worker: Worker) -> None:
 
 def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], Worker]) -> dict[str, Any]:
     """Check kernels, and prove tiles so that only those are timed that gave right states; in several processes."""
-    request = report.request
-    checks, tiles = [], []
+    request, common = report.request, _common(report.request)
+    checks: list[CheckJob | ProveJob] = []
+    tiles: list[CheckJob | ProveJob] = []
     for name, network in facts["networks"].items():
         for precision, kernels in network["kernels"].items():
             if "checks" in request.stages:
-                case = {"network": name, "precision": precision}
-                checks += [_job(request, "check", **case, kernel=kernel) for kernel in kernels]
+                checks += [
+                    CheckJob(kind="check", **common, network=name, precision=precision, kernel=kernel)
+                    for kernel in kernels
+                ]
             if "tuning" in request.stages and precision != "bf16":  # which takes the tile of fp16
                 found = network["tiles"][precision]
                 found = found[:3] if request.quick or request.interpreter else found
-                tiles += [_job(request, "prove", network=name, precision=precision, tile=tile) for tile in found]
+                tiles += [
+                    ProveJob(kind="prove", **common, network=name, precision=precision, tile=tile) for tile in found
+                ]
     proved: dict[str, dict[str, list[Any]]] = {name: {} for name in request.networks}
 
-    def finished(job: Job, found: dict[str, Any], problem: str) -> None:
-        entry: dict[str, Any] = {name: job[name] for name in ("network", "precision", "kernel", "tile") if name in job}
-        entry |= {**found, "problem": problem}
-        report.record["checks" if job["kind"] == "check" else "proofs"].append(entry)
-        if job["kind"] == "prove" and not problem:
-            proved[job["network"]].setdefault(job["precision"], []).append(job["tile"])
-        what = job.get("kernel") or tile_name(tile_from_json(job["tile"]))
+    def finished(job: CheckJob | ProveJob, found: dict[str, Any], problem: str) -> None:
+        entry: dict[str, Any] = {"network": job["network"], "precision": job["precision"]}
+        if job["kind"] == "check":
+            what = job["kernel"]
+            report.record["checks"].append({**entry, "kernel": what, **found, "problem": problem})
+        else:
+            what = tile_name(tile_from_json(job["tile"]))
+            report.record["proofs"].append({**entry, "tile": job["tile"], **found, "problem": problem})
+            if not problem:
+                proved[job["network"]].setdefault(job["precision"], []).append(job["tile"])
         report.tell(f"{job['kind']} {job['network']} {job['precision']} {what}: {problem or _right(found)}")
         report.save()
 
@@ -255,39 +269,40 @@ def _networks(report: Report, worker: Worker, proved: Mapping[str, Any]) -> None
     for place, name in enumerate(request.networks):
         rest = sum(WEIGHTS.get(other, 1.0) for other in request.networks[place:])
         seconds = max(0.0, (report.until() - time.monotonic()) * WEIGHTS.get(name, 1.0) / rest)
-        job = _job(
-            request,
-            "network",
-            network=name,
-            n_chains=60 if request.interpreter else 100_000,
-            timing_seconds=0.005 if request.interpreter else 0.02 if request.quick else 0.04,
-            tiles=proved.get(name, {}),
-            peers=peers,
-            tune="tuning" in request.stages,
-            time="timing" in request.stages,
-            keep=not request.interpreter,
-        )
+        job: NetworkJob = {
+            "kind": "network",
+            **_common(request),
+            "network": name,
+            "n_chains": 60 if request.interpreter else 100_000,
+            "seconds": seconds,
+            "timing_seconds": 0.005 if request.interpreter else 0.02 if request.quick else 0.04,
+            "tiles": proved.get(name, {}),
+            "peers": peers,
+            "tune": "tuning" in request.stages,
+            "time": "timing" in request.stages,
+            "keep": not request.interpreter,
+            "known": {},
+        }
         found: dict[str, Any] = {}
-        problem = "not reached in time" if seconds < 1 else _network(report, worker, job, seconds, found)
+        problem = "not reached in time" if seconds < 1 else _network(report, worker, job, found)
         if problem:
             report.record["failed"][name] = problem
         report.tell(f"{name}: {problem or _headline(found)}")
         report.save()
 
 
-def _network(report: Report, worker: Worker, job: Job, seconds: float, found: dict[str, Any]) -> str:
+def _network(report: Report, worker: Worker, job: NetworkJob, found: dict[str, Any]) -> str:
     """Measure a network; when a tile or a contestant costs the process, the rest goes on in another without it.
 
     Args:
         report, worker: as everywhere.
-        job: without the time for it.
-        seconds: for all of it.
+        job: with the time for all of it.
         found: gets what is known so far.
 
     Returns:
         Why it is not whole, or nothing.
     """
-    until, lost = time.monotonic() + seconds, set[str]()
+    until, lost = time.monotonic() + job["seconds"], set[str]()
     while True:
         left = until - time.monotonic()
         most = min(1.25 * left + 15, report.until() + LAST_SECONDS / 2 - time.monotonic())

@@ -11,7 +11,7 @@ import torch
 
 from kaleido_fast.benchmarking.contest import one_line
 from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
-from kaleido_fast.benchmarking.gpu.jobs import Emit, Job
+from kaleido_fast.benchmarking.gpu.jobs import Emit, NetworkJob
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.facts import DeviceFacts
 
@@ -23,13 +23,13 @@ class Work:
     """One network on one device, and what is known of it so far.
 
     Args:
-        job: see `measure_network`.
+        job: what was asked.
         record: what is known, also from a process before this one; ``at_work`` in it names what a process that dies
             was doing, ``failed`` what is not begun again.
         emit: hands the record on.
     """
 
-    job: Job
+    job: NetworkJob
     model: KaleidoMLP
     device: torch.device
     facts: DeviceFacts

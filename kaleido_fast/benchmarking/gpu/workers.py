@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import kaleido_fast
 import kaleido_kernels
@@ -27,7 +27,8 @@ VALUE, END = "value", "end"
 END_SECONDS = 10.0  # for a process to end
 LAUNCHES = ("run", "emulate", "compile")
 """Launches of kernels run (on a GPU or in Triton's interpreter), run in the emulator, or are only compiled."""
-Finished = Callable[[Job, dict[str, Any], str], None]
+AnyJob = TypeVar("AnyJob", bound=Job)
+Finished = Callable[[AnyJob, dict[str, Any], str], None]
 """Called with a job, what it gave (what it had so far, if it failed) and why it failed."""
 
 
@@ -185,7 +186,7 @@ def _message(line: str | None) -> dict[str, Any] | None:
 
 
 def run_jobs(
-    jobs: Sequence[Job], workers: Sequence[Worker], until: float, finished: Finished, seconds: float = 150.0
+    jobs: Sequence[AnyJob], workers: Sequence[Worker], until: float, finished: Finished[AnyJob], seconds: float = 150.0
 ) -> None:
     """Share jobs out among workers.
 
