@@ -17,7 +17,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaleido_fast.benchmarking.costs.arithmetic import Job, expected_seconds, lost_per_stop, simulate, storage, times
+from kaleido_fast.benchmarking.costs.arithmetic import (
+    LargeRun,
+    expected_seconds,
+    lost_per_stop,
+    simulate,
+    storage,
+    times,
+)
 from kaleido_fast.benchmarking.costs.command import command as costs_command
 from kaleido_fast.benchmarking.costs.command import main
 from kaleido_fast.benchmarking.costs.planned import make_layout, modelled_rate
@@ -27,7 +34,7 @@ from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
 
 ROOT = Path(__file__).parents[2]
-JOB = Job(Layout(1_000_000, 1, 64, 1000, Encoding("uint8", 2 / 255, -1.0)), 20, rate=1e5, bandwidth=1e8)
+JOB = LargeRun(Layout(1_000_000, 1, 64, 1000, Encoding("uint8", 2 / 255, -1.0)), 20, rate=1e5, bandwidth=1e8)
 
 
 def test_sizes_are_counted_by_hand():

@@ -20,7 +20,7 @@ NAMES_PER_LISTING = 1000  # keys that one request of an object store lists
 
 
 @dataclass(frozen=True)
-class Job:
+class LargeRun:
     """A run and the machines it is given.
 
     Args:
@@ -80,17 +80,17 @@ class Job:
         return self.preemptions * self.group
 
 
-def storage(job: Job) -> dict[str, int]:
+def storage(run: LargeRun) -> dict[str, int]:
     """Bytes, files and operations of a store, exact but for ``stored_bytes``.
 
     ``gets_to_resume`` are of a run whose blocks were there already, all but the last: its workers share them.
     """
-    layout = job.layout
+    layout = run.layout
     files = layout.n_blocks * FILES_PER_BLOCK + METADATA_FILES
     return {
         "blocks": layout.n_blocks,
         "bytes": layout.n_bytes,
-        "stored_bytes": round(layout.n_bytes * job.stored_share),
+        "stored_bytes": round(layout.n_bytes * run.stored_share),
         "bytes_per_draws_chunk": _chunk_bytes(layout),
         "files": files,
         "file_system_calls": layout.n_blocks * FILES_PER_BLOCK * CALLS_PER_FILE,
@@ -136,46 +136,46 @@ def lost_per_stop(block: float, lag: float, failures: float) -> float:
         return 1 / failures
 
 
-def times(job: Job) -> dict[str, float]:
+def times(run: LargeRun) -> dict[str, float]:
     """Expected times, and what preemption adds; infinite where stops come so fast that no block gets done.
 
     Of several groups it is one by itself: the slowest of many takes longer, see `simulate`.
     """
-    rounds, lag = -(-job.layout.n_blocks // job.workers), job.lag_seconds
-    whole = expected_seconds(rounds, job.paced_seconds, lag, job.restart_seconds, 0)
-    wall = expected_seconds(rounds, job.paced_seconds, lag, job.restart_seconds, job.failures)
+    rounds, lag = -(-run.layout.n_blocks // run.workers), run.lag_seconds
+    whole = expected_seconds(rounds, run.paced_seconds, lag, run.restart_seconds, 0)
+    wall = expected_seconds(rounds, run.paced_seconds, lag, run.restart_seconds, run.failures)
     return {
-        "device_hours": job.chain_steps / job.rate / 3600,
-        "block_seconds": job.block_seconds,
-        "write_seconds": job.write_seconds,
+        "device_hours": run.chain_steps / run.rate / 3600,
+        "block_seconds": run.block_seconds,
+        "write_seconds": run.write_seconds,
         "wall_hours": whole / 3600,
         "wall_hours_preempted": wall / 3600,
-        "held_device_hours": job.workers * wall / 3600,
-        "count_hours": storage(job)["gets_to_resume"] * job.operation_seconds / job.workers / 3600,
-        "preemptions": job.preemptions * job.workers * wall if job.preemptions else 0.0,
-        "lost_seconds_per_stop": lost_per_stop(job.paced_seconds, lag, job.failures),
+        "held_device_hours": run.workers * wall / 3600,
+        "count_hours": storage(run)["gets_to_resume"] * run.operation_seconds / run.workers / 3600,
+        "preemptions": run.preemptions * run.workers * wall if run.preemptions else 0.0,
+        "lost_seconds_per_stop": lost_per_stop(run.paced_seconds, lag, run.failures),
         "added_share": wall / whole - 1,
     }
 
 
-def simulate(job: Job, seed: int) -> tuple[float, int]:
+def simulate(run: LargeRun, seed: int) -> tuple[float, int]:
     """One run by chance: seconds until its last block is durable, and how often a group was stopped.
 
     Blocks are dealt out to the groups beforehand, as to the jobs of an array; in a group whoever is free takes one.
     """
     dice, slowest, stops = random.Random(seed), 0.0, 0
-    n_groups = job.workers // job.group
+    n_groups = run.workers // run.group
     for number in range(n_groups):
-        left = (job.layout.n_blocks + n_groups - 1 - number) // n_groups
+        left = (run.layout.n_blocks + n_groups - 1 - number) // n_groups
         seconds = 0.0
         while left:
-            lived = dice.expovariate(job.failures) if job.failures else math.inf
-            ready = job.restart_seconds + job.lag_seconds
-            needed = ready + -(-left // job.group) * job.paced_seconds
+            lived = dice.expovariate(run.failures) if run.failures else math.inf
+            ready = run.restart_seconds + run.lag_seconds
+            needed = ready + -(-left // run.group) * run.paced_seconds
             if lived >= needed:
                 seconds, left = seconds + needed, 0
             else:
-                rounds = int(max(0.0, lived - ready) / job.paced_seconds)
-                seconds, left, stops = seconds + lived, left - rounds * job.group, stops + 1
+                rounds = int(max(0.0, lived - ready) / run.paced_seconds)
+                seconds, left, stops = seconds + lived, left - rounds * run.group, stops + 1
         slowest = max(slowest, seconds)
     return slowest, stops

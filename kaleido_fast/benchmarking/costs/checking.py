@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.benchmarking.cases import random_network
-from kaleido_fast.benchmarking.costs.arithmetic import Job, lost_per_stop, storage
+from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, lost_per_stop, storage
 from kaleido_fast.benchmarking.costs.planned import make_layout
 from kaleido_fast.errors import InputError
 from kaleido_fast.storing.stores import ARRAYS
@@ -37,8 +37,8 @@ def check(tell: Callable[[str], None]) -> None:
     check_loss("digits", 100_000, 20, 20, tell)
 
 
-def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str], None]) -> tuple[Job, float]:
-    """A real run: its bytes, files and operations have to be the predicted ones. Gives its job and its seconds.
+def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str], None]) -> tuple[LargeRun, float]:
+    """A real run: its bytes, files and operations have to be the predicted ones. Gives it and its seconds.
 
     Raises:
         InputError: they are not.
@@ -70,16 +70,16 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
         "gets_to_resume": watch.counts["read"],
     }
     rate = result.stats.chain_steps_per_second
-    job = Job(layout, n_steps, rate, stored_share=stored / layout.n_bytes)
-    predicted = storage(job)
+    run = LargeRun(layout, n_steps, rate, stored_share=stored / layout.n_bytes)
+    predicted = storage(run)
     tell(f"{network}, {n_chains:,} chains x {n_steps} steps: {rate:.3g} chain-steps/s, {result.stats.seconds:.2f} s")
     wrong = [name for name, value in real.items() if value != predicted[name]]
     for name, value in real.items():
         tell(f"  {name:18}{value:>14,}  predicted {predicted[name]:,}{'  WRONG' if name in wrong else ''}")
-    tell(f"  {'stored_bytes':18}{stored:>14,}  {job.stored_share:.3f} of the arrays")
+    tell(f"  {'stored_bytes':18}{stored:>14,}  {run.stored_share:.3f} of the arrays")
     if wrong:
         raise InputError(f"{network}, {n_chains:,} chains: predicted other {', '.join(wrong)} than a real run has")
-    return job, result.stats.seconds
+    return run, result.stats.seconds
 
 
 class Watch:
@@ -119,10 +119,10 @@ class Watch:
         return text[len(self.folder) :] if text.startswith(self.folder) else ""
 
 
-def check_time(before: tuple[Job, float], after: tuple[Job, float], tell: Callable[[str], None]) -> None:
+def check_time(before: tuple[LargeRun, float], after: tuple[LargeRun, float], tell: Callable[[str], None]) -> None:
     """Say how well the rate of one run predicts the time of another."""
-    rate, (job, seconds) = before[0].rate, after
-    predicted = job.chain_steps / rate
+    rate, (run, seconds) = before[0].rate, after
+    predicted = run.chain_steps / rate
     tell(f"  seconds           {seconds:>14.2f}  predicted {predicted:.2f} from the speed of the shorter run")
 
 

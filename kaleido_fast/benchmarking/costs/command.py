@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.benchmarking.costs.arithmetic import Job, storage, times
+from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, storage, times
 from kaleido_fast.benchmarking.costs.checking import check, run_until_killed
 from kaleido_fast.benchmarking.costs.planned import FORMS, make_layout, modelled_rate
 from kaleido_fast.benchmarking.costs.text import as_lines, remarks
@@ -109,16 +109,16 @@ def command(**given: Any) -> None:
     if given["kill_after"] is not None:
         run_until_killed(given["network"], n_chains, n_steps, given["kill_after"], given["kill_out"])
         return
-    job = make_job(n_chains, n_steps, given)
+    run = make_run(n_chains, n_steps, given)
     if given["as_json"]:
-        finite = {name: value if math.isfinite(value) else None for name, value in times(job).items()}
-        click.echo(json.dumps({**storage(job), **finite, "notes": remarks(job)}, sort_keys=True))
+        finite = {name: value if math.isfinite(value) else None for name, value in times(run).items()}
+        click.echo(json.dumps({**storage(run), **finite, "notes": remarks(run)}, sort_keys=True))
     else:
-        click.echo("\n".join(as_lines(job, simulated=given["simulated"])))
+        click.echo("\n".join(as_lines(run, simulated=given["simulated"])))
 
 
-def make_job(n_chains: int, n_steps: int, given: dict[str, Any]) -> Job:
-    """The job that the options of the command describe.
+def make_run(n_chains: int, n_steps: int, given: dict[str, Any]) -> LargeRun:
+    """The run that the options of the command describe.
 
     Raises:
         InputError: values that do not fit together.
@@ -133,7 +133,7 @@ def make_job(n_chains: int, n_steps: int, given: dict[str, Any]) -> Job:
     layout = make_layout(
         given["network"], n_chains, given["draws"], given["dtype"], given["chunk_chains"], given["device"]
     )
-    return Job(
+    return LargeRun(
         layout,
         n_steps,
         modelled_rate(given["network"], given["precision"]) if rate == "model" else rate,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
-from kaleido_fast.benchmarking.costs.arithmetic import Job, simulate, storage, times
+from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, simulate, storage, times
 
 MANY_FILES = 10_000_000
 
 
-def as_lines(job: Job, *, simulated: int) -> list[str]:
+def as_lines(run: LargeRun, *, simulated: int) -> list[str]:
     """The figures for people."""
-    held, hours, layout = storage(job), times(job), job.layout
+    held, hours, layout = storage(run), times(run), run.layout
     lines = [
-        f"run        {layout.n_chains:,} chains x {job.n_steps} steps, {layout.n_draws} x {layout.dim} "
+        f"run        {layout.n_chains:,} chains x {run.n_steps} steps, {layout.n_draws} x {layout.dim} "
         f"{layout.encoding.dtype} values each",
-        f"work       {job.chain_steps:.3g} chain-steps, {_amount(hours['device_hours'])} device hours at "
-        f"{job.rate:.3g} chain-steps/s",
-        f"wall time  {_amount(hours['wall_hours'])} hours with {job.workers:,} workers",
+        f"work       {run.chain_steps:.3g} chain-steps, {_amount(hours['device_hours'])} device hours at "
+        f"{run.rate:.3g} chain-steps/s",
+        f"wall time  {_amount(hours['wall_hours'])} hours with {run.workers:,} workers",
         f"blocks     {held['blocks']:,} of {layout.chunk_chains:,} chains: computed in "
         f"{_amount(hours['block_seconds'])} s, written beside the next in {_amount(hours['write_seconds'])} s",
         f"bytes      {_bytes(held['bytes'])} of arrays, {_bytes(held['stored_bytes'])} stored; a chunk of draws has "
@@ -26,28 +26,28 @@ def as_lines(job: Job, *, simulated: int) -> list[str]:
         f"objects    {held['puts']:,} PUT, {held['lists_per_start']:,} LIST a start; a run resumed at its end counts "
         f"with {held['gets_to_resume']:,} GET in {_amount(hours['count_hours'])} hours",
     ]
-    if job.preemptions:
+    if run.preemptions:
         lines += [
-            f"preempted  {_amount(hours['preemptions'])} times: of {job.group:,} at once, each loses "
-            f"{_amount(job.restart_seconds)} s to restart and {_amount(hours['lost_seconds_per_stop'])} s of work",
+            f"preempted  {_amount(hours['preemptions'])} times: of {run.group:,} at once, each loses "
+            f"{_amount(run.restart_seconds)} s to restart and {_amount(hours['lost_seconds_per_stop'])} s of work",
             f"in all     {_amount(hours['wall_hours_preempted'])} hours, {_amount(hours['held_device_hours'])} device "
             f"hours: {_amount(100 * hours['added_share'])} % more",
         ]
     if simulated:
-        walls = sorted(simulate(job, seed)[0] / 3600 for seed in range(simulated))
+        walls = sorted(simulate(run, seed)[0] / 3600 for seed in range(simulated))
         lines.append(
             f"simulated  {_amount(walls[len(walls) // 2])} hours (median of {simulated} runs by chance), "
             f"{_amount(walls[0])} to {_amount(walls[-1])}"
         )
-    return lines + [f"note       {text}" for text in remarks(job)]
+    return lines + [f"note       {text}" for text in remarks(run)]
 
 
-def remarks(job: Job) -> list[str]:
+def remarks(run: LargeRun) -> list[str]:
     """What somebody with these numbers should change."""
-    found, hours = [], times(job)
-    if job.write_seconds > job.block_seconds:
+    found, hours = [], times(run)
+    if run.write_seconds > run.block_seconds:
         found.append("writing is slower than computing and sets the pace: longer --chunk-chains, or a smaller --dtype")
-    files = storage(job)["files"]
+    files = storage(run)["files"]
     if files > MANY_FILES:
         found.append(f"{files:,} files are hard on most storage: longer --chunk-chains")
     if hours["count_hours"] > hours["wall_hours"] / 4:
