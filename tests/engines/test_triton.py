@@ -78,6 +78,7 @@ assert compiling(jitter=0.1) > 0, "another variant of the kernel"
 assert compiling(jitter=0.2) == 0
 """,
     "cycles": """
+from known_maps import cycle_map
 for period in (2, 3):
     options = {"n_chains": 20, "burn_in": 41, "n_draws": 3, "thin": 5, "max_period": 8}
     run = fast_sample(cycle_map(period), engine="triton", **options)
