@@ -38,53 +38,53 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     return c0, c1, c2, c3
 
 
-def random_words(seed: int, chains: Tensor, dim: int, step: int) -> Tensor:
+def random_words(seed: int, chain_ids: Tensor, dim: int, step: int) -> Tensor:
     """The uint32 words of one step.
 
     Args:
         seed: 0 .. 2**64 - 1.
-        chains: (n,) int64, absolute chain ids.
+        chain_ids: (n,) int64, absolute chain ids.
         dim: values per chain.
         step: 0 .. 2**32 - 1.
 
     Returns:
-        (n, ceil(dim / 4), 4) int64 tensor on the device of ``chains``.
+        (n, ceil(dim / 4), 4) int64 tensor on the device of ``chain_ids``.
     """
-    blocks = torch.arange((dim + 3) // 4, device=chains.device)
-    low, high = (chains & MASK32)[:, None], ((chains >> 32) & MASK32)[:, None]
+    blocks = torch.arange((dim + 3) // 4, device=chain_ids.device)
+    low, high = (chain_ids & MASK32)[:, None], ((chain_ids >> 32) & MASK32)[:, None]
     counter = torch.broadcast_tensors(low, high, blocks[None, :], torch.full_like(low, step))
     key = (seed & MASK32, (seed >> 32) & MASK32)
     return torch.stack(philox4x32((counter[0], counter[1], counter[2], counter[3]), key), dim=-1)
 
 
-def uniforms(seed: int, chains: Tensor, dim: int, step: int) -> Tensor:
+def uniforms(seed: int, chain_ids: Tensor, dim: int, step: int) -> Tensor:
     """(n, dim) fp32 uniforms on [0, 1): the top 24 bits of each word, so that they are exact on every device."""
-    words = random_words(seed, chains, dim, step)
-    return _to_unit(words).reshape(len(chains), -1)[:, :dim]
+    words = random_words(seed, chain_ids, dim, step)
+    return _to_unit(words).reshape(len(chain_ids), -1)[:, :dim]
 
 
-def normals(seed: int, chains: Tensor, dim: int, step: int) -> Tensor:
+def normals(seed: int, chain_ids: Tensor, dim: int, step: int) -> Tensor:
     """(n, dim) fp32 standard normals by Box-Muller (1958): words (0, 1) and (2, 3) give two each; at most 5.77."""
-    words = random_words(seed, chains, dim, step)
+    words = random_words(seed, chain_ids, dim, step)
     radius = torch.sqrt(-2.0 * torch.log(_to_unit(words[..., 0::2]) + _TO_UNIT))
     angle = (2.0 * math.pi) * _to_unit(words[..., 1::2])
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pairs.reshape(len(chains), -1)[:, :dim]
+    return pairs.reshape(len(chain_ids), -1)[:, :dim]
 
 
 def _to_unit(words: Tensor) -> Tensor:
     return (words >> 8).to(torch.float32) * _TO_UNIT
 
 
-def start_noise(seed: int, chains: Tensor, dim: int, init: str, low: float, high: float) -> Tensor:
+def start_noise(seed: int, chain_ids: Tensor, dim: int, init: str, low: float, high: float) -> Tensor:
     """x_0 of the chains, (n, dim) fp32: ``init`` "uniform" on [low, high), or "normal": N(mid, half range) clipped."""
     if init == "uniform":
-        return low + (high - low) * uniforms(seed, chains, dim, 0)
+        return low + (high - low) * uniforms(seed, chain_ids, dim, 0)
     mid, half = (low + high) / 2, (high - low) / 2
-    return (mid + half * normals(seed, chains, dim, 0)).clamp(low, high)
+    return (mid + half * normals(seed, chain_ids, dim, 0)).clamp(low, high)
 
 
-def jitter_noise(seed: int, chains: Tensor, dim: int, step: int, noise: str, low: float, high: float) -> Tensor:
+def jitter_noise(seed: int, chain_ids: Tensor, dim: int, step: int, noise: str, low: float, high: float) -> Tensor:
     """The noise of one step before it is scaled by ``jitter``, (n, dim) fp32, in data units.
 
     ``noise`` is "normal" (half range x standard normal), "uniform" (on +- half range) or "upstream": uniform on
@@ -92,8 +92,8 @@ def jitter_noise(seed: int, chains: Tensor, dim: int, step: int, noise: str, low
     """
     half = (high - low) / 2
     if noise == "normal":
-        return half * normals(seed, chains, dim, step)
-    u = uniforms(seed, chains, dim, step)
+        return half * normals(seed, chain_ids, dim, step)
+    u = uniforms(seed, chain_ids, dim, step)
     if noise == "uniform":
         return half * (2.0 * u - 1.0)
     return (high - low) * u + high

@@ -48,13 +48,13 @@ class Engine(Protocol):
         """The same packed weights for another request, of the same precision and kernel."""
         ...
 
-    def start(self, chains: Tensor) -> Tensor:
+    def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
         ...
 
     def advance(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
@@ -64,7 +64,7 @@ class Engine(Protocol):
         """Run steps ``first_step`` .. ``last_step - 1``.
 
         Args:
-            chains: (n,) int64 absolute chain ids, in any order, on the engine's device.
+            chain_ids: (n,) int64 absolute chain ids, in any order, on the engine's device.
             state: (n, D) states before ``first_step``; None for the start noise (``first_step`` is 0 then).
             first_step, last_step: half-open range of steps of the request's schedule, ``first_step < last_step``.
             draws: (n, n_draws, D), filled at the draws that fall into the range; None keeps none.

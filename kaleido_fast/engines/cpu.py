@@ -63,13 +63,13 @@ class CpuEngine:
         other.request, other.steps = request, _steps(request, self.kernels)
         return other
 
-    def start(self, chains: Tensor) -> Tensor:
+    def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
-        return self.advance(chains, None, 0, 0, None, lambda _: None).state
+        return self.advance(chain_ids, None, 0, 0, None, lambda _: None).state
 
     def advance(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
@@ -77,12 +77,12 @@ class CpuEngine:
         report: Report,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`; ``report`` is called from the calling thread only."""
-        n, dim = len(chains), self.spec.dim
+        n, dim = len(chain_ids), self.spec.dim
         final = np.empty((n, dim), np.float32) if state is None else _copied(state, (n, dim))
         residual = np.zeros(n, np.float32)
         kept, target = _draw_buffer(draws, self.request.n_draws, dim)
         run = _Run(
-            self, chains.cpu().contiguous().numpy(), state is None, first_step, last_step, target, final, residual
+            self, chain_ids.cpu().contiguous().numpy(), state is None, first_step, last_step, target, final, residual
         )
         run.go(report)
         if draws is not None and kept is not None and kept is not draws:
@@ -96,7 +96,7 @@ class _Run:
     def __init__(
         self,
         engine: CpuEngine,
-        chains: np.ndarray,
+        chain_ids: np.ndarray,
         from_start: bool,
         first_step: int,
         last_step: int,
@@ -105,13 +105,13 @@ class _Run:
         residual: np.ndarray,
     ) -> None:
         spec, kernels = engine.spec, engine.kernels
-        self.engine, self.chains, self.draws, self.final, self.residual = engine, chains, draws, final, residual
+        self.engine, self.chain_ids, self.draws, self.final, self.residual = engine, chain_ids, draws, final, residual
         self.first_step, self.last_step = first_step, last_step
         uniform = engine.request.init == "uniform"
         self.start = (kernels.START_UNIFORM if uniform else kernels.START_NORMAL) if from_start else kernels.NONE
         threads = max(1, torch.get_num_threads())
-        self.tile = tile_chains(spec.widths, kernels.LANES, len(chains), threads)
-        self.n_threads = min(threads, -(-len(chains) // self.tile))
+        self.tile = tile_chains(spec.widths, kernels.LANES, len(chain_ids), threads)
+        self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
         self.step_flops = spec.flops_per_step
         self.flops = self.step_flops * max(1, last_step - first_step)
         self.taken = 0
@@ -157,7 +157,7 @@ class _Run:
     def _take(self) -> slice | None:
         """The next unit; None when all are taken."""
         with self.taking:
-            left = len(self.chains) - self.taken
+            left = len(self.chain_ids) - self.taken
             if not left:
                 return None
             first = self.taken
@@ -174,7 +174,7 @@ class _Run:
                 self.engine.layers,
                 self.engine.steps,
                 tile,
-                self.chains[rows],
+                self.chain_ids[rows],
                 final,
                 start,
                 step,
@@ -237,7 +237,7 @@ def make_tile(spec: ModelSpec, chains: int, precision: str, kernels: Any) -> cpu
     state, widest, lanes = chains * spec.dim, chains * max(spec.widths), kernels.LANES
     pairs = chains * ((max(spec.widths) + 1) // 2) if precision == "bf16" else 0
     return kernels.Tile(
-        chains=np.zeros(chains, np.int64),
+        chain_ids=np.zeros(chains, np.int64),
         state=_aligned(state),
         moved=_aligned(state),
         hidden=_aligned(widest),

@@ -98,7 +98,7 @@ class Tile(NamedTuple):
     """Buffers of one tile, one set a thread; nothing in them outlives a call.
 
     Args:
-        chains: (subs * LANES,) int64 absolute chain ids.
+        chain_ids: (subs * LANES,) int64 absolute chain ids.
         state, moved: (subs * dim * LANES,) fp32.
         hidden, other: (subs * widest layer * LANES,) fp32.
         pairs: the inputs of a layer as pairs of bf16, (subs * half of the widest layer * LANES,) int32; () with fp32.
@@ -106,7 +106,7 @@ class Tile(NamedTuple):
         residual: (subs * LANES,) fp32, of the last step run.
     """
 
-    chains: np.ndarray
+    chain_ids: np.ndarray
     state: np.ndarray
     moved: np.ndarray
     hidden: np.ndarray
@@ -466,10 +466,10 @@ _TO_UNIT, _TURN = _floats(2.0**-24, 2 * np.pi)
 
 
 @_pasted
-def _philox(chains, group, step, key_low, key_high, words):
+def _philox(chain_ids, group, step, key_low, key_high, words):
     """Philox4x32-10 of `LANES` chains: words[4][lane]; see `kaleido_fast.noise`."""
     for i in range(LANES):
-        c0, c1 = np.uint32(chains[i]), np.uint32(np.uint64(chains[i]) >> _32_BITS)
+        c0, c1 = np.uint32(chain_ids[i]), np.uint32(np.uint64(chain_ids[i]) >> _32_BITS)
         c2, c3 = np.uint32(group), np.uint32(step)
         k0, k1 = np.uint32(key_low), np.uint32(key_high)
         for _ in range(10):
@@ -499,10 +499,10 @@ def _box_muller(words, normals):
 
 
 @_pasted
-def _noise_rows(chains, group, step, steps, normal, n_rows, tile):
+def _noise_rows(chain_ids, group, step, steps, normal, n_rows, tile):
     """Standard normals, or uniforms on [0, 1), of dims 4 group .. 4 group + n_rows - 1 into tile.noise[4][lane]."""
     words, noise = tile.words, tile.noise
-    _philox(chains, group, step, steps.key_low, steps.key_high, words)
+    _philox(chain_ids, group, step, steps.key_low, steps.key_high, words)
     if normal:
         for pair in range((n_rows + 1) // 2):
             rows = slice(2 * pair * LANES, 2 * (pair + 1) * LANES)
@@ -544,11 +544,11 @@ def _move_row(kind, e, source, target, scale, layers):
 def _add_noise(kind, layers, steps, tile, dim, step, values):
     """Noise of ``step`` on the values of a tile, in place; the kinds of start noise overwrite them."""
     normal = kind in (NORMAL, START_NORMAL)
-    for sub in range(len(tile.chains) // LANES):
-        chains = tile.chains[sub * LANES : (sub + 1) * LANES]
+    for sub in range(len(tile.chain_ids) // LANES):
+        chain_ids = tile.chain_ids[sub * LANES : (sub + 1) * LANES]
         for group in range((dim + 3) // 4):
             n_rows = min(4, dim - 4 * group)
-            _noise_rows(chains, group, step, steps, normal, n_rows, tile)
+            _noise_rows(chain_ids, group, step, steps, normal, n_rows, tile)
             for row in range(n_rows):
                 at = (sub * dim + 4 * group + row) * LANES
                 x, e = values[at : at + LANES], tile.noise[row * LANES : (row + 1) * LANES]
@@ -684,7 +684,7 @@ def _write_rows(state, rows, dim):
 @_pasted
 def _advance_tile(layers, steps, tile, first_step, last_step, draws):
     """Steps of ``tile.state``, in place; the residual of the last one goes to ``tile.residual``."""
-    dim, subs = layers.table[0, 0], len(tile.chains) // LANES
+    dim, subs = layers.table[0, 0], len(tile.chain_ids) // LANES
     state, moved = tile.state, tile.moved
     for step in range(first_step, last_step):
         draw = max(0, (step - steps.burn_in) // steps.thin)
@@ -703,25 +703,25 @@ def _advance_tile(layers, steps, tile, first_step, last_step, draws):
 
 
 @_entry
-def advance_rows(layers, steps, tile, chains, state, start, first_step, last_step, draws, final, residual):
+def advance_rows(layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual):
     """Run steps ``first_step`` .. ``last_step - 1`` of some chains, tile after tile.
 
     Args:
         layers, steps, tile: see there.
-        chains: (n,) int64 absolute ids.
+        chain_ids: (n,) int64 absolute ids.
         state: (n, dim) fp32 states before ``first_step``; not read where ``start`` names a start noise.
         start: START_UNIFORM or START_NORMAL; else ``state`` is taken.
         first_step, last_step: the range; an empty one only writes the start.
         draws: (n, n_draws, dim) fp32, takes the draws that fall into the range; (0, n_draws, dim) keeps none.
         final, residual: (n, dim) and (n,) fp32 results; ``final`` may be ``state``.
     """
-    dim, size = layers.table[0, 0], len(tile.chains)
+    dim, size = layers.table[0, 0], len(tile.chain_ids)
     keep = draws.shape[0] > 0
-    for begin in range(0, len(chains), size):
-        end = min(begin + size, len(chains))
+    for begin in range(0, len(chain_ids), size):
+        end = min(begin + size, len(chain_ids))
         n = end - begin
         for i in range(n):
-            tile.chains[i] = chains[begin + i]
+            tile.chain_ids[i] = chain_ids[begin + i]
         if start in (START_UNIFORM, START_NORMAL):
             _add_noise(start, layers, steps, tile, dim, first_step, tile.state)
         else:

@@ -68,7 +68,7 @@ class ModuleEngine(ReferenceEngine):
 
     def advance(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
@@ -76,21 +76,21 @@ class ModuleEngine(ReferenceEngine):
         report: Report,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`."""
-        n = len(chains)
+        n = len(chain_ids)
         # Not in inference mode: what a module makes there could not be used for gradients in its own forward.
         with torch.inference_mode(False), torch.no_grad(), exact_products(self.device), self.answers.running():
             final = torch.empty(n, self.dim, dtype=self.dtype, device=self.device)
             residual = torch.empty(n, dtype=torch.float32, device=self.device)
             if self.answers.movable is None:
-                self._meet(chains, state, first_step)
-            for rows, places in self._tiles(chains):
+                self._meet(chain_ids, state, first_step)
+            for rows, places in self._tiles(chain_ids):
                 # Rows that no chain stands in repeat one that is there: a module may not take every value.
                 filled = rows[:1].repeat(self.tile_rows)
                 filled[places] = rows
-                ids = chains[filled]
-                x = self.start(ids) if state is None else state[filled].to(self.dtype)
+                tile_ids = chain_ids[filled]
+                x = self.start(tile_ids) if state is None else state[filled].to(self.dtype)
                 for step in range(first_step, last_step):
-                    x, change = self._step(x, ids, step)
+                    x, change = self._step(x, tile_ids, step)
                     draw = self.request.schedule.draw_after(step + 1)
                     if draws is not None and draw is not None:
                         with torch.inference_mode():  # where they may have been made
@@ -100,9 +100,9 @@ class ModuleEngine(ReferenceEngine):
                 self.answers.refuse_outside()
         return Advanced(final, residual)
 
-    def _meet(self, chains: Tensor, state: Tensor | None, step: int) -> None:
+    def _meet(self, chain_ids: Tensor, state: Tensor | None, step: int) -> None:
         """Look at the module's first answers: those of the first chains, amid others."""
-        some = chains[torch.arange(self.tile_rows, device=self.device) % len(chains)]
+        some = chain_ids[torch.arange(self.tile_rows, device=self.device) % len(chain_ids)]
         x = self.start(some) if state is None else state[: self.tile_rows].to(self.dtype)
         if len(x) < self.tile_rows:
             x = x[torch.arange(self.tile_rows, device=self.device) % len(x)]
@@ -111,14 +111,14 @@ class ModuleEngine(ReferenceEngine):
         far = torch.arange(self.tile_rows, device=self.device) + _FAR
         self.answers.meet(x, self.start(far))
 
-    def _tiles(self, chains: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _tiles(self, chain_ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, places): which of the chains make up a tile, and where in it they stand."""
-        every = torch.arange(len(chains), device=self.device)
+        every = torch.arange(len(chain_ids), device=self.device)
         if self.answers.movable:
             for rows in every.split(self.tile_rows):
                 yield rows, every[: len(rows)]
             return
-        tile, places = chains // self.tile_rows, chains % self.tile_rows
+        tile, places = chain_ids // self.tile_rows, chain_ids % self.tile_rows
         order = tile.argsort(stable=True)
         _, sizes = tile[order].unique_consecutive(return_counts=True)
         for rows in order.split(sizes.tolist()):

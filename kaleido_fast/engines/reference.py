@@ -72,7 +72,7 @@ class ReferenceEngine:
 
     def advance(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
@@ -80,7 +80,7 @@ class ReferenceEngine:
         report: Report,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`."""
-        n = len(chains)
+        n = len(chain_ids)
         final = torch.empty(n, self.dim, dtype=self.dtype, device=self.device)
         residual = torch.empty(n, dtype=torch.float32, device=self.device)
         with torch.inference_mode(), exact_products(self.device):
@@ -88,26 +88,26 @@ class ReferenceEngine:
                 rows = slice(start, min(start + self.tile_rows, n))
                 tile_state = None if state is None else state[rows]
                 tile_draws = None if draws is None else draws[rows]
-                tile = self._advance_tile(chains[rows], tile_state, first_step, last_step, tile_draws, report)
+                tile = self._advance_tile(chain_ids[rows], tile_state, first_step, last_step, tile_draws, report)
                 final[rows], residual[rows] = tile.state, tile.residual
         return Advanced(final, residual)
 
     def _advance_tile(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
         draws: Tensor | None,
         report: Report,
     ) -> Advanced:
-        n = len(chains)
+        n = len(chain_ids)
         schedule = self.request.schedule
         idle = self._rows_for(n) - n
-        chains = F.pad(chains, (0, idle))
-        x = self.start(chains) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, idle))
+        chain_ids = F.pad(chain_ids, (0, idle))
+        x = self.start(chain_ids) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, idle))
         for step in range(first_step, last_step):
-            x, change = self._step(x, chains, step)
+            x, change = self._step(x, chain_ids, step)
             draw = schedule.draw_after(step + 1)
             if draws is not None and draw is not None:
                 draws[:, draw] = x[:n]
@@ -140,25 +140,25 @@ class ReferenceEngine:
         ends = ((x[:rows], whole[:rows]), (x[-rows:], whole[-rows:]))
         return all(torch.equal(map_(part.clone()), values) for part, values in ends)
 
-    def start(self, chains: Tensor) -> Tensor:
+    def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
         request = self.request
-        return start_noise(request.seed, chains, self.dim, request.init, self.low, self.high).to(self.dtype)
+        return start_noise(request.seed, chain_ids, self.dim, request.init, self.low, self.high).to(self.dtype)
 
-    def _step(self, x: Tensor, chains: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, chain_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """x_t -> (x_{t+1}, what the map changed of its input)."""
         schedule = self.request.schedule
         if schedule.is_jittered(step):
-            x = self._add_noise(x, chains, step)
+            x = self._add_noise(x, chain_ids, step)
         y = self.step_map(x)
         change = y - x
         if schedule.noise == "upstream" and schedule.jitter > 0:
-            y = self._add_noise(y, chains, step + 1)
+            y = self._add_noise(y, chain_ids, step + 1)
         return y, change
 
-    def _add_noise(self, x: Tensor, chains: Tensor, step: int) -> Tensor:
+    def _add_noise(self, x: Tensor, chain_ids: Tensor, step: int) -> Tensor:
         request = self.request
-        e = jitter_noise(request.seed, chains, self.dim, step, request.noise, self.low, self.high)
+        e = jitter_noise(request.seed, chain_ids, self.dim, step, request.noise, self.low, self.high)
         return (x + request.jitter * e.to(self.dtype)).clamp(self.low, self.high)
 
 

@@ -59,14 +59,14 @@ class TritonEngine:
         other.request, other.compile_seconds = request, 0.0
         return other
 
-    def start(self, chains: Tensor) -> Tensor:
+    def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
         spec, request = self.spec, self.request
-        return start_noise(request.seed, chains, spec.dim, request.init, spec.low, spec.high)
+        return start_noise(request.seed, chain_ids, spec.dim, request.init, spec.low, spec.high)
 
     def advance(
         self,
-        chains: Tensor,
+        chain_ids: Tensor,
         state: Tensor | None,
         first_step: int,
         last_step: int,
@@ -74,9 +74,9 @@ class TritonEngine:
         report: Report,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`; one launch, whatever the number of steps."""
-        n = len(chains)
+        n = len(chain_ids)
         outputs = Outputs(self._empty(n, self.spec.dim), self._empty(n), draws)
-        self._timed_launch(self._request(chains, state, first_step, last_step), outputs)
+        self._timed_launch(self._request(chain_ids, state, first_step, last_step), outputs)
         report(n * (last_step - first_step))
         return Advanced(outputs.final, outputs.residual)
 
@@ -86,23 +86,23 @@ class TritonEngine:
         return None if self.plan.choice.kernel == "graph" else self._advance_checked
 
     def _advance_checked(
-        self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report
+        self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report
     ) -> Checked:
-        n, dim = len(chains), self.spec.dim
+        n, dim = len(chain_ids), self.spec.dim
         saved = self._empty(n, dim).fill_(torch.inf) if checks.saved is None else checks.saved.contiguous()
         inside = replace(checks, calm=checks.calm.contiguous(), saved=saved)
         calm, halt = (self._empty(n, dtype=torch.int32) for _ in range(2))
         outputs = Outputs(self._empty(n, dim), self._empty(n), None, calm, halt)
-        self._timed_launch(replace(self._request(chains, state, first_step, last_step), checks=inside), outputs)
+        self._timed_launch(replace(self._request(chain_ids, state, first_step, last_step), checks=inside), outputs)
         report(n * (last_step - first_step))
         return Checked(outputs.final, outputs.residual, calm, halt)
 
-    def _request(self, chains: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
+    def _request(self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
         return LaunchRequest(
-            n_chains=len(chains),
+            n_chains=len(chain_ids),
             schedule=self.request.schedule,
             seed=self.request.seed,
-            chain_ids=chains.contiguous(),
+            chain_ids=chain_ids.contiguous(),
             init=self.request.init,
             first_step=first_step,
             run_steps=last_step - first_step,
