@@ -117,8 +117,8 @@ def on_device(request: LaunchRequest, device: torch.device = DEVICE) -> LaunchRe
     }
     if request.checks is not None:
         assert request.checks.saved is not None
-        calm, saved = request.checks.calm.to(device), request.checks.saved.to(device)
-        moved["checks"] = replace(request.checks, calm=calm, saved=saved)
+        passed, saved = request.checks.checks_passed.to(device), request.checks.saved.to(device)
+        moved["checks"] = replace(request.checks, checks_passed=passed, saved=saved)
     return replace(request, **moved)
 
 
@@ -219,7 +219,7 @@ def checks_that_halt(steps: dict[int, Outputs], every: int, patience: int) -> Ch
 def halted_by_hand(steps: dict[int, Outputs], checks: Checks) -> Outputs:
     """The definition of `Checks`, on launches of one step each without any."""
     assert checks.saved is not None
-    calm = checks.calm.clone()
+    calm = checks.checks_passed.clone()
     halt = torch.zeros_like(calm)
     final, residual = (torch.full_like(x, float("nan")) for x in (checks.saved, steps[max(steps)].residual))
     for step, one in steps.items():

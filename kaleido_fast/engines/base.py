@@ -28,12 +28,12 @@ class Checked(Advanced):
     """Chains after some steps, or after the check at which they halted.
 
     Args:
-        calm: (n,) int32, checks in a row passed.
+        checks_passed: (n,) int32, checks in a row passed.
         halt: (n,) int32: 0 for a chain that goes on, s > 0 for one at rest or NaN after s steps, -s for one that was
             back at its saved state after s steps.
     """
 
-    calm: Tensor
+    checks_passed: Tensor
     halt: Tensor
 
 

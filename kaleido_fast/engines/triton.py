@@ -90,12 +90,12 @@ class TritonEngine:
     ) -> Checked:
         n, dim = len(chain_ids), self.spec.dim
         saved = self._empty(n, dim).fill_(torch.inf) if checks.saved is None else checks.saved.contiguous()
-        inside = replace(checks, calm=checks.calm.contiguous(), saved=saved)
-        calm, halt = (self._empty(n, dtype=torch.int32) for _ in range(2))
-        outputs = Outputs(self._empty(n, dim), self._empty(n), None, calm, halt)
+        inside = replace(checks, checks_passed=checks.checks_passed.contiguous(), saved=saved)
+        passed, halt = (self._empty(n, dtype=torch.int32) for _ in range(2))
+        outputs = Outputs(self._empty(n, dim), self._empty(n), None, passed, halt)
         self._timed_launch(replace(self._request(chain_ids, state, first_step, last_step), checks=inside), outputs)
         report(n * (last_step - first_step))
-        return Checked(outputs.final, outputs.residual, calm, halt)
+        return Checked(outputs.final, outputs.residual, passed, halt)
 
     def _request(self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
         return LaunchRequest(

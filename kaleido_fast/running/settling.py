@@ -66,7 +66,7 @@ def run_block(
 
 
 class _SettlingBlock:
-    """One block with freezing. ``live`` holds the rows still running; ``state``, ``calm``, ``saved`` are of these."""
+    """One block with freezing. ``live``: rows still running; ``state``, ``checks_passed``, ``saved`` are of these."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class _SettlingBlock:
         steps = torch.full((n,), self.schedule.n_steps, dtype=torch.int32, device=device)
         self.end = BlockEnd(torch.zeros(n, dtype=torch.float32, device=device), steps, torch.zeros_like(steps), 0)
         self.live = torch.arange(n, device=device)
-        self.calm = torch.zeros(n, dtype=torch.int32, device=device)
+        self.checks_passed = torch.zeros(n, dtype=torch.int32, device=device)
         self.state = z0
         self.saved: Tensor | None = None
         self.checks_between, self.renew_at = 1, self._next_check(self.freeze_from)
@@ -162,7 +162,7 @@ class _SettlingBlock:
         self.state = self._put(self.state, places, made.state)
         if not isinstance(made, Checked):
             return None
-        self.calm = self._put(self.calm, places, made.calm)
+        self.checks_passed = self._put(self.checks_passed, places, made.checks_passed)
         return made.halt
 
     def _put(self, values: Tensor | None, places: Tensor, new: Tensor) -> Tensor:
@@ -177,9 +177,9 @@ class _SettlingBlock:
         request = self.request
         patience = request.patience if last > self.freeze_from else NEVER
         saved = self._part(self.saved, places) if last <= self.singly_from else None
-        calm = self._part(self.calm, places)
-        assert calm is not None
-        return Checks(self.tol, patience, request.check_every, calm, saved)
+        passed = self._part(self.checks_passed, places)
+        assert passed is not None
+        return Checks(self.tol, patience, request.check_every, passed, saved)
 
     def _compare_with_saved(self, steps: int) -> None:
         """Give chains that are where they were ``steps`` ago, and not at rest, that period. Nothing waits."""
@@ -215,7 +215,7 @@ class _SettlingBlock:
         if len(places) == len(self.live):
             return
         assert self.state is not None
-        self.live, self.state, self.calm = self.live[places], self.state[places], self.calm[places]
+        self.live, self.state, self.checks_passed = self.live[places], self.state[places], self.checks_passed[places]
         self.saved = None if self.saved is None else self.saved[places]
 
     def _measure_cycles(self, engine: Engine, step: int, places: Tensor) -> Tensor:
@@ -260,13 +260,13 @@ class _SettlingBlock:
 
 def check_chains(end: Advanced, checks: Checks, step: int) -> Checked:
     """A check after ``step`` steps: what `kaleido_fast.engines.base.Checked` says of each chain."""
-    calm = torch.where(end.residual < checks.tol, checks.calm + 1, 0)
-    settled = (calm >= checks.patience) | torch.isnan(end.residual)  # a NaN stays one: nothing more can come of it
+    passed = torch.where(end.residual < checks.tol, checks.checks_passed + 1, 0)
+    settled = (passed >= checks.patience) | torch.isnan(end.residual)  # a NaN stays one: nothing more can come of it
     back = torch.zeros_like(settled)
     if checks.saved is not None:
         back = (end.state - checks.saved).abs().amax(dim=1) < checks.tol
     halt = torch.where(settled, step, torch.where(back, -step, 0)).to(torch.int32)
-    return Checked(end.state, end.residual, calm, halt)
+    return Checked(end.state, end.residual, passed, halt)
 
 
 def _parted(halt: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -124,7 +124,7 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
     ]
     if checks is not None:
         expected += [
-            ("checks.calm", checks.calm, (n,), torch.int32),
+            ("checks.checks_passed", checks.checks_passed, (n,), torch.int32),
             ("checks.saved", checks.saved, (n, dim), torch.float32),
             ("calm", outputs.calm, (n,), torch.int32),
             ("halt", outputs.halt, (n,), torch.int32),
@@ -203,7 +203,7 @@ def input_pointers(request: LaunchRequest, outputs: Outputs) -> list[Tensor]:
     """The pointers of every kernel from ``start_ptr`` to ``halt_ptr``, in order."""
     checks = request.checks
     there = [request.start, request.chain_ids]
-    there += [None] * 4 if checks is None else [checks.saved, checks.calm, outputs.calm, outputs.halt]
+    there += [None] * 4 if checks is None else [checks.saved, checks.checks_passed, outputs.calm, outputs.halt]
     return [outputs.final if tensor is None else tensor for tensor in there]
 
 

@@ -117,7 +117,7 @@ class Checks:
         tol: bound on a residual, and on the distance to a saved state, in data units, at least 0.
         patience: checks in a row with a residual below ``tol`` after which a chain is at rest, at least 1.
         every: steps between checks, at least 1.
-        calm: (n_chains,) int32, checks in a row passed before.
+        checks_passed: (n_chains,) int32, checks in a row passed before.
         saved: (n_chains, D) fp32 states that chains may come back to, infinite where that is not asked; None asks it
             of none.
 
@@ -128,7 +128,7 @@ class Checks:
     tol: float
     patience: int
     every: int
-    calm: Tensor
+    checks_passed: Tensor
     saved: Tensor | None
 
     def __post_init__(self) -> None:
