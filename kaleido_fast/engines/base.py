@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from kaleido_fast.planning.request import SampleRequest
@@ -24,17 +25,46 @@ class Advanced:
 
 
 @dataclass(frozen=True)
+class Halts:
+    """Which chains of a run with checks went on to its end, and which halted on the way.
+
+    Args:
+        running, settled, returned: (k,) int64 each, in order, together all places 0 .. n - 1: chains that go on, that
+            are at rest or NaN, and that were back at their earlier state.
+        steps: (n,) int32, number of steps after which a chain halted; 0 for one that goes on.
+        steps_sum: the sum of ``steps``.
+    """
+
+    running: Tensor
+    settled: Tensor
+    returned: Tensor
+    steps: Tensor
+    steps_sum: int
+
+    @classmethod
+    def from_signed(cls, halt: Tensor) -> Halts:
+        """Decode what a kernel stores, (n,) int32: 0 for a chain that goes on, s for a settled, -s for a returned one.
+
+        The host waits for the device once, for four numbers.
+        """
+        steps, sign = halt.abs(), halt.sign()
+        sizes = torch.stack([*((sign == value).sum() for value in (-1, 0, 1)), steps.sum()])
+        n_returned, n_running, n_settled, steps_sum = sizes.tolist()
+        returned, running, settled = sign.argsort(stable=True).split([n_returned, n_running, n_settled])
+        return cls(running, settled, returned, steps, steps_sum)
+
+
+@dataclass(frozen=True)
 class Checked(Advanced):
     """Chains after some steps, or after the check at which they halted.
 
     Args:
         checks_passed: (n,) int32, checks in a row passed.
-        halt: (n,) int32: 0 for a chain that goes on, s > 0 for one at rest or NaN after s steps, -s for one that was
-            back at its saved state after s steps.
+        halts: which of them halted, and when.
     """
 
     checks_passed: Tensor
-    halt: Tensor
+    halts: Halts
 
 
 CheckedRun = Callable[[Tensor, Tensor | None, int, int, Checks, Report], Checked]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Report
+from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Halts, Report
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
@@ -95,7 +95,7 @@ class TritonEngine:
         outputs = Outputs(self._empty(n, dim), self._empty(n), None, passed, halt)
         self._timed_launch(replace(self._request(chain_ids, state, first_step, last_step), checks=inside), outputs)
         report(n * (last_step - first_step))
-        return Checked(outputs.final, outputs.residual, passed, halt)
+        return Checked(outputs.final, outputs.residual, passed, Halts.from_signed(halt))
 
     def _request(self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int) -> LaunchRequest:
         return LaunchRequest(

@@ -61,7 +61,7 @@ class SampleRequest:
         noise: jitter noise: "normal", "uniform" or "upstream".
         jitter: scale of the jitter noise in units of half the data range; 0 is off.
         settle: steps without jitter before each draw; not used by "upstream" noise, which comes after every step.
-        tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.running.settling`); None
+        tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.running.freezing`); None
             runs every step. Jittered runs never freeze.
         patience: checks in a row below ``tol`` before a chain is frozen.
         check_every: steps between checks; they fall on multiples of it.

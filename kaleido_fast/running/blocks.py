@@ -11,11 +11,12 @@ from torch import Tensor
 from kaleido_fast.planning.plan import SamplePlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.progress import Meter
+from kaleido_fast.running.freezing import run_block
+from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import (
     ChainArrays,
     judge,
 )
-from kaleido_fast.running.settling import Phase, run_block
 from kaleido_fast.running.subject import Subject
 
 
@@ -72,13 +73,13 @@ def run_blocks(
         )
         chain_steps = 0
         for part in split(span.stop - span.start, run.plan.block_chains):
-            chains = made[part]
+            into = made[part]
             first = span.start + part.start
-            ids = torch.arange(first, first + len(chains), device=device) + request.first_chain
-            start = None if z0 is None else z0[first : first + len(chains)].to(device)
-            end = run_block(phases, request, ids, start, chains.draws, meter.add)
-            chains.residual[:], chains.steps[:] = end.residual, end.steps
-            chains.outcome[:], chains.period[:] = judge(chains.draws[:, -1], end.residual, end.period, request.tol)
+            chain_ids = torch.arange(first, first + len(into), device=device) + request.first_chain
+            start = None if z0 is None else z0[first : first + len(into)].to(device)
+            end = run_block(phases, request, chain_ids, start, into.draws, meter.add)
+            into.residual[:], into.steps[:] = end.residual, end.steps
+            into.outcome[:], into.period[:] = judge(into.draws[:, -1], end.residual, end.period, request.tol)
             chain_steps += end.chain_steps
-            meter.finish(len(chains))
+            meter.finish(len(into))
         yield Block(span, made, chain_steps)

@@ -16,7 +16,7 @@ from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.plan import PlannedPhase, SamplePlan
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_fast.running.settling import Phase
+from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.subject import Subject
 from kaleido_fast.system.devices import (
     current_stream,

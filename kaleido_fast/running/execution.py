@@ -18,6 +18,7 @@ from kaleido_fast.progress import Callback, Meter
 from kaleido_fast.running.blocks import Run, run_blocks, split
 from kaleido_fast.running.engine import build_phases
 from kaleido_fast.running.mixing import measure_mixing
+from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import (
     ChainArrays,
     SampleResult,
@@ -27,7 +28,6 @@ from kaleido_fast.running.result import (
     residual_quantiles,
     steps_histogram,
 )
-from kaleido_fast.running.settling import Phase
 from kaleido_fast.running.sharing import run_shared
 from kaleido_fast.running.subject import Subject
 from kaleido_fast.system.devices import (

@@ -14,8 +14,8 @@ from torch import Tensor
 from kaleido_fast.progress import Meter
 from kaleido_fast.running.blocks import Run, run_blocks, split
 from kaleido_fast.running.engine import build_phases
+from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import ChainArrays
-from kaleido_fast.running.settling import Phase
 from kaleido_fast.system.devices import on_device
 
 _POLL = 0.05  # seconds; a wait without end could not be interrupted on every system

@@ -388,7 +388,7 @@ class Waiting(TorchDispatchMode):
 def test_the_host_waits_once_a_check(max_period, monkeypatch):
     """What is called on the reference is called on a GPU: four numbers are read at each check and nothing else."""
     from kaleido_fast.running.engine import build_phases
-    from kaleido_fast.running.settling import run_block
+    from kaleido_fast.running.freezing import run_block
     from kaleido_fast.sampling import prepare_run
 
     reads = 0
