@@ -10,7 +10,6 @@ import contextlib
 import json
 import queue
 import shutil
-import signal
 import threading
 import time
 import warnings
@@ -50,6 +49,7 @@ from kaleido_fast.system.files import follow, write_error
 from kaleido_fast.system.locks import output_lock, read_token
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.system.signals import stop_signals
 from kaleido_fast.system.threads import deciding_threads, threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import Crew, Totals, find_crew, local_device
@@ -670,24 +670,6 @@ class _Writer:
                     self.write(block)
         except BaseException as problem:
             self.problem = problem
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGTERM raises `TerminatedError` as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise TerminatedError
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

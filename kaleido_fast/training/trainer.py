@@ -7,11 +7,8 @@ attract chains. The published recipe (Shrivastava, arXiv 2402.11793) is ``recipe
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +27,7 @@ from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import check_room
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.system.signals import StopFlag, stop_flag
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
@@ -341,7 +339,7 @@ class _Loop:
         """Make all steps that are left of the current attempt."""
         run, steps = self.run, self.run.recipe.steps
         began, first, saved = time.monotonic(), run.step, time.monotonic()
-        with _stop_flag(several=run.team.size > 1) as requested:
+        with stop_flag(several=run.team.size > 1) as requested:
             while run.step < steps:
                 stop = self._advance(requested)
                 try:
@@ -368,7 +366,7 @@ class _Loop:
         except KeyboardInterrupt as stop:
             raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
 
-    def _advance(self, requested: _StopFlag) -> bool:
+    def _advance(self, requested: StopFlag) -> bool:
         """One step; whether all workers stop after it."""
         run = self.run
         try:
@@ -381,10 +379,10 @@ class _Loop:
             self._save()  # the step was not made
             raise lost from problem
 
-    def _interrupted(self, requested: _StopFlag) -> TrainingInterruptedError:
-        run, terminated = self.run, requested.number == signal.SIGTERM
+    def _interrupted(self, requested: StopFlag) -> TrainingInterruptedError:
+        run = self.run
         return TrainingInterruptedError(
-            run.step, run.recipe.steps, self.state, terminated=terminated, told=not run.team.leads
+            run.step, run.recipe.steps, self.state, terminated=requested.terminated, told=not run.team.leads
         )
 
     def _save(self) -> None:
@@ -398,40 +396,6 @@ class _Loop:
         rate = learning_rate(run.recipe, run.step - 1)
         last = run.history[-1] if run.history else None
         self.callback(TrainingProgress(run.attempt, run.step, run.recipe.steps, rate, seconds_left, last))
-
-
-class _StopFlag(threading.Event):
-    """Set by a signal, whose number it keeps."""
-
-    number = 0
-
-
-@contextmanager
-def _stop_flag(*, several: bool) -> Iterator[_StopFlag]:
-    """Turn the first Ctrl-C or SIGTERM into a flag: inside an optimiser step it would tear the state. A second raises,
-    but not in one of several workers, to which the launcher hands on what they may have got already.
-
-    Only in the main thread, and only where nobody else handles the signal.
-    """
-    requested = _StopFlag()
-
-    def handle(signum: int, frame: Any) -> None:
-        if requested.is_set() and not several:
-            raise KeyboardInterrupt
-        requested.number = signum
-        requested.set()
-
-    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    ours = []
-    if threading.current_thread() is threading.main_thread():
-        ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
-    for number in ours:
-        signal.signal(number, handle)
-    try:
-        yield requested
-    finally:
-        for number in ours:
-            signal.signal(number, defaults[number])
 
 
 def _train_until_accepted(run: TrainingRun, loop: _Loop) -> Diagnostics:
