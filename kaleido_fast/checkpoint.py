@@ -1,21 +1,18 @@
 """One safetensors file per model: weights, specification, how it was made, how to sample it. No pickle anywhere.
 
 Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32, and one metadata entry ``kaleido_fast``: JSON with
-``version`` ("1"), ``spec`` and ``card`` (JSON texts) and ``checksum`` (SHA-256 over spec, card and tensors), since
-safetensors has none. One entry, because safetensors writes several in random order: equal models would differ in bytes.
+``version`` ("1"), ``spec`` and ``card`` (JSON texts) and ``checksum`` (SHA-256 over spec, card and tensors), see
+`kaleido_fast.system.sealed`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kaleido_fast.errors import InputError, unknown_name
@@ -25,9 +22,8 @@ from kaleido_fast.planning.jitter import fit_to_noise
 from kaleido_fast.planning.spacing import JITTERED_STEPS, default_thin, recommended_options
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
-from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.neutral import neutral
-from kaleido_fast.system.tensor_files import open_tensors, write_tensors
+from kaleido_fast.system.sealed import UNREADABLE, checksum_of, read_sealed, write_sealed
 
 ENTRY, VERSION = "kaleido_fast", "1"
 
@@ -140,9 +136,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
     # Copies: layers may be shared, and safetensors takes no shared memory.
     tensors = {name: t.to("cpu", torch.float32, copy=True).contiguous() for name, t in named_weights(model)}
     spec, card_text = model.spec.to_json(), card.to_json()
-    header = {"version": VERSION, "spec": spec, "card": card_text, "checksum": _checksum(spec, card_text, tensors)}
-    with atomic_path(Path(path)) as temporary:
-        write_tensors(save_file, tensors, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
+    texts = {"spec": spec, "card": card_text}
+    write_sealed(Path(path), ENTRY, VERSION, texts, tensors, checksum_of(spec + card_text, tensors))
     return weights_hash(model.spec, tensors.items())
 
 
@@ -159,7 +154,7 @@ def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
     path = _find(source)
     metadata, tensors = _read(path)
     header = _parse_header(path, metadata)
-    if header["checksum"] != _checksum(header["spec"], header["card"], tensors):
+    if header["checksum"] != checksum_of(header["spec"] + header["card"], tensors):
         raise InputError(f"checkpoint {path} is damaged: its checksum does not match; get or train it anew")
     try:
         spec, card = ModelSpec.from_json(header["spec"]), ModelCard.from_json(header["card"])
@@ -197,10 +192,8 @@ def _find(source: str | Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
-        with open_tensors(path, "pt") as file:
-            names = file.keys()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
+        return read_sealed(path)
+    except UNREADABLE as problem:
         text = " ".join(str(problem).split())
         raise InputError(
             f"checkpoint {path} cannot be read as safetensors: {text}; it may be cut short or foreign"
@@ -235,7 +228,7 @@ def _build(path: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> KaleidoML
             raise InputError(f"checkpoint {path}: tensor {name} has shape {have}, the specification says {want}")
         if tensors[name].dtype != torch.float32:
             raise InputError(f"checkpoint {path}: tensor {name} is {tensors[name].dtype}: float32 is expected")
-    with torch.device("meta"):  # no random initialisation: the caller's random numbers are his own
+    with torch.device("meta"):  # no random initialisation: the caller's random state does not advance
         model = KaleidoMLP(spec)
     model.to_empty(device="cpu").load_state_dict(tensors)
     return model
@@ -248,12 +241,3 @@ def _expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         if spec.bias[i]:
             shapes[f"layers.{i}.bias"] = (n_out,)
     return shapes
-
-
-def _checksum(spec: str, card: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(spec.encode())
-    digest.update(card.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

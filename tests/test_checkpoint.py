@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from kaleido_fast import InputError, ModelCard, ModelSpec, Scaling, load_checkpoint, save_checkpoint
-from kaleido_fast.checkpoint import ENTRY, _checksum
+from kaleido_fast.checkpoint import ENTRY
+from kaleido_fast.system.sealed import checksum_of
 
 SHARED_TMP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -23,7 +24,7 @@ def rewrite(path, *, tensors=None, **replaced):
     with safe_open(path, framework="pt") as file:
         header = {**json.loads(file.metadata()[ENTRY]), **replaced}
     weights = load_file(path) if tensors is None else tensors
-    header["checksum"] = _checksum(header["spec"], header["card"], weights)
+    header["checksum"] = checksum_of(header["spec"] + header["card"], weights)
     save_file(weights, path, {ENTRY: json.dumps(header)})
 
 

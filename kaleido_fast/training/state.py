@@ -2,23 +2,21 @@
 
 Tensors: ``model.*``, ``best.*`` (kept weights), ``adam.<parameter>.<moment>`` and ``running`` (sum of recent losses).
 One metadata entry ``kaleido_fast_training``: JSON with ``version``, ``request`` (what is being trained) and
-``position`` (JSON texts), and ``checksum``.
+``position`` (JSON texts), and ``checksum``, see `kaleido_fast.system.sealed`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.system.files import atomic_path
-from kaleido_fast.system.tensor_files import open_tensors, write_tensors
+from kaleido_fast.system.sealed import UNREADABLE, checksum_of, read_sealed, write_sealed
+from kaleido_fast.system.tensor_files import open_tensors
 
 ENTRY, VERSION = "kaleido_fast_training", "1"
 
@@ -27,9 +25,7 @@ def save_state(path: Path, request: dict[str, Any], position: dict[str, Any], te
     """Write the state; an earlier one stays whole until this one is."""
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {"request": json.dumps(request, sort_keys=True), "position": json.dumps(position)}
-    header = {"version": VERSION, **texts, "checksum": _checksum(texts, held)}
-    with atomic_path(path) as temporary:
-        write_tensors(save_file, held, temporary, {ENTRY: json.dumps(header, sort_keys=True)})
+    write_sealed(path, ENTRY, VERSION, texts, held, _checksum(texts, held))
 
 
 def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -39,10 +35,8 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
         InputError: the file is damaged or foreign, or it belongs to another request (the difference is named).
     """
     try:
-        with open_tensors(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as problem:
+        metadata, tensors = read_sealed(path)
+    except UNREADABLE as problem:
         text = " ".join(str(problem).split())
         raise InputError(f"training state {path} cannot be read: {text}; delete it to start anew") from problem
     header = _parse_header(path, metadata)
@@ -83,8 +77,4 @@ def _check_request(path: Path, stored: dict[str, Any], asked: dict[str, Any]) ->
 
 
 def _checksum(texts: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+    return checksum_of(json.dumps(texts, sort_keys=True), tensors)

@@ -30,7 +30,7 @@ def full(monkeypatch):
     def fails(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    for module in ("checkpoint", "training.state", "storing.writers"):
+    for module in ("system.sealed", "storing.writers"):
         monkeypatch.setattr(f"kaleido_fast.{module}.save_file", fails)
 
 
