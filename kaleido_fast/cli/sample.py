@@ -280,24 +280,7 @@ def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[st
     """The end figures as plain values."""
     stats = result.stats
     assert stats is not None
-    return {
-        **result.record(),
-        "n_chains": stats.n_chains,
-        "n_steps": stats.n_steps,
-        "seconds": stats.seconds,
-        "setup_seconds": stats.setup_seconds,
-        "compile_seconds": stats.compile_seconds,
-        "chain_steps": stats.chain_steps,
-        "chain_steps_per_second": stats.chain_steps_per_second,
-        "residual_quantiles": stats.residual_quantiles,
-        "outcome_shares": stats.outcome_shares,
-        "steps_quantiles": stats.steps_quantiles,
-        "steps_histogram": stats.steps_histogram,
-        "work_saved": stats.work_saved,
-        "mixing": None if stats.mixing is None else stats.mixing.to_dict(),
-        "precision": stats.precision,
-        "files": [str(path) for path in written],
-    }
+    return {**stats.as_dict(), **result.record(), "files": [str(path) for path in written]}
 
 
 def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:

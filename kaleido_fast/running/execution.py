@@ -17,17 +17,8 @@ from kaleido_fast.planning.request import SampleRequest, Trace
 from kaleido_fast.progress import Callback, Meter
 from kaleido_fast.running.blocks import Run, run_blocks, split
 from kaleido_fast.running.engine import build_phases
-from kaleido_fast.running.mixing import measure_mixing
 from kaleido_fast.running.phases import Phase
-from kaleido_fast.running.result import (
-    ChainArrays,
-    SampleResult,
-    SampleStats,
-    outcome_shares,
-    quantiles,
-    residual_quantiles,
-    steps_histogram,
-)
+from kaleido_fast.running.result import ChainArrays, ChainFigures, SampleResult, SampleStats
 from kaleido_fast.running.sharing import run_shared
 from kaleido_fast.running.subject import Subject
 from kaleido_fast.system.devices import (
@@ -35,7 +26,6 @@ from kaleido_fast.system.devices import (
     on_device,
 )
 from kaleido_fast.system.neutral import neutral
-from kaleido_fast.system.versions import library_versions
 
 
 def run_plan(
@@ -82,22 +72,15 @@ def _execute(run: Run, z0: Tensor | None, callback: Callback | None) -> SampleRe
         raise SamplingInterruptedError(meter.chains_done, n) from stop
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    stats = SampleStats(
-        n_chains=n,
-        n_steps=request.schedule.n_steps,
+    stats = SampleStats.of(
+        request,
+        plan,
+        ", ".join(map(str, (device, *run.others))),
+        ChainFigures.of(whole, request),
         chain_steps=chain_steps,
         seconds=meter.seconds(),
         setup_seconds=meter.began - began,
         compile_seconds=sum(getattr(phase.engine, "compile_seconds", 0.0) for phase in phases),
-        residual_quantiles=residual_quantiles(whole.residual),
-        outcome_shares=outcome_shares(whole.outcome),
-        steps_quantiles=quantiles(whole.steps.to(torch.float32)),
-        steps_histogram=steps_histogram(whole.steps, whole.outcome) if request.freezes else {},
-        mixing=measure_mixing(whole.draws),
-        engine=plan.engine,
-        device=", ".join(map(str, (device, *run.others))),
-        precision=request.precision,
-        versions=library_versions(),
     )
     return SampleResult(
         whole.draws,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from kaleido_fast.planning.plan import SamplePlan
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_fast.running.mixing import Mixing
+from kaleido_fast.running.mixing import Mixing, measure_mixing
+from kaleido_fast.system.versions import library_versions
+
+Stats = TypeVar("Stats", bound="SampleStats")
 
 
 class Outcome(enum.IntEnum):
@@ -35,6 +39,9 @@ _ADVICE = {
     Outcome.MOVING: "the chain was still moving: raise burn_in, train with noise, or expect it where jitter is on",
     Outcome.NON_FINITE: "the state is NaN or infinite: look for huge weights, or use precision='fp32'",
 }
+
+_POINTS = (0, 10, 50, 90, 99, 100)  # of quantiles, in percent
+_FIRST_BIN = 8  # steps: two checks at the default distance, before which nothing is frozen
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,35 @@ class SampleStats:
     device: str
     precision: str
     versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls: type[Stats], request: SampleRequest, plan: SamplePlan, device: str, found: ChainFigures, **measured: Any
+    ) -> Stats:
+        """Figures of a run that has ended.
+
+        Args:
+            request, plan: what was asked for, and how it was run.
+            device: where.
+            found: figures of its chains.
+            measured: all other fields: ``chain_steps`` and seconds.
+        """
+        return cls(
+            n_chains=request.n_chains,
+            n_steps=request.schedule.n_steps,
+            **vars(found),
+            engine=plan.engine,
+            device=device,
+            precision=request.precision,
+            versions=library_versions(),
+            **measured,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain values, those that follow from others too."""
+        plain = {field.name: getattr(self, field.name) for field in fields(SampleStats)}
+        plain["mixing"] = None if self.mixing is None else self.mixing.to_dict()
+        return {**plain, "work_saved": self.work_saved, "chain_steps_per_second": self.chain_steps_per_second}
 
     @property
     def work_saved(self) -> float:
@@ -116,6 +152,28 @@ class ChainArrays:
     def to_host(self) -> ChainArrays:
         """The same in memory of the host."""
         return ChainArrays(*(getattr(self, field.name).cpu() for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class ChainFigures:
+    """Figures of the chains of a run, see `SampleStats`."""
+
+    residual_quantiles: dict[str, float]
+    outcome_shares: dict[str, float]
+    steps_quantiles: dict[str, float]
+    steps_histogram: dict[str, int]
+    mixing: Mixing | None
+
+    @classmethod
+    def of(cls, chains: ChainArrays, request: SampleRequest) -> ChainFigures:
+        """Figures of chains that are all in memory."""
+        return cls(
+            residual_quantiles=residual_quantiles(chains.residual),
+            outcome_shares=outcome_shares(chains.outcome),
+            steps_quantiles=quantiles(chains.steps.to(torch.float32)),
+            steps_histogram=steps_histogram(chains.steps, chains.outcome) if request.freezes else {},
+            mixing=measure_mixing(chains.draws),
+        )
 
 
 @dataclass(frozen=True)
@@ -184,8 +242,13 @@ def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) ->
 
 def outcome_shares(outcome: Tensor) -> dict[str, float]:
     """Share of chains by outcome, every outcome named."""
-    counts = torch.bincount(outcome.to(torch.int64), minlength=len(Outcome)).tolist()
-    return {kind.name.lower(): counts[kind] / max(1, len(outcome)) for kind in Outcome}
+    return shares_of(torch.bincount(outcome.to(torch.int64), minlength=len(Outcome)).tolist())
+
+
+def shares_of(counts: Sequence[int]) -> dict[str, float]:
+    """Shares of all by outcome, from how many chains have each."""
+    total = max(1, sum(counts))
+    return {kind.name.lower(): counts[kind] / total for kind in Outcome}
 
 
 def residual_quantiles(residual: Tensor) -> dict[str, float]:
@@ -195,26 +258,33 @@ def residual_quantiles(residual: Tensor) -> dict[str, float]:
 
 def quantiles(values: Tensor) -> dict[str, float]:
     """Values (n,) at 0, 10, 50, 90, 99 and 100 % of their order; NaN for none."""
-    points = (0, 10, 50, 90, 99, 100)
-    if not len(values):
-        return {f"{p}%": float("nan") for p in points}
-    places = [round(p / 100 * (len(values) - 1)) for p in points]
-    if values.device.type == "cpu":  # 100,000 values are sorted in 9 ms, parted in 2
-        at = torch.from_numpy(np.partition(values.numpy(), places)[places])
-    else:
-        at = values.sort().values[places]
-    return {f"{p}%": value for p, value in zip(points, at.tolist(), strict=True)}
+
+    def at(places: list[int]) -> list[float]:
+        if values.device.type == "cpu":  # 100,000 values are sorted in 9 ms, parted in 2
+            return np.partition(values.numpy(), places)[places].tolist()
+        return values.sort().values[places].tolist()
+
+    return quantiles_of(len(values), at)
 
 
-FIRST_BIN = 8  # steps: two checks at the default distance, before which nothing is frozen
+def quantiles_of(n: int, at: Callable[[list[int]], Sequence[float]]) -> dict[str, float]:
+    """Quantiles of ``n`` values, of which ``at`` gives those at some places of their order; NaN for none."""
+    values = at([round(p / 100 * (n - 1)) for p in _POINTS]) if n else [float("nan")] * len(_POINTS)
+    return {f"{p}%": value for p, value in zip(_POINTS, values, strict=True)}
 
 
 def steps_histogram(steps: Tensor, outcome: Tensor) -> dict[str, int]:
     """Count chains that settled (fixed point or cycle) by their steps, (n,) each, in bins 1-8, 9-16, 17-32, ..."""
     settled = steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)]
+    most = int(settled.max()) if len(settled) else 0
+    return histogram_of(most, lambda first, last: int(((settled >= first) & (settled <= last)).sum()))
+
+
+def histogram_of(most: int, count: Callable[[int, int], int]) -> dict[str, int]:
+    """Counts in bins 1-8, 9-16, ... up to ``most`` steps; ``count`` gives how many took from so many to so many."""
     counts: dict[str, int] = {}
-    first, last = 1, FIRST_BIN
-    while len(settled) and first <= int(settled.max()):
-        counts[f"{first}-{last}"] = int(((settled >= first) & (settled <= last)).sum())
+    first, last = 1, _FIRST_BIN
+    while first <= most:
+        counts[f"{first}-{last}"] = count(first, last)
         first, last = last + 1, 2 * last
     return counts

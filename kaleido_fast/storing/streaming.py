@@ -504,23 +504,16 @@ class _Task:
 
     def stats(self, output: BlockOutput, tally: Tally, totals: Totals, computed: _Computed) -> StreamStats:
         """Figures of the run."""
-        request, run, layout = self.run.request, self.run, output.layout
-        return StreamStats(
-            n_chains=layout.n_chains,
-            n_steps=request.schedule.n_steps,
+        request, run = self.run.request, self.run
+        return StreamStats.of(
+            request,
+            run.plan,
+            str(run.device),
+            tally.figures(freezes=request.freezes, mixing=stored_mixing(output)),
             chain_steps=totals.chain_steps,
             seconds=computed.seconds,
             setup_seconds=computed.setup_seconds,
             compile_seconds=computed.compile_seconds,
-            residual_quantiles=tally.residual_quantiles(),
-            outcome_shares=tally.outcome_shares(),
-            steps_quantiles=tally.steps_quantiles(),
-            steps_histogram=tally.steps_histogram() if request.freezes else {},
-            mixing=stored_mixing(output),
-            engine=run.plan.engine,
-            device=str(run.device),
-            precision=request.precision,
-            versions=library_versions(),
             new_chains=totals.chains,
         )
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_fast.running.result import FIRST_BIN, Outcome
+from kaleido_fast.running.mixing import Mixing
+from kaleido_fast.running.result import ChainFigures, Outcome, histogram_of, quantiles_of, shares_of
 
 _DROPPED_BITS = 12  # of a float32's 23 bits of mantissa: a bin is 2^-11 of its value wide
 _N_BINS = 0x7F800000 >> _DROPPED_BITS  # of finite values from 0 on
-_POINTS = (0, 10, 50, 90, 99, 100)
 
 
 class Tally:
@@ -62,10 +62,19 @@ class Tally:
         self.steps.update(dict(zip(*plain["steps"], strict=True)))
         self.settled.update(dict(zip(*plain["settled"], strict=True)))
 
+    def figures(self, *, freezes: bool, mixing: Mixing | None) -> ChainFigures:
+        """Figures of all chains counted, with the histogram of a run that ``freezes`` them, and with ``mixing``."""
+        return ChainFigures(
+            residual_quantiles=self.residual_quantiles(),
+            outcome_shares=self.outcome_shares(),
+            steps_quantiles=self.steps_quantiles(),
+            steps_histogram=self.steps_histogram() if freezes else {},
+            mixing=mixing,
+        )
+
     def outcome_shares(self) -> dict[str, float]:
         """Share of chains by outcome, every outcome named."""
-        total = max(1, self.n_chains)
-        return {kind.name.lower(): float(self.outcomes[kind] / total) for kind in Outcome}
+        return shares_of(self.outcomes.tolist())
 
     def residual_quantiles(self) -> dict[str, float]:
         """Quantiles of the finite residuals, 0.05 % apart from the exact ones at most; NaN where there is none."""
@@ -81,12 +90,9 @@ class Tally:
 
     def steps_histogram(self) -> dict[str, int]:
         """As `kaleido_fast.running.result.steps_histogram`."""
-        counts: dict[str, int] = {}
-        first, last = 1, FIRST_BIN
-        while self.settled and first <= max(self.settled):
-            counts[f"{first}-{last}"] = sum(n for steps, n in self.settled.items() if first <= steps <= last)
-            first, last = last + 1, 2 * last
-        return counts
+        settled = self.settled
+        most = max(settled, default=0)
+        return histogram_of(most, lambda first, last: sum(n for t, n in settled.items() if first <= t <= last))
 
 
 def _count(counter: Counter[int], values: np.ndarray) -> None:
@@ -95,12 +101,7 @@ def _count(counter: Counter[int], values: np.ndarray) -> None:
 
 
 def _quantiles(values: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Values at 0, 10, 50, 90, 99 and 100 % of the order of ``counts`` copies of ascending ``values``."""
-    if not len(values):
-        return {f"{point}%": float("nan") for point in _POINTS}
+    """Quantiles of ``counts`` copies of ascending ``values``."""
     ends = counts.cumsum()
-    places = [round(point / 100 * (int(ends[-1]) - 1)) for point in _POINTS]
-    return {
-        f"{point}%": float(values[np.searchsorted(ends, place, side="right")])
-        for point, place in zip(_POINTS, places, strict=True)
-    }
+    n = int(ends[-1]) if len(ends) else 0
+    return quantiles_of(n, lambda places: values[np.searchsorted(ends, places, side="right")].tolist())
