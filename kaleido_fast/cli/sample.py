@@ -215,6 +215,7 @@ def _write_at_once(
     from kaleido_fast.errors import InputError
     from kaleido_fast.sampling import fast_sample
     from kaleido_fast.storing import writers
+    from kaleido_fast.storing.record import make_record
     from kaleido_fast.system.files import follow
     from kaleido_fast.system.outputs import check_outputs, claimed
     from kaleido_fast.system.workers import local_device, refuse_workers
@@ -234,7 +235,7 @@ def _write_at_once(
         return _finished(checkpoint, out, options)
     click.get_current_context().with_resource(claimed(outputs, inputs, overwrite=overwrite))
     result = fast_sample(checkpoint.path, **options)
-    written = writers.write_draws(out, result, writers.make_record(result, spec, scaling))
+    written = writers.write_draws(out, result, make_record(result, spec, scaling))
     if picture is not None:
         follow(picture).unlink(missing_ok=True)  # of the draws that were replaced
     return result, written, lambda n: result.final[:n].cpu()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.storing.draws import read_draws
-from kaleido_fast.storing.streaming import difference
-from kaleido_fast.system.versions import library_versions
+from kaleido_fast.storing.record import difference, planned_record, short_record
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class FinishedDraws:
 
     def record(self) -> dict[str, Any]:
         """Request, model hash, engine, device and versions."""
-        return {name: self.stored[name] for name in ("request", "model_hash", "engine", "device", "versions")}
+        return short_record(self.stored)
 
 
 def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraws | None:
     """The file of draws at ``path``, if it is what ``run`` would write; None if there is none.
 
     Raises:
-        InputError: the file is another run's, or nobody knows whose.
+        InputError: the file is another run's, or it does not say whose it is.
     """
     if not path.exists():
         return None
@@ -48,17 +46,3 @@ def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraw
             f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it"
         )
     return FinishedDraws(path, run.request, stored)
-
-
-def planned_record(run: Run, scaling: Scaling | None) -> dict[str, Any]:
-    """What `kaleido_fast.storing.writers.make_record` will say of a run, as far as it is known before."""
-    record: dict[str, Any] = {
-        "request": run.request.as_dict(),
-        "model_hash": run.subject.model_hash,
-        "engine": run.plan.engine,
-        "device": str(run.device),
-        "versions": library_versions(),
-    }
-    if run.subject.spec is not None:
-        record["model"] = json.loads(run.subject.spec.to_json())
-    return record if scaling is None else {**record, "scaling": asdict(scaling)}

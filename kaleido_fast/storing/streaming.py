@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,37 +41,22 @@ from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput, Layout
 from kaleido_fast.storing.npy_output import NpyOutput, read_finished, read_partial, remove_rest
+from kaleido_fast.storing.record import as_begun, difference, short_record, stored_record
 from kaleido_fast.storing.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.writers import record_path
-from kaleido_fast.system.devices import cpu_arithmetic, device_facts, is_lack_of_memory
+from kaleido_fast.system.devices import is_lack_of_memory
 from kaleido_fast.system.files import follow, write_error
 from kaleido_fast.system.locks import output_lock, read_token
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.signals import stop_signals
-from kaleido_fast.system.threads import deciding_threads, threads
-from kaleido_fast.system.versions import library_versions
+from kaleido_fast.system.threads import threads
 from kaleido_fast.system.workers import Crew, Totals, find_crew, local_device
 
 ENDINGS = (".zarr", ".npy")
 WAITING_BLOCKS = 2
 _REMEDY = "give another --out or move it away"
-_COMPARED = (
-    "request",
-    "model_hash",
-    "model",
-    "dim",
-    "data_range",
-    "engine",
-    "arithmetic",
-    "kernel",
-    "device",
-    "threads",
-    "versions",
-    "encoding",
-    "scaling",
-)
 
 
 @dataclass(frozen=True)
@@ -113,7 +98,7 @@ class StreamResult:
 
     def record(self) -> dict[str, Any]:
         """Request, model hash, engine, device and versions."""
-        return {name: self.stored[name] for name in ("request", "model_hash", "engine", "device", "versions")}
+        return short_record(self.stored)
 
 
 def sample_to(
@@ -314,35 +299,11 @@ class _Task:
         return Layout(n, run.request.n_draws, run.subject.dim, min(chunk, n), encoding)
 
     def record(self, encoding: Encoding | None = None) -> dict[str, Any]:
-        """All that determines the bits of the output; nothing else."""
+        """Of the output, see `stored_record`; in another ``encoding`` where no type was asked for."""
         run = self.run
         if encoding is None or self.dtype is not None:
             encoding = Encoding.choose(self.dtype, run.subject.data_range, run.request.precision)
-        facts = device_facts(run.device)
-        engine = {"cpu": ("numba",), "triton": ("triton",)}.get(run.plan.engine, ())
-        record = {
-            "format": "kaleido-fast draws",
-            "version": 1,
-            "request": run.request.as_dict(),
-            "model_hash": run.subject.model_hash,
-            "engine": run.plan.engine,
-            "device": facts.name if run.device.type == "cuda" else run.device.type,
-            "versions": library_versions(*engine),
-            "encoding": encoding.as_dict(),
-        }
-        if run.plan.engine == "triton":
-            record["kernel"] = run.plan.kernel
-        if run.plan.engine == "cpu" and cpu_arithmetic():
-            record["arithmetic"] = cpu_arithmetic()
-        if run.plan.engine == "reference" and deciding_threads(run.device) is not None:
-            record["threads"] = deciding_threads(run.device)
-        if run.subject.spec is not None:
-            record["model"] = json.loads(run.subject.spec.to_json())
-        else:
-            record |= {"dim": int(run.subject.dim), "data_range": list(map(float, run.subject.data_range))}
-        if self.scaling is not None:
-            record["scaling"] = asdict(self.scaling)
-        return record
+        return stored_record(run, encoding, self.scaling)
 
     def finished_file(self) -> dict[str, Any] | None:
         """The record of an .npy that is whole and of this very run; None where there is something to compute.
@@ -559,29 +520,6 @@ class _Computed:
     setup_seconds: float
     seconds: float
     compile_seconds: float
-
-
-def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """What two records do not have in common, as far as bits depend on it; empty where they agree."""
-    left, right = (_flat({name: record.get(name) for name in _COMPARED}) for record in (stored, asked))
-    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
-    keys = [key for key in keys if key not in ("versions.python", "versions.numpy")]
-    shown = [f"{key} was {left.get(key)}, is now {right.get(key)}" for key in keys[:3]]
-    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def as_begun(asked: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A record with the number of threads of an output that is there: whoever goes on with it computes with as many."""
-    record = {name: value for name, value in asked.items() if name != "threads"}
-    return record | ({"threads": stored["threads"]} if "threads" in stored and "threads" in asked else {})
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names; None stands for what is not there."""
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
-    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def _check_space(path: Path, n_bytes: int, *, certain: bool) -> None:

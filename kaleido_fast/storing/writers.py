@@ -1,30 +1,25 @@
 """Files of draws: .npy (with a JSON of the same name beside it), .npz and .safetensors.
 
 All hold ``draws`` (n_chains, n_draws, D) in model values; .npz and .safetensors also ``residual``, ``steps``,
-``period`` and ``outcome``. Each carries a record: request, seed, model hash, versions, sample shape and scaling.
-Records hold no time of day, so that the same command writes the same bytes.
+``period`` and ``outcome``. Each carries a record, see `kaleido_fast.storing.record`.
 """
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.system.files import atomic_path, check_room, check_writable
 from kaleido_fast.system.tensor_files import write_tensors
 
-RECORD_VERSION = 1
 PER_CHAIN = ("residual", "steps", "period", "outcome")
 MEMORY_ENDINGS = (".npy", ".npz", ".safetensors")
 
@@ -35,16 +30,6 @@ def check_output(path: Path, n_bytes: int) -> None:
         raise unknown_name("format", path.suffix or path.name, OUTPUT_ENDINGS)
     check_writable(path)
     check_room(path, n_bytes)
-
-
-def make_record(result: SampleResult, spec: ModelSpec | None, scaling: Scaling | None) -> dict[str, Any]:
-    """All that is needed to repeat the run and to draw its states."""
-    record = {"format": "kaleido-fast draws", "version": RECORD_VERSION, **result.record()}
-    if spec is not None:
-        record["model"] = json.loads(spec.to_json())
-    if scaling is not None:
-        record["scaling"] = asdict(scaling)
-    return record
 
 
 def record_path(path: Path) -> Path:

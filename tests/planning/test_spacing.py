@@ -20,7 +20,7 @@ from kaleido_fast.evaluating.evaluation import evaluate, find_reference
 from kaleido_fast.names import DEFAULT_JITTERED_STEPS, NOISES
 from kaleido_fast.planning.spacing import default_thin, recommended_options, refuse_copies
 from kaleido_fast.sampling import prepare_run
-from kaleido_fast.storing.writers import make_record
+from kaleido_fast.storing.record import make_record
 from kaleido_kernels.schedule import Schedule
 
 MODEL = random_mlp(4, 9, 4)

@@ -17,7 +17,8 @@ from PIL import Image
 from kaleido_fast import InputError, ModelCard, ModelSpec, Scaling, fast_sample, save_checkpoint
 from kaleido_fast.showing.animation import end_colours, make_frames, places, strip, write_gif
 from kaleido_fast.showing.states import Shown, frame_steps, read_shown, sample_shown
-from kaleido_fast.storing.writers import make_record, write_draws
+from kaleido_fast.storing.record import make_record
+from kaleido_fast.storing.writers import write_draws
 
 COLOUR = (4, 3, 3)
 

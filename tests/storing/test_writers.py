@@ -14,7 +14,8 @@ from PIL import Image
 from kaleido_fast import InputError, ModelSpec, Scaling, fast_sample
 from kaleido_fast.showing.pictures import image_grid, save_picture, to_bytes
 from kaleido_fast.storing.draws import read_draws
-from kaleido_fast.storing.writers import check_output, make_record, write_draws
+from kaleido_fast.storing.record import make_record
+from kaleido_fast.storing.writers import check_output, write_draws
 from kaleido_fast.system.files import atomic_path
 
 MODEL = random_mlp(6, 9, 6, sample_shape=(2, 3))

@@ -16,7 +16,7 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.storing.joining import join_stores
-from kaleido_fast.storing.streaming import as_begun, difference
+from kaleido_fast.storing.record import as_begun, difference
 from kaleido_fast.system.threads import threads
 from kaleido_fast.training.trainer import TrainingInterruptedError
 
