@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from kaleido_fast.sampling import fast_sample as fast_sample
     from kaleido_fast.storing.draws import Draws as Draws
     from kaleido_fast.storing.draws import open_draws as open_draws
-    from kaleido_fast.storing.streaming import StreamResult as StreamResult
-    from kaleido_fast.storing.streaming import sample_to as sample_to
+    from kaleido_fast.storing.sample_to import StreamResult as StreamResult
+    from kaleido_fast.storing.sample_to import sample_to as sample_to
     from kaleido_fast.training.trainer import train as train
 
 # Names load on first use, so that `kaleido-fast --help` need not wait for torch.
@@ -58,7 +58,7 @@ _HOMES = {
     "SamplingInterruptedError": "errors",
     "SamplingMemoryError": "errors",
     "Scaling": "checkpoint",
-    "StreamResult": "storing.streaming",
+    "StreamResult": "storing.sample_to",
     "Trace": "planning.request",
     "fast_sample": "sampling",
     "forget_packed": "running.packed",
@@ -66,7 +66,7 @@ _HOMES = {
     "load_dataset": "reading.datasets",
     "sample_op": "op",
     "open_draws": "storing.draws",
-    "sample_to": "storing.streaming",
+    "sample_to": "storing.sample_to",
     "save_checkpoint": "checkpoint",
     "train": "training.trainer",
 }

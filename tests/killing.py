@@ -27,7 +27,7 @@ from kaleido_fast.cli import main
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command does before it loads torch
 SERVER = multiprocessing.get_context("forkserver")
 LIBRARY = (
-    "kaleido_fast.storing.streaming",
+    "kaleido_fast.storing.sample_to",
     "kaleido_fast.training.trainer",
     "kaleido_fast.engines.cpu",
     "kaleido_fast.engines.cpu_kernels",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kaleido_fast.running.mixing import Mixing
     from kaleido_fast.running.result import SampleResult
     from kaleido_fast.storing.finished import FinishedDraws
-    from kaleido_fast.storing.streaming import StreamResult
+    from kaleido_fast.storing.sample_to import StreamResult
 
 PICTURE_CHAINS = 1000
 BLOCK_ENDINGS = (".zarr", ".npy")
@@ -179,7 +179,7 @@ def command(
     elif picture:
         check_pictures(spec)
     sheet_path = out.with_suffix(".png")
-    write = _stream if out.suffix in BLOCK_ENDINGS else _write_at_once
+    write = _write_in_blocks if out.suffix in BLOCK_ENDINGS else _write_at_once
     with _plain_warnings():
         made = write(checkpoint, out, sheet_path if picture else None, progress=not (quiet or as_json), **options)
     if made is None:
@@ -199,9 +199,9 @@ def command(
 Made = tuple[Any, list[Path], Callable[[int], "Tensor"]]  # result, files, last states of the first n chains
 
 
-def _stream(checkpoint: Checkpoint, out: Path, picture: Path | None, **options: Any) -> Made | None:
+def _write_in_blocks(checkpoint: Checkpoint, out: Path, picture: Path | None, **options: Any) -> Made | None:
     from kaleido_fast.storing.draws import open_draws
-    from kaleido_fast.storing.streaming import sample_to
+    from kaleido_fast.storing.sample_to import sample_to
 
     result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, picture=picture, **options)
     if result is None:

@@ -9,7 +9,8 @@ from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import SampleRequest
 
 STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
-HELD_BLOCKS = 4  # at work, waiting (2) and being written
+WAITING_BLOCKS = 2  # of a run that is stored: computed, not yet written
+HELD_BLOCKS = 1 + WAITING_BLOCKS + 1  # at work, waiting and being written
 
 
 def tile_rows(width: int, kind: str) -> int:

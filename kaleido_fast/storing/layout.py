@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,7 @@ class Layout:
 class BlockOutput(Protocol):
     """An output that takes blocks in any order, and knows which of them are durably whole."""
 
+    path: Path
     layout: Layout
     record: dict[str, Any]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from kaleido_fast.running.mixing import Mixing
 from kaleido_fast.running.result import ChainFigures, Outcome, histogram_of, quantiles_of, shares_of
+from kaleido_fast.storing.layout import BlockOutput
 
 _DROPPED_BITS = 12  # of a float32's 23 bits of mantissa: a bin is 2^-11 of its value wide
 _N_BINS = 0x7F800000 >> _DROPPED_BITS  # of finite values from 0 on
@@ -40,6 +41,11 @@ class Tally:
             self.residuals[bins] += counts
         _count(self.steps, steps)
         _count(self.settled, steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)])
+
+    def add_blocks(self, output: BlockOutput, blocks: Iterable[int]) -> None:
+        """Count the chains of blocks that were written earlier."""
+        for block in blocks:
+            self.add(*(output.read(name, block) for name in ("residual", "steps", "outcome")))
 
     def plain(self) -> dict[str, Any]:
         """All counts as plain values, to be sent to another process; see `include`."""

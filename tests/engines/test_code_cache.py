@@ -16,7 +16,7 @@ from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
-from kaleido_fast.storing import streaming
+from kaleido_fast.storing.sample_to import sample_to
 from kaleido_fast.system import devices
 from kaleido_fast.system.devices import device_facts, plan_here, resolve_device
 from kaleido_fast.system.files import atomic_path
@@ -174,11 +174,11 @@ def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tm
     """A processor without fused multiply-add, or numba told to compile for one."""
     model = random_mlp(6, 9, 6)
     path, options = tmp_path / "a.npy", {"n_chains": 20, "burn_in": 2, "engine": "cpu", "device": "cpu"}
-    streaming.sample_to(path, model, **options)
+    sample_to(path, model, **options)
     assert "arithmetic" not in json.loads(path.with_suffix(".json").read_text())
     monkeypatch.setattr(cpu_kernels, "fuses", lambda: False)
     with pytest.raises(InputError, match="arithmetic was None, is now products are rounded before"):
-        streaming.sample_to(path, model, **options)
+        sample_to(path, model, **options)
 
 
 TOLD = """

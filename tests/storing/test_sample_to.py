@@ -24,7 +24,7 @@ from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError, TerminatedError
 from kaleido_fast.running.result import outcome_shares, quantiles, steps_histogram
-from kaleido_fast.storing import streaming
+from kaleido_fast.storing import filling
 from kaleido_fast.storing.draws import read_draws
 from kaleido_fast.storing.tally import Tally
 
@@ -57,7 +57,7 @@ def stop_after(chains: int, error: type[BaseException]):
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
 @pytest.mark.parametrize("engine", ["cpu", "reference"])
-def test_streamed_draws_are_those_of_one_call(tmp_path, name, engine):
+def test_stored_draws_are_those_of_one_call(tmp_path, name, engine):
     want = fast_sample(MODEL, **SAMPLE, engine=engine)
     got = sample_to(tmp_path / name, MODEL, **RUN, engine=engine)
     draws = open_draws(tmp_path / name)
@@ -95,7 +95,7 @@ def test_interrupted_before_the_first_block_nothing_is_left(tmp_path, monkeypatc
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(streaming, "build_phases", stop)
+    monkeypatch.setattr(filling, "build_phases", stop)
     with pytest.raises(StreamInterruptedError, match=r"0 of 12,365 chains are kept") as caught:
         sample_to(tmp_path / "a.npy", MODEL, **RUN)
     assert caught.value.terminated is (error is TerminatedError)

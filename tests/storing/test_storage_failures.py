@@ -124,30 +124,30 @@ def test_a_plain_file_whose_disk_fills_up_goes_on_when_room_is_made(folder):
     run_apart(
         folder,
         """
-import kaleido_fast.storing.streaming as streaming
+from kaleido_fast.storing import filling, sample_to
 mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", "disk")
-prepare = streaming._Task.prepare
+prepare = sample_to.open_output
 
-def fill(self):
+def fill(task):
     "Others take the room once the run has begun."
-    prepared = prepare(self)
+    prepared = prepare(task)
     (disk / "ballast").write_bytes(bytes(500_000))
     return prepared
 
-streaming._Task.prepare = fill
+sample_to.open_output = fill
 refused("cannot write disk/a.npy: no space left there", sample("a.npy"))
-streaming._Task.prepare = prepare
+sample_to.open_output = prepare
 assert sorted(path.name for path in disk.iterdir()) == ["a.npy.partial", "ballast"]
 (disk / "ballast").unlink()
 steps = []
-compute = streaming.run_blocks
+compute = filling.run_blocks
 
 def count(run, phases, spans, meter, **options):
     for block in compute(run, phases, spans, meter, **options):
         steps.append(block.rows.start)
         yield block
 
-streaming.run_blocks = count
+filling.run_blocks = count
 assert sample("a.npy") == (0, "")
 assert 0 < len(steps) < 10, "whole blocks were kept"
 assert (disk / "a.npy").read_bytes() == Path("whole.npy").read_bytes()

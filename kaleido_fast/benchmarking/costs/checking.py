@@ -45,7 +45,6 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
     """
     from kaleido_fast import sample_to
     from kaleido_fast.storing.stores import ZarrOutput
-    from kaleido_fast.storing.streaming import count_blocks
     from kaleido_fast.storing.tally import Tally
 
     layout = make_layout(network, n_chains, 1, "uint8", None, "cpu")
@@ -59,7 +58,7 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
         files = [file for file in path.rglob("*") if file.is_file()]
         output = ZarrOutput.open(path)
         with watch:
-            count_blocks(output, list(range(layout.n_blocks)), Tally())
+            Tally().add_blocks(output, range(layout.n_blocks))
         stored = sum(file.stat().st_size for file in files)
     calls = sum(written[name] for name in ("create", "flush", "rename", "folder"))
     real = {
