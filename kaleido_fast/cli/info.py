@@ -71,7 +71,7 @@ def _describe_draws(path: Path) -> dict[str, Any]:
 
 def _describe_blocks(path: Path) -> dict[str, Any]:
     """How much of a store is done, and the range of its draws: of large stores that of some chunks, evenly spaced."""
-    from kaleido_fast.storing.stores import ZarrOutput
+    from kaleido_fast.storing.zarr_output import ZarrOutput
 
     output = ZarrOutput.open(path)
     layout = output.layout

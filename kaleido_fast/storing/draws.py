@@ -19,8 +19,8 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN
-from kaleido_fast.storing.stores import ZarrOutput, is_store
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
 from kaleido_fast.system.tensor_files import open_tensors
 
 HELD_CHUNKS = 4

@@ -17,8 +17,8 @@ from kaleido_fast.running.blocks import Block, Run, run_blocks
 from kaleido_fast.running.engine import build_phases
 from kaleido_fast.running.execution import memory_advice
 from kaleido_fast.running.mixing import LEAST_DRAWS, Mixing, measure_mixing, watched_chains
+from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import ChainArrays
-from kaleido_fast.running.settling import Phase
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput
 from kaleido_fast.storing.npy_output import NpyOutput

@@ -18,8 +18,8 @@ from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import BlockOutput, Layout
 from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_finished, read_partial, remove_rest
 from kaleido_fast.storing.record import as_begun, difference, stored_record
-from kaleido_fast.storing.stores import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.storing.zarr_output import ZarrOutput, import_zarr, is_store, read_metadata
 from kaleido_fast.system.files import follow, write_error
 from kaleido_fast.system.locks import read_token
 from kaleido_fast.system.outputs import check_outputs

@@ -37,9 +37,9 @@ from kaleido_fast.storing.opening import (
     open_shared_store,
 )
 from kaleido_fast.storing.record import short_record
-from kaleido_fast.storing.stores import ZarrOutput
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.writers import record_path
+from kaleido_fast.storing.zarr_output import ZarrOutput
 from kaleido_fast.system.locks import output_lock
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.signals import stop_signals
@@ -219,7 +219,7 @@ def _bar(callback: Callback | None, *, show: bool) -> Iterator[Callback | None]:
     if not show:
         yield callback
         return
-    from kaleido_fast.progress import sampling_bar
+    from kaleido_fast.system.bars import sampling_bar
 
     with sampling_bar(callback) as bar:
         yield bar

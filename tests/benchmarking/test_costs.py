@@ -65,7 +65,7 @@ def test_times_are_counted_by_hand():
 
 
 def test_a_store_of_the_kind_is_a_store():
-    zarr_stores = pytest.importorskip("kaleido_fast.storing.stores")
+    zarr_stores = pytest.importorskip("kaleido_fast.storing.zarr_output")
     pytest.importorskip("zarr")
     import tempfile
 

@@ -191,7 +191,7 @@ def test_a_store_of_small_chunks_and_one_that_was_resumed_have_the_figures_too(c
     out = tmp_path / "s.zarr"
     options = {"n_chains": 5000, "n_draws": 12}
     assert sample_to(out, checkpoint, **options).stats.mixing == want
-    from kaleido_fast.storing.stores import ZarrOutput
+    from kaleido_fast.storing.zarr_output import ZarrOutput
 
     output = ZarrOutput.open(out, writable=True)
     output.forget(output.layout.n_blocks - 1)

@@ -127,7 +127,7 @@ def test_draws_that_cannot_be_measured_are_refused(stores, monkeypatch, capsys, 
 
 
 def test_an_unfinished_store_says_so(stores, tmp_path, monkeypatch, capsys):
-    from kaleido_fast.storing.stores import ZarrOutput
+    from kaleido_fast.storing.zarr_output import ZarrOutput
 
     sample_to(tmp_path / "a.zarr", stores / "m.safetensors", **RUN, chunk_chains=4096)
     ZarrOutput.open(tmp_path / "a.zarr", writable=True).forget(1)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import ModelCard, fast_sample, save_checkpoint
-from kaleido_fast.storing.stores import ZarrOutput
 from kaleido_fast.storing.tally import Tally
+from kaleido_fast.storing.zarr_output import ZarrOutput
 
 ROWS = st.tuples(st.floats(0, width=32) | st.just(float("nan")), st.integers(1, 300), st.integers(0, 3))
 N = 4096 * 5 + 77

@@ -20,7 +20,7 @@ from kaleido_fast.benchmarking.cases import random_network
 from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, lost_per_stop, storage
 from kaleido_fast.benchmarking.costs.planned import make_layout
 from kaleido_fast.errors import InputError
-from kaleido_fast.storing.stores import ARRAYS
+from kaleido_fast.storing.zarr_output import ARRAYS
 
 KILLED_BLOCK = 4096  # chains of a block in runs that are killed
 
@@ -44,8 +44,8 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
         InputError: they are not.
     """
     from kaleido_fast import sample_to
-    from kaleido_fast.storing.stores import ZarrOutput
     from kaleido_fast.storing.tally import Tally
+    from kaleido_fast.storing.zarr_output import ZarrOutput
 
     layout = make_layout(network, n_chains, 1, "uint8", None, "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
     Raises:
         InputError: the losses are not what was predicted.
     """
-    from kaleido_fast.storing.stores import ZarrOutput
+    from kaleido_fast.storing.zarr_output import ZarrOutput
 
     layout = make_layout(network, n_chains, 1, "uint8", KILLED_BLOCK, "cpu")
     dice, lost, apart = random.Random(0), list[float](), 5.0

@@ -24,7 +24,7 @@ from kaleido_fast.system.locks import output_lock, read_token
 zarr = pytest.importorskip("zarr")
 
 from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_partial  # noqa: E402
-from kaleido_fast.storing.stores import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
+from kaleido_fast.storing.zarr_output import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
 
 FLOATS = Encoding()
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_line_and_earlier_blocks_stay(tmp_path, kind):
 import resource, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
-from test_stores import *
+from test_zarr_output import *
 from {kind.__module__} import {kind.__name__}
 layout = Layout(2000, 1, 8, 1000, Encoding())
 output = {kind.__name__}.create(Path({str(tmp_path / "a.zarr")!r}), layout, make_record())
