@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError, StreamInterruptedError, TerminatedError
-from kaleido_fast.storing.layout import Layout
+from kaleido_fast.storing.layout import ARRAYS, Layout
 from kaleido_fast.storing.record import difference
-from kaleido_fast.storing.zarr_output import ARRAYS, ZarrOutput, is_store
+from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
 from kaleido_fast.system.locks import output_lock
 from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.signals import stop_signals

@@ -13,6 +13,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.storing.encoding import Encoding
 
 PER_CHAIN = {"residual": "float32", "steps": "int32", "period": "int32", "outcome": "int8"}
+ARRAYS = ("draws", *PER_CHAIN)
 MAX_CHUNK_BYTES = 2**31 - 1  # of codecs
 
 

@@ -14,12 +14,14 @@ from kaleido_fast.planning.blocks import streamed_block
 from kaleido_fast.planning.request import MAX_COUNT
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.scalars import whole_number
+from kaleido_fast.storing.durable import import_zarr
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import BlockOutput, Layout
 from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_finished, read_partial, remove_rest
 from kaleido_fast.storing.record import as_begun, difference, stored_record
+from kaleido_fast.storing.store_metadata import read_metadata
 from kaleido_fast.storing.writers import record_path
-from kaleido_fast.storing.zarr_output import ZarrOutput, import_zarr, is_store, read_metadata
+from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
 from kaleido_fast.system.files import follow, write_error
 from kaleido_fast.system.locks import read_token
 from kaleido_fast.system.outputs import check_outputs

@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.running.result import SampleResult
+from kaleido_fast.storing.layout import ARRAYS
 from kaleido_fast.system.files import atomic_path, check_room, check_writable
 from kaleido_fast.system.tensor_files import write_tensors
 
-PER_CHAIN = ("residual", "steps", "period", "outcome")
 MEMORY_ENDINGS = (".npy", ".npz", ".safetensors")
 
 
@@ -46,7 +46,7 @@ def write_draws(path: Path, result: SampleResult, record: dict[str, Any]) -> lis
     if path.suffix not in MEMORY_ENDINGS:
         raise InputError(f"{path} is written by sample_to, block by block: here {', '.join(MEMORY_ENDINGS)} are known")
     text = json.dumps(record, sort_keys=True)
-    arrays = {name: getattr(result, name).cpu().numpy() for name in ("draws", *PER_CHAIN)}
+    arrays = {name: getattr(result, name).cpu().numpy() for name in ARRAYS}
     check_output(path, sum(array.nbytes for array in arrays.values()))
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))

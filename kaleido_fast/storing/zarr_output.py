@@ -9,11 +9,7 @@ Nothing in a store depends on the time, the machine, the number of workers or th
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import hashlib
-import json
-import os
 import shutil
 import uuid
 import zlib
@@ -24,32 +20,11 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
+from kaleido_fast.storing.durable import durable_store, import_zarr, last_checksum
 from kaleido_fast.storing.encoding import Encoding
-from kaleido_fast.storing.layout import PER_CHAIN, Layout
-from kaleido_fast.system.files import check_folder, flush, follow, hidden, sync_folder, write_error
-
-ENTRY, VERSION = "kaleido_fast", 1
-ARRAYS = ("draws", *PER_CHAIN)
-MARKS = "blocks"
-_DIMENSIONS = ("chain", "draw", "dim")
-_CRC_BYTES = 4  # at the end of every chunk, little-endian
-
-
-def import_zarr() -> Any:
-    """The zarr library.
-
-    Raises:
-        InputError: it is not installed, or too old.
-    """
-    try:
-        import zarr
-    except ImportError as problem:
-        raise InputError(
-            "a .zarr store needs zarr (for Python 3.11 and newer): pip install 'kaleido-fast[zarr]'"
-        ) from problem
-    if int(zarr.__version__.split(".")[0]) < 3:
-        raise InputError(f"zarr {zarr.__version__} is too old: pip install 'kaleido-fast[zarr]' brings 3.1 or newer")
-    return zarr
+from kaleido_fast.storing.layout import ARRAYS, Layout
+from kaleido_fast.storing.store_metadata import MARKS, canonical, read_metadata, unreadable, write_metadata
+from kaleido_fast.system.files import check_folder, follow, hidden, sync_folder, write_error
 
 
 class ZarrOutput:
@@ -64,12 +39,12 @@ class ZarrOutput:
 
     def __init__(self, path: Path, layout: Layout, record: dict[str, Any], *, writable: bool = False) -> None:
         self.path, self.layout, self.record = path, layout, record
-        self.store = _durable_store(path, writable=writable)
+        self.store = durable_store(path, writable=writable)
         group = import_zarr().open_group(self.store, mode="r+" if writable else "r", use_consolidated=False)
         # Without this Zarr drops chunks that hold nothing but the fill value, such as draws that are all NaN.
         config = {"write_empty_chunks": True}
         self.arrays: dict[str, Any] = {name: group[name].with_config(config) for name in (*ARRAYS, MARKS)}
-        self.fingerprint = zlib.crc32(_canonical(record))
+        self.fingerprint = zlib.crc32(canonical(record))
         self._last_mark: np.ndarray | None = None
 
     @classmethod
@@ -86,7 +61,7 @@ class ZarrOutput:
             _check_removable(path)
         temporary = hidden(place, f".{uuid.uuid4().hex}.part")
         try:
-            _write_metadata(temporary, layout, record)
+            write_metadata(temporary, layout, record)
             if overwrite and place.exists():
                 place.rename(hidden(place, f".{uuid.uuid4().hex}.part"))
             temporary.rename(place)
@@ -113,7 +88,7 @@ class ZarrOutput:
         try:
             return cls(path, Layout(n_chains, n_draws, dim, chunk, encoding), record, writable=writable)
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise _unreadable(path, problem) from problem
+            raise unreadable(path, problem) from problem
 
     def done(self) -> np.ndarray:
         """(n_blocks,) bool: which blocks are whole; one listing of a folder."""
@@ -149,7 +124,7 @@ class ZarrOutput:
                 f"{self.path}: block {block} ({place}) is missing: the run is unfinished; its command again goes on"
             )
         try:
-            held = _tail(self.path / place)
+            held = last_checksum(self.path / place)
             if held != mark[2 + ARRAYS.index(name)]:
                 raise _damaged(self.path, place, block, "it is not the one that was written")
             return np.asarray(self.arrays[name][self.layout.rows(block)])
@@ -220,141 +195,11 @@ def is_store(path: Path) -> bool:
     return path.suffix == ".zarr"
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What the group states: sizes, ``record``; all metadata are compared with their checksums.
-
-    Raises:
-        InputError: missing, foreign or damaged.
-    """
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {what}: give the folder of a store that kaleido-fast wrote")
-    try:
-        group = json.loads((path / "zarr.json").read_bytes())
-        stated = group["attributes"].get(ENTRY) if group["node_type"] == "group" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise _unreadable(path, problem) from problem
-    if not isinstance(stated, dict):
-        raise InputError(f"{path} is not a store of draws that kaleido-fast wrote: give another path")
-    if group.get("zarr_format") != 3 or stated.get("checksum") != _checksum(stated):
-        raise InputError(
-            f"{path}/zarr.json is damaged: its checksum does not match; restore it, or --overwrite starts anew"
-        )
-    if stated["version"] != VERSION:
-        raise InputError(f"{path} has version {stated['version']} of the store, this release reads {VERSION}")
-    for name, checksum in stated["arrays"].items():
-        place = path / name / "zarr.json"
-        try:
-            held = _digest(json.loads(place.read_bytes()))
-        except (OSError, ValueError) as problem:
-            raise _unreadable(place, problem) from problem
-        if held != checksum:
-            raise InputError(f"{place} is damaged: its checksum does not match; restore it, or --overwrite starts anew")
-    return stated
-
-
 def remove_leftovers(path: Path) -> None:
     """Remove half-made and replaced stores beside ``path``; only while the lock is held."""
     begin = hidden(follow(path), "")
     for place in begin.parent.glob(f"{glob.escape(begin.name)}.*.part"):
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _write_metadata(path: Path, layout: Layout, record: dict[str, Any]) -> None:
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    zarr = import_zarr()
-    store = _durable_store(path, writable=True)
-    group = zarr.create_group(store)
-    common: dict[str, Any] = {
-        "chunk_key_encoding": {"name": "default", "separator": "."},
-        "compressors": [ZstdCodec(level=1), Crc32cCodec()],
-        "filters": None,
-    }
-    chunk = min(layout.chunk_chains, layout.n_chains)
-    for name, (shape, dtype) in layout.shapes().items():
-        scaled = name == "draws" and dtype == "uint8"
-        attributes = {"scale_factor": layout.encoding.scale, "add_offset": layout.encoding.offset} if scaled else {}
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=(chunk, *shape[1:]),
-            dtype=dtype,
-            fill_value=np.nan if dtype.startswith("float") else 0 if dtype == "uint8" else -1,
-            dimension_names=_DIMENSIONS[: len(shape)],
-            attributes=attributes,
-            **common,
-        )
-    columns = 2 + len(ARRAYS)
-    group.create_array(
-        MARKS,
-        shape=(layout.n_blocks, columns),
-        chunks=(1, columns),
-        dtype="uint32",
-        fill_value=0,
-        dimension_names=("block", "mark"),
-        **common,
-    )
-    names = (*ARRAYS, MARKS)
-    stated: dict[str, Any] = {
-        "format": "kaleido-fast store",
-        "version": VERSION,
-        "n_chains": layout.n_chains,
-        "n_draws": layout.n_draws,
-        "dim": layout.dim,
-        "chunk_chains": layout.chunk_chains,
-        "record": record,
-        "arrays": {name: _digest(json.loads((path / name / "zarr.json").read_bytes())) for name in names},
-    }
-    group.attrs[ENTRY] = {**stated, "checksum": _checksum(stated)}
-
-
-def _durable_store(path: Path, *, writable: bool) -> Any:
-    """Zarr's store of local files, whose files are on disk under their names when ``set`` returns."""
-    import_zarr()
-    from zarr.storage import LocalStore
-
-    class DurableStore(LocalStore):
-        """Also notes the CRC-32C at the end of each chunk that it writes."""
-
-        def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
-            super().__init__(root, read_only=read_only)
-            self.checksums: dict[str, int] = {}
-
-        async def set(self, key: str, value: Any) -> None:
-            import asyncio
-
-            await asyncio.to_thread(self._write, key, value)
-
-        def set_sync(self, key: str, value: Any) -> None:
-            self._write(key, value)
-
-        def _write(self, key: str, value: Any) -> None:
-            data = memoryview(value.as_buffer_like())
-            place = self.root / key
-            if key.endswith("zarr.json"):
-                place.parent.mkdir(parents=True, exist_ok=True)
-            else:
-                self.checksums[key] = int.from_bytes(data[-_CRC_BYTES:], "little")
-            write_durably(place, data)
-
-    return DurableStore(path, read_only=not writable)
-
-
-def write_durably(place: Path, data: memoryview) -> None:
-    """A file that is on disk, whole and under its name, on return; its folder has to exist."""
-    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            flush(file.fileno(), place.parent)
-        temporary.replace(place)
-        sync_folder(place.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _check_removable(path: Path) -> None:
@@ -372,32 +217,8 @@ def _names(folder: Path) -> list[str]:
         ) from problem
 
 
-def _tail(place: Path) -> int:
-    with place.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _CRC_BYTES))
-        return int.from_bytes(file.read(_CRC_BYTES), "little")
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_canonical(value)).hexdigest()
-
-
-def _checksum(stated: Mapping[str, Any]) -> str:
-    return _digest({name: value for name, value in stated.items() if name != "checksum"})
-
-
 def _damaged(path: Path, place: str, block: int, problem: object) -> InputError:
     text = " ".join(str(problem).split())[:200] or type(problem).__name__
     return InputError(
         f"{path}: chunk {place} of block {block} is damaged: {text}; the run's command with --repair computes it again"
     )
-
-
-def _unreadable(path: Path, problem: Exception) -> InputError:
-    text = " ".join(str(problem).split())[:200] or type(problem).__name__
-    return InputError(f"{path} cannot be read as a store of draws: {text}; it may be damaged or foreign")

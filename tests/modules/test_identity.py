@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune
 from kaleido_fast import InputError, fast_sample, open_draws, sample_to
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.modules.identity import identify
-from kaleido_fast.storing.zarr_output import read_metadata
+from kaleido_fast.storing.store_metadata import read_metadata
 
 GAIN = 1.5
 RUN = {"n_chains": 4096 * 2 + 9, "burn_in": 1, "chunk_chains": 4096, "dim": 3, "data_range": (-1.0, 1.0)}

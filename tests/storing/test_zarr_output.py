@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from kaleido_fast import InputError
 from kaleido_fast.storing.encoding import Encoding
-from kaleido_fast.storing.layout import Layout
+from kaleido_fast.storing.layout import ARRAYS, Layout
 from kaleido_fast.system.locks import output_lock, read_token
 
 zarr = pytest.importorskip("zarr")
 
 from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_partial  # noqa: E402
-from kaleido_fast.storing.zarr_output import ARRAYS, ZarrOutput, read_metadata  # noqa: E402
+from kaleido_fast.storing.store_metadata import read_metadata  # noqa: E402
+from kaleido_fast.storing.zarr_output import ZarrOutput  # noqa: E402
 
 FLOATS = Encoding()
 

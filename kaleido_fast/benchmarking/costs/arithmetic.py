@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kaleido_fast.planning.blocks import WAITING_BLOCKS
-from kaleido_fast.storing.layout import Layout
-from kaleido_fast.storing.zarr_output import ARRAYS
+from kaleido_fast.storing.layout import ARRAYS, Layout
 
 FILES_PER_BLOCK = len(ARRAYS) + 1  # a chunk of each array and the block's mark
 METADATA_FILES = len(ARRAYS) + 2  # zarr.json of the group, of each array and of the marks

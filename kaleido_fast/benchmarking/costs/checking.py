@@ -20,7 +20,7 @@ from kaleido_fast.benchmarking.cases import random_network
 from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, lost_per_stop, storage
 from kaleido_fast.benchmarking.costs.planned import make_layout
 from kaleido_fast.errors import InputError
-from kaleido_fast.storing.zarr_output import ARRAYS
+from kaleido_fast.storing.layout import ARRAYS
 
 KILLED_BLOCK = 4096  # chains of a block in runs that are killed
 
