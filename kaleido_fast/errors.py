@@ -19,8 +19,8 @@ class GeneralModuleWarning(UserWarning):
     """A module is run as it is, by the reference engine, for it is not understood exactly; the text says why."""
 
 
-class CrewError(InputError):
-    """Another worker of the same run failed, or the leader did; ``told`` if somebody else prints it."""
+class WorkerError(InputError):
+    """Another worker of the same run failed; ``told`` if another process prints it."""
 
     def __init__(self, text: str, *, told: bool) -> None:
         super().__init__(text)

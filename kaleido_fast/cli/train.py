@@ -133,7 +133,7 @@ def command(
     from kaleido_fast.showing.plots import can_plot, check_can_plot, loss_curve
     from kaleido_fast.system.files import remove_parts
     from kaleido_fast.system.locks import output_lock
-    from kaleido_fast.system.workers import leads_by_name
+    from kaleido_fast.system.workers import is_first_worker
     from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train, training_request
 
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
@@ -151,10 +151,10 @@ def command(
         files, {"data": source, "labels": labels}, preset or data.name, training_request(data, **asked), overwrite
     )
     if finished is not None:
-        if leads_by_name(alone=alone):
+        if is_first_worker(alone=alone):
             _report(finished.model.spec, finished.card, [out], finished=True, as_json=as_json, quiet=quiet)
         return
-    shown = not (quiet or as_json) and leads_by_name(alone=alone)
+    shown = not (quiet or as_json) and is_first_worker(alone=alone)
     with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
         for kind in (UnstableModelWarning, SlowMixingWarning):
             warnings.simplefilter("always", kind)
@@ -167,7 +167,7 @@ def command(
             alone=alone,
             callback=callback,
         )
-    if not leads_by_name(alone=alone):
+    if not is_first_worker(alone=alone):
         return
     for warning in caught:
         tell(f"kaleido-fast: warning: {warning.message}")
@@ -192,14 +192,14 @@ def _check_files(
     from kaleido_fast.system.files import follow
     from kaleido_fast.system.locks import output_lock
     from kaleido_fast.system.outputs import check_outputs
-    from kaleido_fast.system.workers import leads_by_name
+    from kaleido_fast.system.workers import is_first_worker
     from kaleido_fast.training.state import read_request
 
     out, state = files["checkpoint"], files["unfinished state"]
     assert out is not None and state is not None
     check_outputs(files, inputs, overwrite=True)
     if overwrite:
-        if state.exists() and read_request(state) != request and leads_by_name():
+        if state.exists() and read_request(state) != request and is_first_worker():
             with output_lock(state):
                 follow(state).unlink(missing_ok=True)
         return None

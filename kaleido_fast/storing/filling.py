@@ -26,7 +26,7 @@ from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.write_behind import WriteBehind
 from kaleido_fast.system.devices import is_lack_of_memory
 from kaleido_fast.system.threads import threads
-from kaleido_fast.system.workers import Crew
+from kaleido_fast.system.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Spent:
     compile_seconds: float
 
 
-def fill(output: BlockOutput, done: np.ndarray, run: Run, crew: Crew, callback: Callback | None) -> tuple[Spent, Tally]:
+def fill(
+    output: BlockOutput, done: np.ndarray, run: Run, workers: Workers, callback: Callback | None
+) -> tuple[Spent, Tally]:
     """Compute and write blocks until none is left for any worker; an interruption says what is kept.
 
     Every worker counts its own chains and its share of those that were there before; the first one gets all counts.
@@ -47,8 +49,8 @@ def fill(output: BlockOutput, done: np.ndarray, run: Run, crew: Crew, callback: 
         output: open for writing.
         done: (n_blocks,) bool, the same for all workers: blocks that were whole before.
         run: what is computed.
-        crew: the workers.
-        callback: told of the progress of all.
+        workers: the workers.
+        callback: gets the progress of all workers together.
 
     Raises:
         InputError: the model changed, a disk is full, another worker cannot go on.
@@ -58,9 +60,9 @@ def fill(output: BlockOutput, done: np.ndarray, run: Run, crew: Crew, callback: 
     tally, whole = Tally(), Tally()
     try:
         with threads(output.record.get("threads")):
-            spent = _Filling(output, run, crew, tally).compute(np.flatnonzero(~done).tolist(), callback)
-        tally.add_blocks(output, np.flatnonzero(done)[crew.rank :: crew.size].tolist())
-        for counts in crew.gather("tally", tally.plain()):
+            spent = _Filling(output, run, workers, tally).compute(np.flatnonzero(~done).tolist(), callback)
+        tally.add_blocks(output, np.flatnonzero(done)[workers.rank :: workers.size].tolist())
+        for counts in workers.gather("tally", tally.plain()):
             whole.include(counts)
     except KeyboardInterrupt as stop:
         raise _interrupted(output, terminated=isinstance(stop, TerminatedError)) from stop
@@ -73,29 +75,29 @@ class _Filling:
 
     output: BlockOutput
     run: Run
-    crew: Crew
+    workers: Workers
     tally: Tally
 
     def compute(self, missing: list[int], callback: Callback | None) -> Spent:
         """Compute and write those of the missing blocks that this worker takes."""
         began = time.perf_counter()
-        layout, run, crew = self.output.layout, self.run, self.crew
-        if crew.leads and crew.size > max(1, len(missing)):
-            warn_caller(f"{crew.size} workers for {len(missing)} blocks: some have nothing to do", UserWarning)
+        layout, run, workers = self.output.layout, self.run, self.workers
+        if workers.is_first and workers.size > max(1, len(missing)):
+            warn_caller(f"{workers.size} workers for {len(missing)} blocks: some have nothing to do", UserWarning)
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         watch = _watch_model(run, phases)
         before = layout.n_chains - sum(layout.length(block) for block in missing)
-        meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, crew, before), before)
+        meter = Meter(layout.n_chains, run.request.schedule.n_steps, _for_all(callback, workers, before), before)
         setup = time.perf_counter() - began
         with WriteBehind(self.write) as writer:
             try:
-                spans = (layout.rows(block) for block in crew.take(missing))
+                spans = (layout.rows(block) for block in workers.take(missing))
                 for block in run_blocks(run, phases, spans, meter):
                     _refuse_change(watch)
                     writer.put(Block(block.rows, block.chains.to_host(), block.chain_steps))
                 writer.finish()
-                while crew.leads and crew.totals().blocks < len(missing):
-                    crew.wait()
+                while workers.is_first and workers.totals().blocks < len(missing):
+                    workers.wait()
                     meter.add(0)
             except KeyboardInterrupt:
                 with contextlib.suppress(InputError):
@@ -114,7 +116,7 @@ class _Filling:
         arrays = _as_arrays(block.chains, layout.encoding)
         self.output.write(block.rows.start // layout.chunk_chains, arrays)
         self.tally.add(arrays["residual"], arrays["steps"], arrays["outcome"])
-        self.crew.count(len(block.chains), block.chain_steps)
+        self.workers.count(len(block.chains), block.chain_steps)
 
 
 def _watch_model(run: Run, phases: list[Phase]) -> Watch | None:
@@ -141,13 +143,13 @@ def _refuse_change(watch: Watch | None) -> None:
         )
 
 
-def _for_all(callback: Callback | None, crew: Crew, before: int) -> Callback | None:
+def _for_all(callback: Callback | None, workers: Workers, before: int) -> Callback | None:
     """Progress of all workers together; ``before`` chains were there when they began."""
-    if callback is None or crew.size == 1:
+    if callback is None or workers.size == 1:
         return callback
 
     def report(state: SampleProgress) -> None:
-        done = before + crew.totals().chains
+        done = before + workers.totals().chains
         n_steps = state.chain_steps // state.n_chains
         callback(SampleProgress(done, state.n_chains, done * n_steps, state.chain_steps, state.seconds))
 

@@ -1,4 +1,4 @@
-"""What an output written block by block holds, whatever its format: arrays, their shapes, and how chains are cut."""
+"""What an output written block by block holds, in every format: arrays, their shapes, and how chains are cut."""
 
 from __future__ import annotations
 

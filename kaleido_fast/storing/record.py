@@ -1,4 +1,4 @@
-"""Records: what stands beside draws, so that their run can be repeated, continued and told from every other.
+"""Records: what stands beside draws, so that their run can be repeated and continued, and not be mistaken for another.
 
 A record holds no time of day and no place: the same command writes the same bytes.
 """

@@ -18,7 +18,6 @@ import numpy as np
 from torch import nn
 
 from kaleido_fast.checkpoint import Scaling, load_checkpoint
-from kaleido_fast.errors import CrewError, InputError
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.planning.plan import SamplePlan
 from kaleido_fast.planning.request import SampleRequest
@@ -43,7 +42,7 @@ from kaleido_fast.storing.zarr_output import ZarrOutput
 from kaleido_fast.system.locks import output_lock
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.signals import stop_signals
-from kaleido_fast.system.workers import Crew, Totals, find_crew, local_device
+from kaleido_fast.system.workers import Totals, Workers, find_workers, local_device
 
 
 @dataclass(frozen=True)
@@ -135,58 +134,52 @@ def sample_to(
             that would be overwritten, a disk that is full. Blocks that were whole stay.
         StreamInterruptedError: Ctrl-C or SIGTERM.
     """
-    crew = find_crew(alone=alone)
+    workers = find_workers(alone=alone)
     try:
-        source = None
-        if isinstance(model, (str, Path)):
-            checkpoint = load_checkpoint(model)
-            source, scaling = checkpoint.path, scaling or checkpoint.card.scaling
-        run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
-        files = OutputFiles(Path(path), source, None if picture is None else Path(picture))
-        task = StoringTask(files, run, dtype, chunk_chains, overwrite, repair, scaling)
-        with stop_signals(), neutral(run.device), _bar(callback, show=progress and crew.leads) as reported:
-            if crew.leads:
-                return _lead(task, crew, reported)
-            _follow(task, crew)
-            return None
-    except InputError as problem:
-        if crew.fail(str(problem)):
-            raise CrewError(str(problem), told=True) from problem
-        raise
-    except KeyboardInterrupt:
-        crew.fail("it was interrupted")
-        raise
+        with workers.failing_together():
+            source = None
+            if isinstance(model, (str, Path)):
+                checkpoint = load_checkpoint(model)
+                source, scaling = checkpoint.path, scaling or checkpoint.card.scaling
+            run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
+            files = OutputFiles(Path(path), source, None if picture is None else Path(picture))
+            task = StoringTask(files, run, dtype, chunk_chains, overwrite, repair, scaling)
+            with stop_signals(), neutral(run.device), _bar(callback, show=progress and workers.is_first) as reported:
+                if workers.is_first:
+                    return _store(task, workers, reported)
+                _help_store(task, workers)
+                return None
     finally:
-        crew.leave()
+        workers.leave()
 
 
-def _lead(task: StoringTask, crew: Crew, callback: Callback | None) -> StreamResult:
+def _store(task: StoringTask, workers: Workers, callback: Callback | None) -> StreamResult:
     """Rank 0: open the output, take part in computing, wait for the others, count."""
-    check_task(task, crew.size)
+    check_task(task, workers.size)
     with output_lock(task.path) as token:
         stored = find_finished_npy(task)
         if stored is not None:
             return _result(task, stored, [str(task.path), str(record_path(task.path))])
         output, damaged = open_output(task)
         done = output.done()
-        crew.share("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
-        crew.confirm(None)
+        workers.share("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
+        workers.confirm(None)
         if done.all() and isinstance(output, ZarrOutput):
             return _result(task, output.record, [str(task.path)], damaged=damaged)
-        spent, tally = fill(output, done, task.run, crew, callback)
-        stats = _stats(task.run, output, tally, crew.totals(), spent)
+        spent, tally = fill(output, done, task.run, workers, callback)
+        stats = _stats(task.run, output, tally, workers.totals(), spent)
         return _result(task, output.record, output.finish(), stats, damaged)
 
 
-def _follow(task: StoringTask, crew: Crew) -> None:
+def _help_store(task: StoringTask, workers: Workers) -> None:
     """All other ranks: compute blocks of the store that rank 0 has opened."""
-    shared = crew.share("output", None)
+    shared = workers.share("output", None)
     output = open_shared_store(task, shared["token"])
-    crew.confirm(None)
+    workers.confirm(None)
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(shared["done"]), np.uint8))
     done = bits[: output.layout.n_blocks].astype(bool)
     if not done.all():
-        fill(output, done, task.run, crew, None)
+        fill(output, done, task.run, workers, None)
 
 
 def _stats(run: Run, output: BlockOutput, tally: Tally, totals: Totals, spent: Spent) -> StoredStats:

@@ -157,7 +157,7 @@ class ZarrOutput:
             raise write_error(self.path, problem) from problem
 
     def remove_parts(self) -> None:
-        """Remove what a killed writer left; only while nobody writes."""
+        """Remove what a killed writer left; only while no process writes."""
         for name in (*ARRAYS, MARKS):
             for entry in _names(self.path / name):
                 if entry.endswith(".part"):
@@ -203,7 +203,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _check_removable(path: Path) -> None:
-    """Only a store is replaced: whatever else bears the name stays."""
+    """Only a store is replaced: anything else of that name stays."""
     if not path.is_dir() or not set(_names(path)) <= {"zarr.json", MARKS, *ARRAYS}:
         raise InputError(f"output {path} is not a store that kaleido-fast wrote, and stays: choose another name")
 

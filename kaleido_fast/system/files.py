@@ -51,7 +51,7 @@ def check_writable(path: Path) -> None:
         raise InputError(f"output {path} is read-only: choose another name or make it writable")
     folder, here = target.parent.stat(), os.geteuid() if hasattr(os, "geteuid") else 0
     if folder.st_mode & stat.S_ISVTX and here not in (0, folder.st_uid, target.stat().st_uid):
-        raise InputError(f"output {path} is another user's, and its folder lets nobody else replace it: choose another")
+        raise InputError(f"output {path} is another user's, and only that user may replace it: choose another")
 
 
 def check_folder(path: Path) -> None:

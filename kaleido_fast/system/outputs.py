@@ -69,7 +69,7 @@ def check_outputs(
 def claimed(
     outputs: Outputs, inputs: Inputs | None = None, *, overwrite: bool = False, remedy: str = REMEDY
 ) -> Iterator[None]:
-    """Check outputs that are written at once, at the end, and let nobody else write them meanwhile.
+    """Check outputs that are written at once, at the end, and keep other processes from writing them meanwhile.
 
     Raises:
         InputError: as `check_outputs`, or another process writes one of them.

@@ -1,7 +1,9 @@
-"""Workers that share the blocks of a run, joined by the key-value store of torch's launcher (`torchrun`).
+"""Workers that share a run: processes joined by the key-value store of torch's launcher (`torchrun`).
+
+Rank 0, the first worker, prepares the output, shows progress and prints the end.
 
 No collective operations, and no scheduler of our own: a counter in the launcher's store hands out blocks, so that fast
-devices take more; a worker that dies is the business of the launcher, which starts all anew (``--max-restarts``).
+devices take more. A worker that dies is left to the launcher, which starts all anew (``--max-restarts``).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kaleido_fast.errors import CrewError, InputError
+from kaleido_fast.errors import InputError, WorkerError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _POLL = 0.05  # seconds
 _GATHER = 300.0  # seconds that workers wait for each other at the start
-LEAVE = 60.0  # seconds that the leader waits for the others to hang up
+LEAVE = 60.0  # seconds that the first worker waits at the end until the others have left
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Totals:
     chain_steps: int = 0
 
 
-class Crew:
-    """One worker alone: it leads, and takes all blocks in order."""
+class Workers:
+    """This process among the workers of a run; here it is the only one, and takes all blocks in order."""
 
     rank, size = 0, 1
 
@@ -45,12 +47,12 @@ class Crew:
         self._totals = Totals()
 
     @property
-    def leads(self) -> bool:
-        """Whether this worker prepares the output, shows progress and prints the end."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def share(self, key: str, value: Any) -> Any:
-        """The leader's value, plain JSON, for everybody; the others wait for it."""
+        """The value of rank 0, plain JSON, for all ranks; the others wait for it."""
         return value
 
     def confirm(self, problem: str | None) -> None:
@@ -59,11 +61,11 @@ class Crew:
             raise InputError(problem)
 
     def take(self, blocks: Sequence[int]) -> Iterator[int]:
-        """Blocks for this worker, one at a time, until none is left for anybody."""
+        """Blocks for this worker, one at a time, until none is left for any worker."""
         yield from blocks
 
     def gather(self, key: str, value: Any) -> list[Any]:
-        """The values, plain JSON, of all workers for the leader, who waits for them; an empty list for the others."""
+        """The values, plain JSON, of all workers for rank 0, which waits for them; an empty list for the others."""
         return [value]
 
     def count(self, chains: int, chain_steps: int) -> None:
@@ -79,6 +81,19 @@ class Crew:
         """Tell the others that this worker cannot go on, and why; True if another one has said the same before."""
         return False
 
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Tell the others why this worker ends. A problem that another one has told before is printed there alone."""
+        try:
+            yield
+        except InputError as problem:
+            if self.fail(str(problem)):
+                raise WorkerError(str(problem), told=True) from problem
+            raise
+        except KeyboardInterrupt:
+            self.fail("it was interrupted")
+            raise
+
     def check(self) -> None:
         """Raises if another worker has said that it cannot go on."""
 
@@ -86,19 +101,19 @@ class Crew:
         """Pause between two looks at `totals`; raises if another worker cannot go on."""
 
     def distributed_store(self) -> Store:
-        """A store for torch's process groups; of crews of several workers only."""
+        """A store for torch's process groups; only where there are several workers."""
         raise InputError("one process has no process group")
 
     def leave(self, patience: float = LEAVE, last: float = LEAVE) -> None:
-        """Say good-bye: the leader is last, because the store may live in its process.
+        """Part from the others. Rank 0 leaves last, because the store may live in its process.
 
         Args:
             patience: seconds that it waits for the others.
-            last: of these, seconds for the last one when all others have gone: it may be lost.
+            last: of these, seconds for the last one when all others have left: it may be lost.
         """
 
 
-class TorchCrew(Crew):
+class TorchWorkers(Workers):
     """A worker that was started by torch's launcher, or by hand with the same environment variables."""
 
     store: Store
@@ -117,7 +132,7 @@ class TorchCrew(Crew):
             raise InputError(
                 f"the launcher's store cannot be reached: {text}; start the workers with torchrun"
             ) from None
-        self.hosts_store = self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self.hosts_store = self.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         self.store = torch.distributed.PrefixStore("kaleido-fast", store)
         with _reaching():
             self.store = torch.distributed.PrefixStore(self._meet(), self.store)
@@ -128,12 +143,12 @@ class TorchCrew(Crew):
     def _meet(self) -> str:
         """A word that the workers of this start have in common: a store may still hold keys of an earlier one.
 
-        Each says hello under its rank with a word of its own; the leader answers whoever is there with its word, until
-        all have thanked for just that answer, which those of an earlier start cannot.
+        Each says hello under its rank with a word of its own. Rank 0 answers each hello with its own word, until all
+        have thanked for just that answer, which workers of an earlier start cannot.
         """
         mine, until = secrets.token_hex(8), time.monotonic() + _GATHER
         store, others = self.store, set(range(1, self.size))
-        if not self.leads:
+        if not self.is_first:
             store.set(f"hello {self.rank}", mine)
             while not store.check([f"welcome {mine}"]):
                 self._check_patience(until, {0})
@@ -158,10 +173,10 @@ class TorchCrew(Crew):
         time.sleep(_POLL)
 
     def share(self, key: str, value: Any) -> Any:
-        if not self.leads:
+        if not self.is_first:
             self._wait(key)
         with _reaching():
-            if self.leads:
+            if self.is_first:
                 self.store.set(key, json.dumps(value))
             return json.loads(self.store.get(key))
 
@@ -188,7 +203,7 @@ class TorchCrew(Crew):
     def gather(self, key: str, value: Any) -> list[Any]:
         with _reaching():
             self.store.set(f"{key} {self.rank}", json.dumps(value))
-        places = [f"{key} {rank}" for rank in range(self.size)] if self.leads else []
+        places = [f"{key} {rank}" for rank in range(self.size)] if self.is_first else []
         for place in places:
             self._wait(place)
         with _reaching():
@@ -209,7 +224,7 @@ class TorchCrew(Crew):
         try:
             told = json.loads(self.store.compare_set("failed", "", json.dumps(facts)))
         except RuntimeError:
-            return False  # nobody is left to be told
+            return False  # no other worker can be reached
         return told["rank"] != self.rank and told["text"] == text
 
     def distributed_store(self) -> Store:
@@ -222,7 +237,7 @@ class TorchCrew(Crew):
             with _reaching():
                 facts = json.loads(self.store.get("failed"))
             where = "" if facts["rank"] == 0 else f"worker {facts['rank']} on {facts['host']}: "
-            raise CrewError(f"{where}{facts['text']}", told=not self.leads)
+            raise WorkerError(f"{where}{facts['text']}", told=not self.is_first)
 
     def wait(self) -> None:
         self.check()
@@ -256,11 +271,11 @@ def _reaching() -> Iterator[None]:
         yield
     except RuntimeError as problem:
         text = "the other workers cannot be reached any more: the launcher or the first worker has ended"
-        raise CrewError(text, told=False) from problem
+        raise WorkerError(text, told=False) from problem
 
 
-def leads_by_name(*, alone: bool = False) -> bool:
-    """Whether this process is the first one of those that were started together, or alone."""
+def is_first_worker(*, alone: bool = False) -> bool:
+    """Whether this process is rank 0 of those that were started together, or alone: by the environment only."""
     return alone or started_together() == 1 or os.environ["RANK"].strip() == "0"
 
 
@@ -268,7 +283,7 @@ def started_together() -> int:
     """Number of processes that were started together, by the environment alone; 1 without a launcher.
 
     Raises:
-        InputError: a rank that no crew of this size has: the others would wait for one that never comes.
+        InputError: a rank that so many workers do not have: the others would wait for one that never comes.
     """
     rank, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
     if not rank or not size:
@@ -279,17 +294,17 @@ def started_together() -> int:
 
 
 def refuse_workers(what: str, remedy: str) -> None:
-    """Refuse what several processes started together would each do anew: `InputError`, which the first one tells."""
+    """Refuse what several processes started together would each do anew: `InputError`, which rank 0 prints."""
     size = started_together()
     if size > 1:
-        raise CrewError(f"{size} workers cannot share {what}: {remedy}", told=not leads_by_name())
+        raise WorkerError(f"{size} workers cannot share {what}: {remedy}", told=not is_first_worker())
 
 
-def find_crew(*, alone: bool = False) -> Crew:
-    """The crew that this process was started in: `torchrun` sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+def find_workers(*, alone: bool = False) -> Workers:
+    """The workers that this process was started with: `torchrun` sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Args:
-        alone: this process has a run of its own, whatever others do: nobody is waited for.
+        alone: this process has a run of its own, and waits for none of the others.
 
     Raises:
         InputError: one of several processes that cannot find each other.
@@ -301,7 +316,7 @@ def find_crew(*, alone: bool = False) -> Crew:
             f"WORLD_SIZE is {size} and there is no {missing[0]}, by which workers find each other: start them with "
             "torchrun, or pass alone (--alone) for a run of its own in each process"
         )
-    return TorchCrew() if size > 1 else Crew()
+    return TorchWorkers() if size > 1 else Workers()
 
 
 def local_device(device: str | None) -> str | None:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.errors import CrewError, InputError
+from kaleido_fast.errors import InputError, WorkerError
 from kaleido_fast.system.files import remove_parts
 from kaleido_fast.system.locks import output_lock, read_token
-from kaleido_fast.system.workers import LEAVE, Crew, find_crew
+from kaleido_fast.system.workers import LEAVE, Workers, find_workers
 
 _PATIENCE = datetime.timedelta(minutes=10)  # for a worker that neither answers nor hangs up
 # Seconds that the first worker waits where training has failed: for the others, which are late on a busy machine, and
@@ -85,8 +85,8 @@ class Team:
 class TorchTeam(Team):
     """Workers started by torch's launcher."""
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew, self.rank, self.size = crew, crew.rank, crew.size
+    def __init__(self, workers: Workers) -> None:
+        self.workers, self.rank, self.size = workers, workers.rank, workers.size
         self.connected = False
 
     @contextlib.contextmanager
@@ -102,8 +102,8 @@ class TorchTeam(Team):
         facts = json.loads(json.dumps({**request, "device": device.type, "torch": torch.__version__}))
         with _lock(state if self.leads else None) as token:
             mine = {"facts": facts, "token": token, "digest": _digest(state)}
-            first = self.crew.share("training", mine)
-            self.crew.confirm(None if self.leads else _difference(state, mine, first))
+            first = self.workers.share("training", mine)
+            self.workers.confirm(None if self.leads else _difference(state, mine, first))
             self._connect(device)
             yield first["digest"] is not None
 
@@ -112,14 +112,14 @@ class TorchTeam(Team):
         if torch.distributed.is_initialized():
             raise InputError("this process has a process group already: train before init_process_group, or without it")
         backend = "nccl" if device.type == "cuda" else "gloo"
-        store = self.crew.distributed_store()
+        store = self.workers.distributed_store()
         try:
             with _reachable_interface():
                 torch.distributed.init_process_group(
                     backend, store=store, rank=self.rank, world_size=self.size, timeout=_PATIENCE
                 )
         except (RuntimeError, ValueError) as problem:
-            self.crew.check()
+            self.workers.check()
             text = " ".join(str(problem).split())[:200]
             raise InputError(
                 f"workers cannot reach each other: {text}; set {_INTERFACE} (for nccl NCCL_SOCKET_IFNAME) to the "
@@ -147,42 +147,38 @@ class TorchTeam(Team):
         return both[0], bool(both[1] > 0)
 
     def tell(self, key: str, compute: Callable[[], Any]) -> Any:
-        return self.crew.share(f"told {key}", compute() if self.leads else None)
+        return self.workers.share(f"told {key}", compute() if self.leads else None)
 
     def lost(self, problem: RuntimeError, text: str) -> InputError | None:
         known = isinstance(problem, torch.distributed.DistError)
         if not known and not any(name in str(problem).lower() for name in ("gloo", "nccl")):
             return None
         try:
-            self.crew.check()  # it may have said why
-        except CrewError as told:
-            return CrewError(text, told=True) if text in str(told) else told
-        return CrewError(text, told=False)
+            self.workers.check()  # it may have said why
+        except WorkerError as told:
+            return WorkerError(text, told=True) if text in str(told) else told
+        return WorkerError(text, told=False)
 
 
 @contextlib.contextmanager
 def find_team(*, alone: bool = False) -> Iterator[Team]:
-    """The team that this process was started in, or ``alone``; see `kaleido_fast.system.workers.find_crew`.
+    """The team that this process was started in, or ``alone``; see `kaleido_fast.system.workers.find_workers`.
 
     A problem of one ends the others, and is told once.
     """
-    crew = find_crew(alone=alone)
-    team = Team() if crew.size == 1 else TorchTeam(crew)
+    workers = find_workers(alone=alone)
+    team = Team() if workers.size == 1 else TorchTeam(workers)
     patience = (LEAVE, LEAVE)
     try:
-        yield team
-    except InputError as problem:
+        with workers.failing_together():
+            yield team
+    except InputError:
         patience = _END
-        if crew.fail(str(problem)):
-            raise CrewError(str(problem), told=True) from problem
-        raise
-    except KeyboardInterrupt:
-        crew.fail("it was interrupted")
         raise
     finally:
         if isinstance(team, TorchTeam):
             team.close()
-        crew.leave(*patience)
+        workers.leave(*patience)
 
 
 @contextlib.contextmanager

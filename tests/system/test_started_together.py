@@ -8,7 +8,7 @@ import pytest
 
 from kaleido_fast import ModelCard, sample_to, save_checkpoint, train
 from kaleido_fast.errors import InputError
-from kaleido_fast.system.workers import Crew, find_crew, leads_by_name, started_together
+from kaleido_fast.system.workers import Workers, find_workers, is_first_worker, started_together
 
 from conftest import call, random_mlp  # isort: skip
 
@@ -44,15 +44,15 @@ def start(monkeypatch, **variables: str) -> None:
 def test_one_process_looks_for_nobody(folder, monkeypatch, variables):
     """An address that leads nowhere would be waited for."""
     start(monkeypatch, **variables)
-    assert started_together() == 1 and leads_by_name()
-    assert type(find_crew()) is Crew
+    assert started_together() == 1 and is_first_worker()
+    assert type(find_workers()) is Workers
     assert sample_to("a.npy", "m.safetensors", n_chains=5, device="cpu").stats.n_chains == 5
 
 
 @pytest.mark.parametrize(("rank", "size"), [("1", "1"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "many"), ("0", "0")])
 def test_a_rank_that_cannot_be_is_refused(folder, monkeypatch, rank, size):
     start(monkeypatch, RANK=rank, WORLD_SIZE=size)
-    for ask in (started_together, leads_by_name, find_crew):
+    for ask in (started_together, is_first_worker, find_workers):
         with pytest.raises(InputError, match="ranks are 0 to WORLD_SIZE - 1"):
             ask()
 

@@ -23,7 +23,7 @@ from killing import Task, command_run, contents, errors_of, start_workers, train
 from kaleido_fast import InputError, ModelCard, load_checkpoint, sample_to, save_checkpoint
 from kaleido_fast.storing.joining import join_stores
 from kaleido_fast.system.locks import output_lock
-from kaleido_fast.system.workers import TorchCrew
+from kaleido_fast.system.workers import TorchWorkers
 
 pytest.importorskip("zarr")
 
@@ -62,11 +62,11 @@ def end_by_hand(name: str, folders: Sequence[Path], *args: str) -> tuple[list[in
 
 @pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_write_what_one_process_writes(one_process, n_workers):
-    args = ("--chains", str(N_CHAINS), "--burn-in", "1", "--seed", "3", "--out", f"crew{n_workers}.zarr")
+    args = ("--chains", str(N_CHAINS), "--burn-in", "1", "--seed", "3", "--out", f"workers{n_workers}.zarr")
     process = launch(n_workers, one_process, *args)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert contents(one_process / f"crew{n_workers}.zarr") == contents(one_process / "one.zarr")
+    assert contents(one_process / f"workers{n_workers}.zarr") == contents(one_process / "one.zarr")
 
 
 def test_a_folder_that_not_all_see_is_found_before_computing(one_process, tmp_path):
@@ -159,20 +159,20 @@ def test_a_lost_worker_ends_training_in_one_line(tmp_path, three_workers, victim
     assert end_together(tmp_path / "run", 3) == three_workers
 
 
-def leading_crew(size: int) -> TorchCrew:
+def first_worker(size: int) -> TorchWorkers:
     """The first worker of several, with a store of this process."""
-    crew = object.__new__(TorchCrew)
-    crew.rank, crew.size, crew.hosts_store = 0, size, True
-    crew.store = torch.distributed.HashStore()
-    return crew
+    workers = object.__new__(TorchWorkers)
+    workers.rank, workers.size, workers.hosts_store = 0, size, True
+    workers.store = torch.distributed.HashStore()
+    return workers
 
 
 def test_the_first_worker_waits_for_survivors_longer_than_for_the_one_that_is_lost():
-    crew = leading_crew(3)
-    survivor = threading.Timer(0.6, crew.store.add, ("gone", 1))  # the third never says good-bye
+    workers = first_worker(3)
+    survivor = threading.Timer(0.6, workers.store.add, ("gone", 1))  # the third never leaves
     survivor.start()
-    crew.leave(60.0, 0.1)
-    assert crew.store.add("gone", 0) == 2
+    workers.leave(60.0, 0.1)
+    assert workers.store.add("gone", 0) == 2
 
 
 @pytest.mark.parametrize("victims", [[0, 1, 2], [1]])
