@@ -45,3 +45,27 @@ class Meter:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.began
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One evaluation: ``loss`` is the mean over the training batches since the last one, ``held_out`` the measure by
+    which the best weights are kept (mean squared error on fixed corrupted examples)."""
+
+    attempt: int
+    step: int
+    loss: float
+    held_out: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a callback gets after every step; ``last`` is the latest evaluation, if there was one."""
+
+    attempt: int
+    step: int
+    steps: int
+    learning_rate: float
+    seconds_left: float
+    last: HistoryEntry | None

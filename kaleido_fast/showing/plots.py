@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kaleido_fast.training.trainer import HistoryEntry
+    from kaleido_fast.progress import HistoryEntry
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 ELSEWHERE = "0.6"  # grey of chains that end at no example

@@ -7,15 +7,12 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from kaleido_fast.progress import SampleProgress
-
-if TYPE_CHECKING:
-    from kaleido_fast.training.trainer import TrainingProgress
+from kaleido_fast.progress import SampleProgress, TrainingProgress
 
 NOTEBOOK_EVERY = 0.2  # seconds between messages to a notebook
 NOTEBOOK_WIDTH = 100

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import evenly
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.progress import HistoryEntry
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.system.threads import deciding_threads
 from kaleido_fast.training.memory import evaluation_rows
@@ -29,18 +30,6 @@ FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
 EVALUATIONS = 100  # per run
 # Words that keep the random streams of one seed apart.
 ORDER, NOISE, EVALUATION, START, ATTEMPT = range(5)
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """One evaluation: ``loss`` is the mean over the training batches since the last one, ``held_out`` the measure by
-    which the best weights are kept (mean squared error on fixed corrupted examples)."""
-
-    attempt: int
-    step: int
-    loss: float
-    held_out: float
-    learning_rate: float
 
 
 def stream_seed(seed: int, *words: int) -> int:

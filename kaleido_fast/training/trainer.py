@@ -21,6 +21,7 @@ from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose
 from kaleido_fast.evaluating.thinning import measure_thin, thin_problem, with_thin
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
+from kaleido_fast.progress import HistoryEntry, TrainingProgress
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.scalars import plain_number, real_number
 from kaleido_fast.system.devices import resolve_device
@@ -33,24 +34,12 @@ from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
 from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
 from kaleido_fast.training.parallel import find_team
-from kaleido_fast.training.run import MAX_SEED, HistoryEntry, TrainingRun, learning_rate, make_request
+from kaleido_fast.training.run import MAX_SEED, TrainingRun, learning_rate, make_request
 from kaleido_kernels.exact import exact_products
 
 INITS = ("kaiming", "default")
 SCHEDULES = ("cosine", "constant")
 ACCEPTED_ERROR = 0.02
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """What a callback gets after every step; ``last`` is the latest evaluation, if there was one."""
-
-    attempt: int
-    step: int
-    steps: int
-    learning_rate: float
-    seconds_left: float
-    last: HistoryEntry | None
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose, growth_rates, spectral_radii, stable_examples
 from kaleido_fast.model import KaleidoMLP, ModelSpec, model_hash
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, TrainingRecipe
+from kaleido_fast.progress import TrainingProgress
 from kaleido_fast.reading.datasets import Dataset, load_dataset
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.training.run import Batches, TrainingRun, corrupt, initialise, learning_rate, stream_seed
 from kaleido_fast.training.trainer import (
     TrainingInterruptedError,
-    TrainingProgress,
     UnstableModelWarning,
     default_recipe,
     default_spec,
