@@ -15,10 +15,9 @@ from PIL import Image, ImageColor, ImageOps
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import MAX_WIDTH
+from kaleido_fast.names import IMAGE_SUFFIXES
 from kaleido_fast.reading.raw_data import MAX_BYTES, RawData, reading
 
-IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-IMAGE_SUFFIXES |= {".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"}
 # Not all that Pillow knows: it runs another program on EPS.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "TGA", "AVIF")
 _ALWAYS_COLOUR = ("GIF", "WEBP")  # formats that hold grey pictures in colours

@@ -6,10 +6,10 @@ import zipfile
 from pathlib import Path
 
 from kaleido_fast.errors import InputError
+from kaleido_fast.names import IMAGE_SUFFIXES
 from kaleido_fast.reading import foreign
 from kaleido_fast.reading.arrays import place_channels
 from kaleido_fast.reading.image_files import (
-    IMAGE_SUFFIXES,
     class_folders,
     image_paths,
     left_out,

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from kaleido_fast.errors import InputError
+from kaleido_fast.names import IMAGE_SUFFIXES
 from kaleido_fast.system.files import check_folder, check_name, check_writable, follow, remove_parts
 from kaleido_fast.system.locks import output_lock
 
@@ -102,8 +103,6 @@ def _refuse_input(role: str, path: Path, name: str, source: Path, remedy: str) -
         return
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(source)):
         return
-    from kaleido_fast.reading.image_files import IMAGE_SUFFIXES
-
     if source.suffix == STORE or path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(
             f"{path} lies in {source}, which this run reads ({name}): the next one would take the {role} for a part of "
