@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from kaleido_fast.benchmarking.gpu.command import main  # noqa: E402 - found by the line before
+from kaleido_fast.cli.gpu_report import main  # noqa: E402 - found by the line before
 
 if __name__ == "__main__":
     main()

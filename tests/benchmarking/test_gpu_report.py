@@ -23,7 +23,6 @@ from kaleido_fast.benchmarking.acceptance import measure_deviation
 from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.gpu import (
     checks,
-    command,
     contestants,
     device,
     report,
@@ -37,6 +36,7 @@ from kaleido_fast.benchmarking.gpu import (
 from kaleido_fast.benchmarking.gpu.report import REPORT_PEERS, STAGES, ReportRequest, make_report
 from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run_jobs
 from kaleido_fast.benchmarking.peers import PEERS
+from kaleido_fast.cli import gpu_report as command
 from kaleido_kernels.tiles import read_tuned, tile_from_json
 
 ROOT = Path(__file__).parents[2]
