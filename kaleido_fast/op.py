@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
 from kaleido_fast.modules.recognition import check_weights, look_through
@@ -36,7 +37,7 @@ from kaleido_fast.running.packed import PACKED
 from kaleido_fast.running.subject import Subject, check_z0_form
 from kaleido_fast.sampling import refuse_tol_with_jitter
 from kaleido_fast.scalars import plain_number, refuse_truth_values
-from kaleido_fast.system.devices import device_facts, is_lack_of_memory, plan_here, refuse_capture
+from kaleido_fast.system.devices import device_facts, is_lack_of_memory, refuse_capture
 from kaleido_fast.system.neutral import neutral
 
 

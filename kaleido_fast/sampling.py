@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import (
     GeneralModuleWarning,
     InputError,
@@ -32,7 +33,6 @@ from kaleido_fast.system.devices import (
     Device,
     device_facts,
     devices_for,
-    plan_here,
     refuse_capture,
 )
 from kaleido_fast.system.neutral import neutral

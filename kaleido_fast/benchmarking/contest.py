@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
+from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
@@ -17,7 +18,7 @@ from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.execution import run_plan
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.running.subject import Subject, resolve_subject
-from kaleido_fast.system.devices import device_facts, plan_here
+from kaleido_fast.system.devices import device_facts
 
 Run = Callable[[Tensor, int], Tensor]
 """(z0 of shape (n, D), n_steps) -> states after ``n_steps`` steps, (n, D); leaves ``z0`` as it is."""

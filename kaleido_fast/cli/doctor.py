@@ -58,11 +58,12 @@ def examine(model: str, n_chains: int, device: str) -> dict[str, Any]:
     """Facts about this installation and the plan for one run, as plain values."""
     import torch
 
+    from kaleido_fast.engines.available import plan_here
     from kaleido_fast.errors import InputError
     from kaleido_fast.planning.facts import H200
     from kaleido_fast.planning.request import SampleRequest
     from kaleido_fast.running.subject import resolve_subject
-    from kaleido_fast.system.devices import cpu_name, device_facts, plan_here, resolve_device
+    from kaleido_fast.system.devices import cpu_name, device_facts, resolve_device
     from kaleido_fast.system.versions import library_versions
 
     target = resolve_device(device)

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.engines.available import cpu_arithmetic
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.storing.encoding import Encoding
-from kaleido_fast.system.devices import cpu_arithmetic, device_facts
+from kaleido_fast.system.devices import device_facts
 from kaleido_fast.system.threads import deciding_threads
 from kaleido_fast.system.versions import library_versions
 

@@ -20,10 +20,7 @@ from torch import nn
 
 import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.model import ModelSpec
 from kaleido_fast.planning.facts import H200, DeviceFacts
-from kaleido_fast.planning.plan import NOT_COMPILED, SamplePlan, make_plan
-from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.tiles import GpuFacts, read_tuned
@@ -166,59 +163,9 @@ def device_facts(device: torch.device) -> DeviceFacts:
         memory=available_memory(),
         has_triton=has_triton,
         has_numba=has_numba,
-        numba_problem=_numba_problem(),
         has_bf16="avx512_bf16" in _cpu_field("flags").split(),
         interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
-
-
-def plan_here(
-    request: SampleRequest,
-    spec: ModelSpec | None,
-    facts: DeviceFacts,
-    dim: int,
-    **options: Any,
-) -> SamplePlan:
-    """`make_plan` with what is known of numba only once it is loaded, which takes half a second.
-
-    Args:
-        request, spec, facts, dim, options: as there.
-
-    Raises:
-        InputError: as there.
-    """
-    plan = make_plan(request, spec, facts, dim, **options)
-    if plan.engine != "cpu":
-        return plan
-    loops, problem = _load_loops()
-    if not problem and (loops.HAS_BF16 or not facts.has_bf16):
-        return plan
-    known = replace(facts, numba_problem=problem, has_bf16=facts.has_bf16 and not problem and loops.HAS_BF16)
-    return make_plan(request, spec, known, dim, **options)
-
-
-def cpu_arithmetic() -> str:
-    """How the loops of engine 'cpu' differ from what they compute elsewhere; empty where they do not."""
-    loops, problem = _load_loops()
-    return "" if problem or loops.fuses() else "products are rounded before they are added (no fused multiply-add)"
-
-
-def _numba_problem() -> str:
-    """Why numba cannot be used here, as far as is known without loading it for nothing."""
-    told = "NUMBA_DISABLE_JIT" in os.environ or Path(".numba_config.yaml").is_file()
-    if not _importable("numba") or not (told or "kaleido_fast.engines.cpu_kernels" in sys.modules):
-        return ""
-    return _load_loops()[1]
-
-
-@functools.cache
-def _load_loops() -> tuple[Any, str]:
-    """The module of compiled loops, or why there is none."""
-    try:
-        from kaleido_fast.engines import cpu_kernels
-    except Exception as problem:  # of numba, which refuses unknown versions of numpy, or of a broken library below it
-        return None, f"numba cannot be loaded ({' '.join(str(problem).split())[:200]}): install versions that fit"
-    return cpu_kernels, "" if cpu_kernels.IS_COMPILED else NOT_COMPILED
 
 
 def emulates() -> bool:

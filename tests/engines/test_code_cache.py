@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_fast.engines import cpu_kernels
+from kaleido_fast.engines import available, cpu_kernels
+from kaleido_fast.engines.available import plan_here
 from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
 from kaleido_fast.storing.sample_to import sample_to
 from kaleido_fast.system import devices
-from kaleido_fast.system.devices import device_facts, plan_here, resolve_device
+from kaleido_fast.system.devices import device_facts, resolve_device
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.folders import user_cache
 
@@ -152,9 +153,9 @@ def plan(**options):
 @pytest.mark.parametrize("problem", ["numba cannot be loaded (Numba needs NumPy 2.2 or less)", "compiles nothing"])
 def test_where_numba_does_not_work_auto_takes_the_reference_and_says_why(monkeypatch, problem):
     """Known before it is loaded or only afterwards, with the same end."""
-    monkeypatch.setattr(devices, "_load_loops", lambda: (None, problem))
+    monkeypatch.setattr(available, "_load_loops", lambda: (None, problem))
     for before in (problem, ""):
-        monkeypatch.setattr(devices, "_numba_problem", lambda before=before: before)
+        monkeypatch.setattr(available, "_numba_problem", lambda before=before: before)
         assert plan().engine == "reference"
         assert problem in plan().reason
         with pytest.raises(InputError, match="engine 'cpu' cannot run this: " + problem[:20]):
