@@ -37,7 +37,8 @@ from kaleido_fast.running.packed import PACKED
 from kaleido_fast.running.subject import Subject, check_z0_form
 from kaleido_fast.sampling import refuse_tol_with_jitter
 from kaleido_fast.scalars import plain_number, refuse_truth_values
-from kaleido_fast.system.devices import device_facts, is_lack_of_memory, refuse_capture
+from kaleido_fast.system.devices import device_facts, refuse_capture
+from kaleido_fast.system.memory import is_lack_of_memory
 from kaleido_fast.system.neutral import neutral
 
 

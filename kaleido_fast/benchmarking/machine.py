@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import kaleido_fast
-from kaleido_fast.system.devices import available_memory, cpu_name
+from kaleido_fast.system.devices import cpu_name
+from kaleido_fast.system.memory import available_memory
 from kaleido_fast.system.versions import library_versions
 
 PEER_LIBRARIES = ("numba", "triton", "jax", "onnxruntime", "openvino")

@@ -61,9 +61,10 @@ def command(
     from kaleido_fast.benchmarking.cases import find_subjects
     from kaleido_fast.benchmarking.tuning import TunedTile, is_table, tune_model, write_table
     from kaleido_fast.system.bars import progress_bar
-    from kaleido_fast.system.devices import device_facts, resolve_device, table_name
+    from kaleido_fast.system.devices import device_facts, resolve_device
     from kaleido_fast.system.folders import user_data
     from kaleido_fast.system.outputs import check_outputs
+    from kaleido_fast.system.tuned import table_name
     from kaleido_fast.system.versions import library_versions
 
     target = resolve_device(device)

@@ -20,7 +20,7 @@ from kaleido_fast.engines.reference import ReferenceEngine, residual_of
 from kaleido_fast.errors import InputError
 from kaleido_fast.modules.general import Evaluated, damaged_weight, weight_type
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_fast.system.devices import is_lack_of_memory
+from kaleido_fast.system.memory import is_lack_of_memory
 from kaleido_kernels.exact import exact_products
 
 _ROUNDING = 1024  # units in the last place by which sums of the same numbers may differ, measured at most about 100

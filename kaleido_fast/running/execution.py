@@ -21,10 +21,8 @@ from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import ChainArrays, ChainFigures, SampleResult, SampleStats
 from kaleido_fast.running.sharing import run_shared
 from kaleido_fast.running.subject import Subject
-from kaleido_fast.system.devices import (
-    is_lack_of_memory,
-    on_device,
-)
+from kaleido_fast.system.devices import on_device
+from kaleido_fast.system.memory import is_lack_of_memory
 from kaleido_fast.system.neutral import neutral
 
 

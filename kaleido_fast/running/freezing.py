@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.engines.base import Advanced, Checked, Checks, Engine, Halts, Report
+from kaleido_fast.engines.base import Advanced, Checked, Engine, Halts, Report
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.cycles import (
     Walk,
@@ -29,7 +29,7 @@ from kaleido_fast.running.cycles import (
     steps_run_singly,
 )
 from kaleido_fast.running.phases import BlockEnd, Phase, run_phases
-from kaleido_kernels.schedule import Schedule
+from kaleido_kernels.schedule import Checks, Schedule
 
 NEVER = 2**31 - 1  # checks in a row that no chain passes
 

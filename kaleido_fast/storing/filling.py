@@ -24,7 +24,7 @@ from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput
 from kaleido_fast.storing.npy_output import NpyOutput
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.write_behind import WriteBehind
-from kaleido_fast.system.devices import is_lack_of_memory
+from kaleido_fast.system.memory import is_lack_of_memory
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.workers import Workers
 

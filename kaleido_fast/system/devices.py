@@ -1,4 +1,4 @@
-"""What this machine has: the only place that asks."""
+"""The devices of this machine: which are meant, where a model is sampled, and what a plan needs to know of them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,19 @@ import functools
 import importlib.util
 import os
 import platform
-import re
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-import kaleido_kernels
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.planning.facts import H200, DeviceFacts
-from kaleido_fast.system.folders import user_data
-from kaleido_fast.system.versions import library_versions
-from kaleido_kernels.tiles import GpuFacts, read_tuned
-
-TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
-
+from kaleido_fast.system.memory import available_memory
+from kaleido_fast.system.tuned import tables_of, tuned_in
+from kaleido_kernels.tiles import GpuFacts
 
 Device = str | torch.device | None
 """As a caller names one."""
@@ -152,7 +145,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
                 has_tma=False if torch.version.hip else None,  # AMD's numbers of versions overlap with NVIDIA's
                 n_sm=properties.multi_processor_count,
             ),
-            tuned=_tuned_here(properties.name, _tables(properties.name)),
+            tuned=tuned_in(properties.name, tables_of(properties.name)),
         )
     if emulates():
         small = GpuFacts(n_sm=2, graph_block=64)
@@ -174,63 +167,9 @@ def emulates() -> bool:
     return module is not None and module.is_active()
 
 
-def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
-    """Tiles measured best on a GPU, from table NAME.json of each folder that has one, the first folder winning.
-
-    A table that is malformed, or of another GPU or Triton, is passed over with one line of warning.
-
-    Args:
-        gpu: name of the GPU.
-        folders: None for the person's own tables and then the shipped ones.
-    """
-    triton = library_versions("triton")["triton"]
-    tiles: dict[str, Any] = {}
-    for folder in reversed([user_data() / "tuned", TUNED] if folders is None else folders):
-        path = folder / table_name(gpu)
-        if not path.is_file():
-            continue
-        try:
-            tiles |= read_tuned(path, gpu, triton)
-        except ValueError as problem:
-            warnings.warn(f"ignored: {problem}", stacklevel=2)
-    return tiles
-
-
-def _tables(gpu: str) -> tuple[tuple[Path, int], ...]:
-    """The tables of a GPU that exist, with the times of their last change."""
-    paths = [folder / table_name(gpu) for folder in (user_data() / "tuned", TUNED)]
-    return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
-
-
-@functools.lru_cache(maxsize=8)  # reading takes longer than a small run
-def _tuned_here(gpu: str, tables: tuple[tuple[Path, int], ...]) -> dict[str, Any]:
-    """`tuned_tiles`, read once as long as the tables are the same."""
-    return tuned_tiles(gpu, [path.parent for path, _ in tables])
-
-
-def table_name(gpu: str) -> str:
-    """File name of a GPU's tuned table."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json"
-
-
 def _cached_memory(device: torch.device) -> int:
     """Bytes that torch holds on a GPU and would use again."""
     return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def available_memory() -> int:
-    """Bytes of main memory that a new allocation can have without swapping, inside the limits of a container."""
-    free = _meminfo_available() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, used = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
-    return min(free, limit - used) if limit is not None and used is not None else free
-
-
-def is_lack_of_memory(problem: BaseException) -> bool:
-    """Whether memory ran out: torch has no type of its own for that on a CPU, and CUDA's libraries have others."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(problem).lower() for text in texts
-    )
 
 
 def cpu_name() -> str:
@@ -253,20 +192,3 @@ def _cpu_field(name: str) -> str:
 @functools.cache
 def _importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def _meminfo_available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def _read_number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):  # no such control group, or "max"
-        return None

@@ -13,7 +13,8 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.showing.pictures import is_image_shape
-from kaleido_fast.system.devices import available_memory, device_facts
+from kaleido_fast.system.devices import device_facts
+from kaleido_fast.system.memory import available_memory
 
 EVALUATION_ROWS = 2048
 EVALUATION_VALUES = 2**27  # of the fixed examples: 512 MiB; fewer rows where examples have more than 65,536 values

@@ -16,8 +16,9 @@ from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused, engine_measure, tune_model, tune_shape, write_table
 from kaleido_fast.cli import cli
 from kaleido_fast.planning.facts import DeviceFacts
-from kaleido_fast.system.devices import device_facts, table_name, tuned_tiles
+from kaleido_fast.system.devices import device_facts
 from kaleido_fast.system.folders import user_data
+from kaleido_fast.system.tuned import table_name, tuned_tiles
 from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.graph_plan import GraphTile
 from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles

@@ -207,14 +207,14 @@ def test_doctor_shows_one_column_of_facts_and_refuses_no_chains(folder, monkeypa
 
 def test_a_warning_of_the_package_takes_one_line(folder, monkeypatch, capsys):
     """As Python shows it, it would come with the place in the code, in two lines."""
-    from kaleido_fast.system import devices
+    from kaleido_fast.system import devices, tuned
 
     found, path = devices.device_facts, folder / "My_GPU.json"
     path.write_text("{")
     monkeypatch.setattr(
         devices,
         "device_facts",
-        lambda device: replace(found(device), tuned=devices._tuned_here("My GPU", ((path, 0),))),
+        lambda device: replace(found(device), tuned=tuned.tuned_in("My GPU", ((path, 0),))),
     )
     monkeypatch.chdir(folder)
     with warnings.catch_warnings():

@@ -105,7 +105,7 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
 
 
 def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
-    from kaleido_fast.system.devices import tuned_tiles
+    from kaleido_fast.system.tuned import tuned_tiles
     from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
 
     key = tuned_key(spec_of("points2d"), "bf16")

@@ -37,7 +37,7 @@ from dataclasses import replace
 import torch
 from conftest import random_mlp
 from kaleido_kernels.tiles import GpuFacts
-from kaleido_fast.engines.base import Checks
+from kaleido_kernels.schedule import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.planning.facts import H200
 from kaleido_fast.planning.plan import plan_kernel

@@ -18,9 +18,9 @@ from kaleido_fast.benchmarking.gpu.workers import Worker, run_jobs
 from kaleido_fast.benchmarking.machine import command_line
 from kaleido_fast.benchmarking.peers import PEERS, missing_modules
 from kaleido_fast.errors import InputError
-from kaleido_fast.system.devices import table_name
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.outputs import check_outputs
+from kaleido_fast.system.tuned import table_name
 from kaleido_kernels.tiles import tile_from_json, tile_name
 
 FORMAT = "kaleido-fast GPU report"

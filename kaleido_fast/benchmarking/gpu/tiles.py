@@ -9,8 +9,8 @@ from kaleido_fast.benchmarking.gpu.subjects import precisions_on
 from kaleido_fast.benchmarking.gpu.work import NO_TIME, Work
 from kaleido_fast.benchmarking.tuning import Measure, engine_measure, tune_model, write_table
 from kaleido_fast.errors import InputError
-from kaleido_fast.system.devices import table_name
 from kaleido_fast.system.folders import user_data
+from kaleido_fast.system.tuned import table_name
 from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.tiles import AnyTile, tile_from_json
 
