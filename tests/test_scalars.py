@@ -26,8 +26,9 @@ from kaleido_fast import (
 )
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.attractors import recovered
-from kaleido_fast.evaluating.evaluation import evaluate, find_reference
+from kaleido_fast.evaluating.evaluation import evaluate
 from kaleido_fast.evaluating.quality import manifold_scores
+from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.scalars import plain_number
 

@@ -93,7 +93,9 @@ def command(
     training examples. docs/quality.md defines every figure.
     """
     from kaleido_fast.checkpoint import load_checkpoint
-    from kaleido_fast.evaluating.evaluation import check_draws, check_sheet, evaluate, find_reference, look_sheet
+    from kaleido_fast.evaluating.evaluation import check_draws, evaluate
+    from kaleido_fast.evaluating.reference import find_reference
+    from kaleido_fast.evaluating.sheet import check_sheet, look_sheet
     from kaleido_fast.showing.pictures import is_image_shape, save_picture
     from kaleido_fast.storing.draws import open_draws
     from kaleido_fast.system.files import atomic_path

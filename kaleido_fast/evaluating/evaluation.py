@@ -4,39 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from kaleido_fast.checkpoint import Checkpoint, Scaling
+from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.attractors import check_sigma, recovered
-from kaleido_fast.evaluating.classifier import Trees
 from kaleido_fast.evaluating.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
-from kaleido_fast.evaluating.quality import (
-    InkRange,
-    authentic_share,
-    class_entropy,
-    class_shares,
-    copying_z,
-    manifold_scores,
-    nearest_example_mse,
-    nearest_examples,
-)
+from kaleido_fast.evaluating.reference import Reference
+from kaleido_fast.evaluating.scorer import Scorer, SetScores
 from kaleido_fast.evaluating.thinning import N_CHAINS as MIXED_CHAINS
 from kaleido_fast.evaluating.thinning import N_DRAWS as MIXED_DRAWS
-from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.names import BACKGROUND
+from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
-from kaleido_fast.reading.datasets import DOWNLOADED, NAMES, Dataset, built_in, load_dataset
 from kaleido_fast.running.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import SampleResult, outcome_shares, quantiles, residual_quantiles
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.scalars import whole_number
-from kaleido_fast.showing.pictures import image_grid, is_image_shape
 from kaleido_fast.storing.draws import Draws
 from kaleido_fast.system.neutral import neutral
 from kaleido_kernels.exact import exact_products
@@ -45,60 +31,10 @@ N_CHAINS = 1000
 N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets and models comparable
 SIGMAS = (0.1, 0.3, 1.0)
 LONG_BURN_IN = 299
-MOST_UNSEEN = 10_000  # held-out examples whose distances to the training examples are found
 WATCHED = 500  # training examples that recovery is measured on
-SHEET_COLUMNS, SHEET_ROWS = 20, 6
 _RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle", "tol", "precision")
 _SPACING = ("thin", "jitter", "settle")
 SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real examples that samples are compared with.
-
-    Args:
-        train: what the model was trained on; None if it is not at hand.
-        held_out: examples that it has not seen; None if there are none.
-        notes: what a reader of the figures should know.
-    """
-
-    train: Dataset | None
-    held_out: Dataset | None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SetScores:
-    """Measures of one set of points (`kaleido_fast.evaluating.quality` and docs/quality.md have the definitions); None
-    where the examples for one are missing.
-
-    Args:
-        n: points.
-        precision, recall, density, coverage: against held-out examples.
-        nearest: mean squared difference to the nearest training example, by quantile, in squared units of half the
-            data range.
-        copying_z: in standard deviations; below -3 copies.
-        authentic: share that are no copies.
-        blank, blob: shares with less or more ink than any training example.
-        entropy: of the classes, of its maximum.
-        class_shares: by label.
-        confidence: mean share of the trees' votes for the class that is chosen.
-    """
-
-    n: int
-    precision: float | None = None
-    recall: float | None = None
-    density: float | None = None
-    coverage: float | None = None
-    nearest: dict[str, float] | None = None
-    copying_z: float | None = None
-    authentic: float | None = None
-    blank: float | None = None
-    blob: float | None = None
-    entropy: float | None = None
-    class_shares: dict[str, float] | None = None
-    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,103 +86,6 @@ class Evaluation:
             "k": self.k,
             "notes": list(self.notes),
         }
-
-
-@neutral()
-def find_reference(
-    checkpoint: Checkpoint,
-    source: Any = None,
-    *,
-    held_out: Any = None,
-    labels: Any = None,
-    value_range: tuple[float, float] | None = None,
-    background: str = BACKGROUND,
-    channels: str | None = None,
-) -> Reference:
-    """The examples that a model was trained on and those that it has not seen.
-
-    From the card of the model: the examples that were left out by a limit or kept back while training are held out.
-
-    Args:
-        checkpoint: the model.
-        source: its training data, whole: a `Dataset`, or what `load_dataset` takes; by default what its card names, if
-            that needs no download.
-        held_out: other examples to compare with, likewise.
-        labels, value_range: as `load_dataset` takes them, for ``source``; the range also for ``held_out``, and for that
-            alone where ``source`` is left out.
-        background, channels: as `load_dataset` takes them, for both.
-
-    Raises:
-        InputError: no data at hand, data of another shape than the model's, or not those it was trained on.
-    """
-    card, spec, of_held_out = checkpoint.card, checkpoint.model.spec, value_range
-    if source is None:
-        value_range = None if held_out is not None else value_range
-        named = card.dataset.get("name")
-        source = built_in(named) if named in NAMES and named not in DOWNLOADED else None
-        if source is None and held_out is None:
-            known = f" ({named})" if named else ""
-            raise InputError(f"the data{known} that {checkpoint.path} was trained on are not at hand: pass their path")
-    read = partial(load_dataset, bound=spec.bound, background=background, channels=channels)
-    train, kept, notes = None, None, []
-    if source is None:
-        notes.append("no training data at hand: distances to it and its basins are left out")
-    else:
-        data = source if isinstance(source, Dataset) else read(source, labels=labels, value_range=value_range)
-        _check_shape(data, spec)
-        again = None if data is source else partial(read, source, value_range=value_range)
-        train, kept = _divide(data, again, checkpoint)
-        if not card.dataset.get("sha256"):
-            notes.append("the model does not say what it was trained on: all of the data count as training data")
-    if held_out is not None:
-        kept = held_out if isinstance(held_out, Dataset) else read(held_out, value_range=of_held_out)
-        _check_shape(kept, spec)
-    if kept is None:
-        notes.append("no held-out examples: samples are compared with the training examples themselves")
-    return Reference(train, kept, tuple(notes))
-
-
-def _check_shape(data: Dataset, spec: ModelSpec) -> None:
-    if data.dim != spec.dim or (is_image_shape(spec.sample_shape) and data.sample_shape != spec.sample_shape):
-        raise InputError(
-            f"data {data.name} has examples of shape {data.sample_shape}, the model samples of {spec.sample_shape}: "
-            "give data of the model's shape"
-        )
-
-
-def _divide(
-    data: Dataset, again: Callable[..., Dataset] | None, checkpoint: Checkpoint
-) -> tuple[Dataset, Dataset | None]:
-    """Training examples, and those not seen: left out by a limit, or kept back while training.
-
-    ``again`` reads the data with a ``limit``, where they were read.
-    """
-    card = checkpoint.card
-    used, rest = data, None
-    n, digest = card.dataset.get("n_examples", len(data)), card.dataset.get("sha256") or data.sha256
-    if data.sha256 != digest and n < len(data) and again is not None:
-        used = again(limit=n)
-        seen = torch.zeros(len(data), dtype=torch.bool)
-        seen[torch.arange(n) * len(data) // n] = True
-        rest = data.take((~seen).nonzero()[:, 0])
-        used = replace(used, labels=None if data.labels is None else data.labels[seen])
-    if used.sha256 != digest:
-        raise InputError(
-            f"data {data.name} are not what {checkpoint.path} was trained on ({card.dataset.get('name')}, {n:,} "
-            "examples): give those, read as they were then (value_range, background, channels), or pass these as "
-            "held-out examples"
-        )
-    train, kept = used.split(int(card.recipe.get("held_out", 0)))
-    return train, _joined(kept, rest)
-
-
-def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
-    if first is None or second is None:
-        return first or second
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat((first.labels, second.labels))
-    return replace(first, data=torch.cat((first.data, second.data)), labels=labels, sha256="")
 
 
 @neutral()
@@ -469,126 +308,3 @@ def _run_facts(result: SampleResult) -> dict[str, Any]:
         "residual_quantiles": result.stats.residual_quantiles,
         "steps_quantiles": result.stats.steps_quantiles,
     }
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Real examples, prepared once for scoring any number of sets of points; `of` makes one."""
-
-    train: Tensor | None
-    unseen: Tensor | None
-    compared: Tensor
-    k: int
-    half: float
-    unseen_mse: Tensor | None
-    ink: InkRange | None
-    trees: Trees | None
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, reference: Reference, spec: ModelSpec, n_compared: int, k: int, seed: int, classes: bool | None
-    ) -> Scorer:
-        """Prepare the examples; arguments and errors are those of `evaluate`."""
-        train = None if reference.train is None else reference.train.data
-        unseen = None if reference.held_out is None else evenly(reference.held_out.data, MOST_UNSEEN)
-        both = unseen if unseen is not None else train
-        assert both is not None
-        compared = evenly(both, n_compared)
-        trees, notes = _grow(reference.held_out or reference.train, classes, seed)
-        inked = is_image_shape(spec.sample_shape) and train is not None
-        return cls(
-            train,
-            unseen,
-            compared,
-            k,
-            (spec.high - spec.low) / 2,
-            None if train is None or unseen is None else nearest_example_mse(unseen, train),
-            InkRange.of(train) if inked and train is not None else None,
-            trees,
-            notes,
-        )
-
-    def score(self, points: Tensor) -> SetScores:
-        """Measures of samples (n, D)."""
-        scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
-        scores = replace(scores, **self._looks(points))
-        if self.train is None:
-            return scores
-        mse = nearest_example_mse(points, self.train)
-        return replace(
-            scores,
-            nearest=quantiles(mse / self.half**2),
-            copying_z=None if self.unseen_mse is None else copying_z(mse, self.unseen_mse),
-            authentic=authentic_share(points, self.train) if len(self.train) > 1 else None,
-        )
-
-    def real(self, n: int) -> SetScores:
-        """``n`` training examples, at most, in the place of samples; distances are those of held-out examples."""
-        assert self.train is not None and self.unseen is not None and self.unseen_mse is not None
-        points = evenly(self.train, n)
-        scores = SetScores(len(points))
-        if self.k < len(points):
-            scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
-        return replace(
-            scores,
-            nearest=quantiles(self.unseen_mse / self.half**2),
-            authentic=authentic_share(self.unseen, self.train) if len(self.train) > 1 else None,
-            **self._looks(points),
-        )
-
-    def _looks(self, points: Tensor) -> dict[str, Any]:
-        """Ink and classes."""
-        looks: dict[str, Any] = {}
-        if self.ink is not None:
-            looks["blank"], looks["blob"] = self.ink.outside(points)
-        if self.trees is not None:
-            places, sure = self.trees.predict(points)
-            shares = class_shares(places, len(self.trees.classes))
-            looks["entropy"] = class_entropy(shares)
-            looks["class_shares"] = dict(zip(map(str, self.trees.classes), shares.tolist(), strict=True))
-            looks["confidence"] = float(sure.mean())
-        return looks
-
-
-def _grow(data: Dataset | None, classes: bool | None, seed: int) -> tuple[Trees | None, tuple[str, ...]]:
-    """A classifier, or None with a note on why there is none; what was asked for and cannot be is refused."""
-    if classes is False or data is None:
-        return None, ()
-    if data.labels is None:
-        text = f"data {data.name} have no labels: no classes can be told"
-        if classes:
-            raise InputError(f"{text}; give a file of labels")
-        return None, (text,)
-    try:
-        return Trees(data.data, data.labels, seed=seed), ()
-    except InputError as problem:
-        if classes:
-            raise
-        return None, (f"no classes: {problem}",)
-
-
-def check_sheet(spec: ModelSpec) -> None:
-    """Refuse a sheet of samples that are not pictures: `InputError`."""
-    if not is_image_shape(spec.sample_shape):
-        raise InputError(
-            f"samples of shape {spec.sample_shape} are not pictures, so there is no sheet of them: leave it out; "
-            "kaleido-fast show plots samples of 1 or 2 values"
-        )
-
-
-def look_sheet(samples: Tensor, train: Tensor | None, spec: ModelSpec, scaling: Scaling) -> Image.Image:
-    """Samples (n, D), and below each row of them the nearest training examples (m, D); without those, samples alone.
-
-    Raises:
-        InputError: a model whose samples are not pictures.
-    """
-    check_sheet(spec)
-    columns = min(SHEET_COLUMNS, len(samples))
-    rows = min(SHEET_ROWS, len(samples) // columns)
-    shown = samples[: rows * columns]
-    if train is not None:
-        beside = train[nearest_examples(shown, train)[0]]
-        pairs = (shown.unflatten(0, (rows, columns)), beside.unflatten(0, (rows, columns)))
-        shown = torch.stack(pairs, dim=1).flatten(0, 2)
-    return image_grid(shown, spec, scaling, columns=columns)

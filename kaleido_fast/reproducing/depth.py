@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import RADIUS_EXAMPLES, evenly, spectral_radii
-from kaleido_fast.evaluating.evaluation import Reference, Scorer
+from kaleido_fast.evaluating.reference import Reference
+from kaleido_fast.evaluating.scorer import Scorer
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
-from kaleido_fast.evaluating.evaluation import find_reference
+from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
     Contestant,

@@ -12,7 +12,10 @@ from torch import Tensor
 from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.evaluating.classifier import Trees
 from kaleido_fast.evaluating.diagnostics import evenly
-from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, Evaluation, Reference, SetScores, evaluate, look_sheet
+from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, Evaluation, evaluate
+from kaleido_fast.evaluating.reference import Reference
+from kaleido_fast.evaluating.scorer import SetScores
+from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
 from kaleido_fast.planning.request import Trace

@@ -6,14 +6,8 @@ from dataclasses import asdict
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import evenly
-from kaleido_fast.evaluating.evaluation import (
-    LONG_BURN_IN,
-    SAMPLES,
-    SETTLED,
-    Evaluation,
-    Reference,
-    also_sampled,
-)
+from kaleido_fast.evaluating.evaluation import LONG_BURN_IN, SAMPLES, SETTLED, Evaluation, also_sampled
+from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.presets import NETWORKS, PRESETS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING

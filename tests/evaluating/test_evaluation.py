@@ -17,7 +17,9 @@ from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_chec
 from kaleido_fast.cli import main
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import stable_examples
-from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, SETTLED, evaluate, find_reference, look_sheet
+from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, SETTLED, evaluate
+from kaleido_fast.evaluating.reference import find_reference
+from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.showing.pictures import image_grid
 from kaleido_fast.training.trainer import train

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, fast_sample, load_checkpoint, open_draws, sample_op, sample_to
 from kaleido_fast.checkpoint import ModelCard, save_checkpoint
 from kaleido_fast.cli import cli
-from kaleido_fast.evaluating.evaluation import evaluate, find_reference
+from kaleido_fast.evaluating.evaluation import evaluate
+from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.names import DEFAULT_JITTERED_STEPS, NOISES
 from kaleido_fast.planning.spacing import default_thin, recommended_options, refuse_copies
 from kaleido_fast.sampling import prepare_run

@@ -36,8 +36,8 @@ from kaleido_fast import (
 from kaleido_fast.checkpoint import bundled_path
 from kaleido_fast.cli.info import describe
 from kaleido_fast.evaluating.attractors import recovered
-from kaleido_fast.evaluating.evaluation import find_reference
 from kaleido_fast.evaluating.quality import manifold_scores
+from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import NAMES, DataWarning
 

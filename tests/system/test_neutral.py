@@ -31,7 +31,8 @@ from kaleido_fast import (
     save_checkpoint,
     train,
 )
-from kaleido_fast.evaluating.evaluation import Reference, evaluate
+from kaleido_fast.evaluating.evaluation import evaluate
+from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
