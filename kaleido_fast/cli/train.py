@@ -246,7 +246,7 @@ def _load_data(
 def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> ModelSpec | None:
     """The preset's network, or the default one for the data, with the changes asked for; None if there are none."""
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.training.trainer import default_spec
+    from kaleido_fast.training.recipe import default_spec
 
     if not any(shape.values()):
         return None
@@ -263,7 +263,7 @@ def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> Mo
 def _change_recipe(
     data: Dataset, preset: str | None, name: str | None, changes: dict[str, Any]
 ) -> TrainingRecipe | str | None:
-    from kaleido_fast.training.trainer import default_recipe, find_recipe
+    from kaleido_fast.training.recipe import default_recipe, find_recipe
 
     asked = {field: value for field, value in changes.items() if value is not None}
     if not asked:

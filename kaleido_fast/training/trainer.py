@@ -7,7 +7,6 @@ attract chains. The published recipe (Shrivastava, arXiv 2402.11793) is ``recipe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any, cast
 import torch
 
 from kaleido_fast.checkpoint import Checkpoint, ModelCard
-from kaleido_fast.errors import InputError, unknown_name, warn_caller
-from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose
-from kaleido_fast.evaluating.thinning import measure_thin, thin_problem, with_thin
+from kaleido_fast.errors import InputError, warn_caller
+from kaleido_fast.evaluating.diagnostics import Diagnostics
+from kaleido_fast.evaluating.thinning import thin_problem, with_thin
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
 from kaleido_fast.progress import HistoryEntry, TrainingProgress
@@ -28,18 +27,16 @@ from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import check_room
 from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.outputs import check_outputs
-from kaleido_fast.system.signals import StopFlag, stop_flag
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
+from kaleido_fast.training.loop import train_until_accepted
 from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
 from kaleido_fast.training.parallel import find_team
-from kaleido_fast.training.run import MAX_SEED, TrainingRun, learning_rate, make_request
+from kaleido_fast.training.recipe import check_recipe, default_recipe, default_spec, find_recipe, recommended_sampling
+from kaleido_fast.training.run import MAX_SEED, TrainingRun, make_request
+from kaleido_fast.training.trainer.loop import Loop
 from kaleido_kernels.exact import exact_products
-
-INITS = ("kaiming", "default")
-SCHEDULES = ("cosine", "constant")
-ACCEPTED_ERROR = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,26 +47,6 @@ class TrainResult:
     card: ModelCard
     history: tuple[HistoryEntry, ...]
     warnings: tuple[str, ...] = ()
-
-
-class TrainingInterruptedError(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during training; with a state path, the same call goes on from ``step``.
-
-    ``told`` where another worker prints it.
-    """
-
-    def __init__(
-        self, step: int, steps: int, state: Path | None, *, terminated: bool = False, told: bool = False
-    ) -> None:
-        kept = f"run the same command again to go on from {state}" if state else "nothing was kept: no state path given"
-        super().__init__(
-            f"{'terminated' if terminated else 'interrupted'} after {step:,} of {steps:,} training steps; {kept}"
-        )
-        self.step = step
-        self.steps = steps
-        self.state = state
-        self.terminated = terminated
-        self.told = told
 
 
 class UnstableModelWarning(UserWarning):
@@ -150,10 +127,10 @@ def train(
         with team.together(state_path, run.request, recipe.batch_size, target) as begun:
             if begun:
                 run.restore(cast("Path", state_path))
-            loop = _Loop(run, state_path, seconds, callback if team.leads else None)
+            loop = Loop(run, state_path, seconds, callback if team.leads else None)
             run.threads = team.tell("threads", lambda: run.threads)
             with threads(run.threads):
-                diagnostics = _train_until_accepted(run, loop)
+                diagnostics = train_until_accepted(run, loop)
             if sampling is None:
                 sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
             thinning = loop.measure_thin(sampling)
@@ -257,144 +234,3 @@ def _resolve(
         recipe = preset.recipe if preset is not None else default_recipe(dataset)
     check_recipe(recipe)
     return dataset, spec, recipe
-
-
-def find_recipe(name: str) -> TrainingRecipe:
-    """The recipe of a preset, or "published"; an unknown name raises `InputError`."""
-    if name == "published":
-        return PUBLISHED_RECIPE
-    if name not in PRESETS:
-        raise unknown_name("recipe", name, ("published", *PRESETS))
-    return PRESETS[name].recipe
-
-
-def default_spec(dataset: Dataset) -> ModelSpec:
-    """6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above D = 256.
-
-    Data without negative values gets a sigmoid bound, other data a tanh.
-    """
-    width = 256 if dataset.dim <= 256 else 512
-    bound = "tanh" if float(dataset.data.min()) < 0 else "sigmoid"
-    return ModelSpec((dataset.dim, *[width] * 5, dataset.dim), bound=bound, sample_shape=dataset.sample_shape)
-
-
-def default_recipe(dataset: Dataset) -> TrainingRecipe:
-    """Noise 0.4; above D = 256 noise and pair-mix, since noise of independent values leaves the subspace of large
-    images alone and only mixing contracts along it."""
-    return TrainingRecipe() if dataset.dim <= 256 else TrainingRecipe(noise=0.5, pair_mix=0.4)
-
-
-def check_recipe(recipe: TrainingRecipe) -> None:
-    """Refuse a recipe that cannot be followed, naming the field."""
-    for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("held_out", 0), ("attempts", 1)):
-        value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"recipe: {name} = {value!r}: give a whole number, at least {least}")
-    for name, low, high in (("learning_rate", 0.0, 1.0), ("noise", 0.0, 10.0), ("pair_mix", 0.0, 1.0)):
-        value = getattr(recipe, name)
-        number = real_number(value)
-        if number is None or not low <= number <= high:
-            raise InputError(f"recipe: {name} = {value!r}: give a number from {low:g} to {high:g}")
-    if recipe.learning_rate == 0:
-        raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
-    for kind, name, known in (("init", recipe.init, INITS), ("schedule", recipe.schedule, SCHEDULES)):
-        if name not in known:
-            raise unknown_name(kind, name, known)
-
-
-def recommended_sampling(recipe: TrainingRecipe, diagnostics: Diagnostics) -> dict[str, float]:
-    """Sampling settings for a network without a preset.
-
-    Where most examples are stable, chains run to their fixed point. Where they are not, 20 steps with jitter a little
-    above the training noise and two clean steps gave the best coverage and class balance on 8 x 8 digits.
-    """
-    if recipe.noise == 0:
-        return {}
-    if diagnostics.problem() is None:
-        return {"burn_in": 99, "thin": 1, "jitter": 0.0, "tol": 1e-4}
-    return {"burn_in": 19, "jitter": round(1.25 * recipe.noise, 3), "settle": 2}
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """Steps until the run's last one, with callback, state file and Ctrl-C."""
-
-    run: TrainingRun
-    state: Path | None
-    save_every: float
-    callback: Callable[[TrainingProgress], None] | None
-
-    def finish(self) -> None:
-        """Make all steps that are left of the current attempt."""
-        run, steps = self.run, self.run.recipe.steps
-        began, first, saved = time.monotonic(), run.step, time.monotonic()
-        with stop_flag(several=run.team.size > 1) as requested:
-            while run.step < steps:
-                stop = self._advance(requested)
-                try:
-                    self._notify((time.monotonic() - began) / (run.step - first) * (steps - run.step))
-                except KeyboardInterrupt:
-                    requested.set()
-                if stop or (run.team.size == 1 and requested.is_set()):
-                    self._save()
-                    raise self._interrupted(requested)
-                if time.monotonic() - saved >= self.save_every or run.step == steps:
-                    self._save()
-                    saved = time.monotonic()
-
-    def measure_thin(self, sampling: Mapping[str, Any]) -> dict[str, Any] | None:
-        """How far apart draws of a chain have to be: measured by the first worker, for all."""
-        run = self.run
-
-        def measure() -> dict[str, Any] | None:
-            found = measure_thin(run.model, sampling, run.device)
-            return None if found is None else found.to_dict()
-
-        try:
-            return run.team.tell("thin", measure)
-        except KeyboardInterrupt as stop:
-            raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
-
-    def _advance(self, requested: StopFlag) -> bool:
-        """One step; whether all workers stop after it."""
-        run = self.run
-        try:
-            return run.advance(requested.is_set())
-        except RuntimeError as problem:
-            again = "start all again" if self.state is None else f"start all again to go on from {self.state}"
-            lost = run.team.lost(problem, f"another worker of this training has ended; {again}")
-            if lost is None:
-                raise
-            self._save()  # the step was not made
-            raise lost from problem
-
-    def _interrupted(self, requested: StopFlag) -> TrainingInterruptedError:
-        run = self.run
-        return TrainingInterruptedError(
-            run.step, run.recipe.steps, self.state, terminated=requested.terminated, told=not run.team.leads
-        )
-
-    def _save(self) -> None:
-        if self.state is not None and self.run.team.leads:
-            self.run.save(self.state)
-
-    def _notify(self, seconds_left: float) -> None:
-        if self.callback is None:
-            return
-        run = self.run
-        rate = learning_rate(run.recipe, run.step - 1)
-        last = run.history[-1] if run.history else None
-        self.callback(TrainingProgress(run.attempt, run.step, run.recipe.steps, rate, seconds_left, last))
-
-
-def _train_until_accepted(run: TrainingRun, loop: _Loop) -> Diagnostics:
-    """Train; where the recipe allows several attempts, until every example is a stable fixed point."""
-    while True:
-        loop.finish()
-        run.model.load_state_dict(run.best)
-        told = run.team.tell(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
-        diagnostics = Diagnostics(**told)
-        accepted = diagnostics.max_error < ACCEPTED_ERROR and diagnostics.spectral_radius_max < 1
-        if accepted or run.attempt + 1 >= run.recipe.attempts:
-            return diagnostics
-        run.begin(run.attempt + 1)

@@ -338,11 +338,11 @@ def test_to_overwrite_keeps_an_unfinished_training_of_the_same_request(folder, m
     assert call(monkeypatch, capsys, *command, "--overwrite")[0] == 0
     whole = Path("x.safetensors").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "_notify", stop)
+        patched.setattr(training.Loop, "_notify", stop)
         assert call(patched, capsys, *command, "--overwrite")[0] == 130
     begun = Path("x.training").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "_save", lambda self: None)
+        patched.setattr(training.Loop, "_save", lambda self: None)
         patched.setattr(training.TrainingRun, "restore", stop)
         assert call(patched, capsys, *command, "--overwrite")[0] == 130, "it goes on from the state"
     assert Path("x.training").read_bytes() == begun
@@ -360,7 +360,7 @@ def test_the_longest_names_are_written_and_longer_ones_refused_before_any_work(f
     assert call(monkeypatch, capsys, *SAMPLE, for_npy, "--quiet")[0] == 0
     before = contents(folder)
     monkeypatch.setattr("kaleido_fast.running.execution.run_blocks", None)  # any work would fail
-    monkeypatch.setattr("kaleido_fast.training.trainer._Loop.finish", None)
+    monkeypatch.setattr("kaleido_fast.training.trainer.Loop.finish", None)
     deep = "/".join(["d" * 200] * 30)
     long = ["c" * (limit - 3) + ".npz", "c" * (limit - 4) + ".npy", "c" * 5000 + ".npz", f"{deep}/x.npz"]
     for command in [*((*SAMPLE, name) for name in long), (*TRAIN, "c" * (limit - 4) + ".pt", "--no-curve")]:

@@ -18,7 +18,7 @@ from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.storing.joining import join_stores
 from kaleido_fast.storing.record import as_begun, difference
 from kaleido_fast.system.threads import threads
-from kaleido_fast.training.trainer import TrainingInterruptedError
+from kaleido_fast.training.loop import TrainingInterruptedError
 
 pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
 

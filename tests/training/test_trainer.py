@@ -23,16 +23,10 @@ from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, TrainingRecipe
 from kaleido_fast.progress import TrainingProgress
 from kaleido_fast.reading.datasets import Dataset, load_dataset
 from kaleido_fast.sampling import fast_sample
+from kaleido_fast.training.loop import TrainingInterruptedError
+from kaleido_fast.training.recipe import default_recipe, default_spec, find_recipe, recommended_sampling
 from kaleido_fast.training.run import Batches, TrainingRun, corrupt, initialise, learning_rate, stream_seed
-from kaleido_fast.training.trainer import (
-    TrainingInterruptedError,
-    UnstableModelWarning,
-    default_recipe,
-    default_spec,
-    find_recipe,
-    recommended_sampling,
-    train,
-)
+from kaleido_fast.training.trainer import UnstableModelWarning, train
 
 SMALL = ModelSpec((5, 17, 13, 5))
 SHORT = TrainingRecipe(steps=60, batch_size=7, learning_rate=2e-3, noise=0.3, warmup=10)
