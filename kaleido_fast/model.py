@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from kaleido_fast.errors import InputError, unknown_name
-from kaleido_fast.modules.recognition import (
-    UnknownModuleError,
-    linear_in_force,
-    look_through,
-    read_sequential,
-    why_not_exactly,
-)
+from kaleido_fast.modules.exactness import UnknownModuleError, why_not_exactly
+from kaleido_fast.modules.linear_layers import linear_in_force
+from kaleido_fast.modules.recognition import read_sequential
+from kaleido_fast.modules.wrappers import look_through
 from kaleido_fast.scalars import plain_fields
 from kaleido_kernels.shapes import BOUNDS as BOUND_RANGES
 from kaleido_kernels.shapes import NetShape

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp, why_not_plain
-from kaleido_fast.modules.recognition import check_weights, look_through
+from kaleido_fast.modules.linear_layers import check_weights
+from kaleido_fast.modules.wrappers import look_through
 from kaleido_fast.names import (
     DEFAULT_BURN_IN,
     DEFAULT_CHECK_EVERY,

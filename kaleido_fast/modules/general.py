@@ -22,7 +22,8 @@ from torch.nn.parameter import is_lazy
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.modules.identity import library_of, used_by
-from kaleido_fast.modules.recognition import as_written, is_compiled, uncached, why_more_than_compiled
+from kaleido_fast.modules.linear_layers import uncached
+from kaleido_fast.modules.wrappers import as_written, is_compiled, why_more_than_compiled
 
 _MOST_ITEMS = 10_000  # of a list or dictionary that is searched for modules: longer ones hold data
 _BORROWING = threading.RLock()  # whoever runs a module of the caller's restores its mode, under nobody else's feet

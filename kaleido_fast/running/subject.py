@@ -14,9 +14,10 @@ from kaleido_fast.errors import (
     InputError,
 )
 from kaleido_fast.model import KaleidoMLP, ModelSpec, plain_mlp
+from kaleido_fast.modules.exactness import UnknownModuleError
 from kaleido_fast.modules.general import check_data_range, check_dim, check_module
 from kaleido_fast.modules.identity import identify
-from kaleido_fast.modules.recognition import UnknownModuleError, look_through
+from kaleido_fast.modules.wrappers import look_through
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.planning.spacing import recommended_options
 from kaleido_fast.running.packed import PACKED, PackedModel, layers_of

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from kaleido_fast import GeneralModuleWarning, InputError, KaleidoMLP, ModelSpec, fast_sample, sample_op
 from kaleido_fast.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from kaleido_fast.model import model_hash, plain_mlp
-from kaleido_fast.modules.recognition import UnknownModuleError
+from kaleido_fast.modules.exactness import UnknownModuleError
 
 ONE_STEP: dict[str, Any] = {"burn_in": 0, "n_draws": 1, "thin": 1, "settle": 0, "jitter": 0.0, "tol": None}
 N, ATOL = 6, 2e-5
