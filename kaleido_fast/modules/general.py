@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.modules.identity import library_of, used_by
+from kaleido_fast.modules.bytecode import library_of, used_by
 from kaleido_fast.modules.linear_layers import uncached
 from kaleido_fast.modules.wrappers import as_written, is_compiled, why_more_than_compiled
 
