@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kaleido_fast.reproducing import Job, depth, reproduce
+from kaleido_fast.reproducing import Job, depth, depth_trends, reproduce
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("matplotlib")
@@ -93,8 +93,8 @@ def test_the_answer_in_short_follows_the_numbers():
 
 
 def test_bars_are_one_standard_deviation_of_values_or_logarithms():
-    assert depth._centres_and_bars([[1.0, 3.0], [2.0]], False) == ([2, 2], [[pytest.approx(2**0.5), 0]] * 2)
-    centres, (below, above) = depth._centres_and_bars([[1e-6, 1e-2]], True)
+    assert depth_trends.centres_and_bars([[1.0, 3.0], [2.0]], False) == ([2, 2], [[pytest.approx(2**0.5), 0]] * 2)
+    centres, (below, above) = depth_trends.centres_and_bars([[1e-6, 1e-2]], True)
     assert centres == [pytest.approx(1e-4)]
     assert 0 < below[0] < centres[0] < above[0]
     assert (centres[0] + above[0]) * (centres[0] - below[0]) == pytest.approx(1e-8)
