@@ -8,7 +8,9 @@ import click
 
 from kaleido_fast.cli.options import overwrite_option
 from kaleido_fast.cli.output import tell as told
-from kaleido_fast.reproducing import ALL, KALEIDOSCOPES, Job, check_report_folder, chosen, made_folders, reproduce
+from kaleido_fast.reproducing.folder import check_report_folder, made_folders
+from kaleido_fast.reproducing.job import ALL, KALEIDOSCOPES, Job, chosen
+from kaleido_fast.reproducing.reproduction import reproduce
 
 
 @click.command(name="reproduce", short_help="Make the paper's kaleidoscopes with a report.")

@@ -21,8 +21,8 @@ from kaleido_fast.evaluating.scorer import Scorer
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.depth_trends import MEASURES, RECOVERY_NOISE, Row, Treatment, draw, spread_text, trend
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import cached_path, keep
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample

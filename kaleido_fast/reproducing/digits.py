@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
 from kaleido_fast.evaluating.reference import find_reference
-from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
     Contestant,
     measure,
@@ -13,6 +12,7 @@ from kaleido_fast.reproducing.images import (
     show_model,
     show_wanderers,
 )
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.showing.animation import strip
 from kaleido_fast.showing.states import sample_shown

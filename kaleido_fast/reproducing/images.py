@@ -20,7 +20,7 @@ from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.showing.animation import enlarged, make_frames, strip, write_gif

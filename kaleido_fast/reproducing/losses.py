@@ -9,7 +9,7 @@ from typing import Any
 from kaleido_fast.evaluating.diagnostics import spectral_radii
 from kaleido_fast.presets import PRESETS, PUBLISHED_POINTS_RECIPE, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.points import Ends, find_ends, point_name, sample_points
 from kaleido_fast.reproducing.report import Report

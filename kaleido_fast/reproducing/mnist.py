@@ -12,7 +12,6 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.presets import NETWORKS, PRESETS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.reproducing import Job
 from kaleido_fast.reproducing.images import (
     N_CHAINS,
     SHEET,
@@ -24,6 +23,7 @@ from kaleido_fast.reproducing.images import (
     show_model,
     show_wanderers,
 )
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained, trained_for
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.sampling import fast_sample

@@ -18,7 +18,7 @@ from kaleido_fast.evaluating.diagnostics import diagnose
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.system.bars import training_bar
 from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import write_error

@@ -12,7 +12,7 @@ from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.running.result import SampleResult

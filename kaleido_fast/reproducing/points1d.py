@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points

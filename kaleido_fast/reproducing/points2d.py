@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import BURN_IN, MOVED, TOL, describe, find_ends, sample_points, train_points

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kaleido_fast.reproducing import UNFINISHED
+from kaleido_fast.reproducing.folder import UNFINISHED
 from kaleido_fast.system.devices import cpu_name
 from kaleido_fast.system.files import atomic_path, write_error
 from kaleido_fast.system.valid_json import json_text

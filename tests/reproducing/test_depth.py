@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from kaleido_fast.reproducing import Job, depth, depth_trends, reproduce
+from kaleido_fast.reproducing import depth, depth_trends
+from kaleido_fast.reproducing.job import Job
+from kaleido_fast.reproducing.reproduction import reproduce
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("matplotlib")

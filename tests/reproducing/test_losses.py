@@ -13,7 +13,7 @@ from known_maps import staircase
 from kaleido_fast import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reading.datasets import load_dataset
-from kaleido_fast.reproducing import Job
+from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import AS_PUBLISHED, N_SEEDS, OURS, PUBLISHED, compare_losses, recipes, seeds
 from kaleido_fast.reproducing.points import find_ends
 

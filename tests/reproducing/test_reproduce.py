@@ -19,8 +19,9 @@ from PIL import Image
 from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import load_dataset
-from kaleido_fast.reproducing import KALEIDOSCOPES, Job, models
+from kaleido_fast.reproducing import models
 from kaleido_fast.reproducing.images import Contestant, show_model, show_wanderers
+from kaleido_fast.reproducing.job import KALEIDOSCOPES, Job
 from kaleido_fast.reproducing.models import cache_folder, trained, trained_for
 from kaleido_fast.reproducing.points import find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report

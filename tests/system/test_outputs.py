@@ -20,7 +20,7 @@ from kaleido_fast import InputError, ModelCard, sample_to, save_checkpoint
 from kaleido_fast.benchmarking.tuning import is_table
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError
-from kaleido_fast.reproducing import check_report_folder
+from kaleido_fast.reproducing.folder import check_report_folder
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.storing.npy_output import partial_folder
 from kaleido_fast.system.files import atomic_path, check_writable, hidden, remove_parts
