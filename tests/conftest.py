@@ -93,6 +93,16 @@ def _is_of_kernels(item: pytest.Item) -> bool:
     return item.path.parent.name == "kernels"
 
 
+def needs(engine: str) -> None:
+    """Skip where an engine's library is missing, and the interpreter where there is a GPU."""
+    if engine == "triton":
+        pytest.importorskip("triton", reason="needs Triton")
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled here, for the GPU")
+    if engine == "cpu":
+        pytest.importorskip("numba", reason="needs numba")
+
+
 def random_mlp(*widths: int, seed: int = 0, scale: float = 1.5, **options) -> KaleidoMLP:
     """A network with seeded random weights, large enough that the recursion moves."""
     generator = torch.Generator().manual_seed(seed)

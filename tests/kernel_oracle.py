@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_states_close as assert_close
 from torch import Tensor
 
 from kaleido_fast.noise import jitter_noise, start_noise
@@ -139,22 +140,6 @@ def empty_outputs(request: LaunchRequest, shape: NetShape, *, keep_draws: bool =
         if tensor is not None:
             tensor.fill_(float("nan") if tensor.is_floating_point() else -77)
     return outputs
-
-
-def assert_close(got: Tensor, want: Tensor, atol: float, rtol: float, what: str) -> None:
-    """NaN where NaN is wanted and within the tolerance elsewhere; the message shows the worst element and its place."""
-    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}"
-    if got.numel() == 0:
-        return
-    strange = torch.isnan(got) != torch.isnan(want)
-    assert not strange.any(), f"{what}: NaN differs at {strange.nonzero()[0].tolist()}"
-    error = torch.nan_to_num((got - want).abs() - rtol * torch.nan_to_num(want).abs(), nan=0.0)
-    worst = int(error.argmax())
-    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), got.shape)]
-    value = float(error.flatten()[worst])
-    assert value <= atol, (
-        f"{what}: error {value:.3g} > {atol:.3g} at {place}: {got.flatten()[worst]} vs {want.flatten()[worst]}"
-    )
 
 
 def use_true_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import needs, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,16 +23,6 @@ from kaleido_fast.running.packed import PACKED, Mark, PackedModel, PackedModels,
 MODEL = random_mlp(6, 11, 13, 6)
 FIELDS = SampledChains._fields
 ENGINES = ["reference", "cpu", "triton"]
-
-
-def needs(engine: str) -> None:
-    """Skip where an engine's library is missing, and the interpreter where there is a GPU."""
-    if engine == "triton":
-        pytest.importorskip("triton", reason="needs Triton")
-        if torch.cuda.is_available():
-            pytest.skip("kernels are compiled here, for the GPU")
-    if engine == "cpu":
-        pytest.importorskip("numba", reason="needs numba")
 
 
 def assert_same(got, want) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking.acceptance import Deviation, measure_deviation, refuse_wrong
+from kaleido_fast.benchmarking.timing import Timed
 from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
@@ -45,6 +46,15 @@ class Contestant:
     uncounted: Callable[[], float] = lambda: 0.0
     precision: str = "fp32"
     about: str = ""
+
+    def timed(self, z0: Tensor, n_steps: int) -> Timed:
+        """``run`` on start states ``z0`` (n, D) as work for `kaleido_fast.benchmarking.timing`."""
+
+        def run() -> float:
+            self.run(z0, n_steps)
+            return self.uncounted()
+
+        return run
 
 
 class EngineRun:
@@ -131,6 +141,26 @@ def check_contestant(contestant: Contestant, z0: Tensor, expected: list[Tensor],
         found.append(measure_deviation(proof(z0, step), want, step))
         refuse_wrong(found[-1], contestant.precision, n_layers)
     return max(found, key=lambda deviation: deviation.error)
+
+
+class Checker:
+    """Checks contestants on one network; the reference's states are computed once for all with the same options.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: KaleidoMLP) -> None:
+        self.model = model
+        self.expected: dict[str, list[Tensor]] = {}
+
+    def check(self, contestant: Contestant, z0: Tensor) -> Deviation:
+        """`check_contestant` on start states (n, D), of which a checker takes the same ones for the same n."""
+        key = f"{contestant.precision} {sorted(contestant.proof_request.items())} {len(z0)}"
+        if key not in self.expected:
+            states = reference_states(self.model, z0, contestant.precision, **contestant.proof_request)
+            self.expected[key] = states
+        return check_contestant(contestant, z0, self.expected[key], self.model.spec.n_layers)
 
 
 def one_line(problem: BaseException) -> str:

@@ -15,11 +15,10 @@ from kaleido_fast.benchmarking import ceiling, cold
 from kaleido_fast.benchmarking.acceptance import Deviation
 from kaleido_fast.benchmarking.cases import Case, Size, Subject, make_size
 from kaleido_fast.benchmarking.contest import (
+    Checker,
     Contestant,
-    check_contestant,
     engine_contestant,
     one_line,
-    reference_states,
     resolve_engine,
     start_states,
 )
@@ -232,7 +231,7 @@ def _run_network(
     z0 = start_states(model, size.n_chains, request.device)
     ready, failed = _prepare(request, model, engines, z0, part)
     ready = {name: entry for name, entry in ready.items() if _warms_up(name, entry, z0, failed)}
-    runs: dict[str, Timed] = {name: _timed(entry.contestant, z0, size.n_steps) for name, entry in ready.items()}
+    runs: dict[str, Timed] = {name: entry.contestant.timed(z0, size.n_steps) for name, entry in ready.items()}
     runs[CEILING] = ceiling.ceiling_run(request.precision, request.device)
     runs[CEILING]()
     total, done = request.n_rounds * len(runs), 0
@@ -285,14 +284,7 @@ def _prepare(
     request: BenchRequest, model: KaleidoMLP, engines: list[str], z0: Tensor, part: _Part
 ) -> tuple[dict[str, _Ready], dict[str, str]]:
     """Build every contestant and check it against the reference; peers that fail are named with the reason."""
-    expected: dict[str, list[Tensor]] = {}
-
-    def reference(contestant: Contestant) -> list[Tensor]:
-        key = f"{contestant.precision} {sorted(contestant.proof_request.items())}"
-        if key not in expected:
-            expected[key] = reference_states(model, z0, contestant.precision, **contestant.proof_request)
-        return expected[key]
-
+    checker = Checker(model)
     ready: dict[str, _Ready] = {}
     failed: dict[str, str] = {}
     setting = Setting(model, len(z0), request.device, torch.get_num_threads(), request.quick)
@@ -306,7 +298,7 @@ def _prepare(
         try:
             contestant = build()
             built = time.perf_counter() - began
-            deviation = check_contestant(contestant, z0, reference(contestant), model.spec.n_layers)
+            deviation = checker.check(contestant, z0)
         except (
             Exception
         ) as problem:  # a peer is somebody else's library: whatever it raises is a reason to leave it out
@@ -344,14 +336,6 @@ def _warms_up(name: str, entry: _Ready, z0: Tensor, failed: dict[str, str]) -> b
         failed[name] = one_line(problem)
         return False
     return True
-
-
-def _timed(contestant: Contestant, z0: Tensor, n_steps: int) -> Timed:
-    def run() -> float:
-        contestant.run(z0, n_steps)
-        return contestant.uncounted()
-
-    return run
 
 
 def _synchroniser(device: torch.device) -> Callable[[], None]:

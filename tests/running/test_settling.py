@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_states_close, random_mlp
+from conftest import assert_states_close, needs, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_maps import cycle_map, staircase
@@ -19,16 +19,6 @@ from kaleido_fast import InputError, KaleidoMLP, ModelSpec, Outcome, SampleResul
 
 ENGINES = ["reference", "cpu", "triton"]
 FIELDS = ("draws", "steps", "residual", "outcome", "period")
-
-
-def needs(engine: str) -> None:
-    """Skip where an engine's library is missing, and the interpreter where there is a GPU."""
-    if engine == "triton":
-        pytest.importorskip("triton", reason="needs Triton")
-        if torch.cuda.is_available():
-            pytest.skip("kernels are compiled here, for the GPU")
-    if engine == "cpu":
-        pytest.importorskip("numba", reason="needs numba")
 
 
 def order_products(engine: str, request: pytest.FixtureRequest) -> None:
