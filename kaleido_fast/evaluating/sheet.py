@@ -8,9 +8,7 @@ from torch import Tensor
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError
-from kaleido_fast.evaluating.quality import (
-    nearest_examples,
-)
+from kaleido_fast.evaluating.quality import nearest_examples
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.showing.pictures import image_grid, is_image_shape
 
