@@ -37,13 +37,15 @@ def raw_of(data: Dataset) -> np.ndarray:
     return data.scaling.undo(data.data.double()).round().numpy().reshape(len(data), *data.sample_shape)
 
 
-def refused(source: Any, *parts: str, **options: Any) -> None:
+def refused(source: Any, *parts: str, **options: Any) -> str:
+    """The data is refused by one line that holds all parts."""
     with pytest.raises(InputError) as caught:
         load_dataset(source, **options)
     text = str(caught.value)
     assert "\n" not in text
     for part in parts:
         assert part in text, text
+    return text
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
