@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaleido_fast.benchmarking.costs.command import main
+from kaleido_fast.cli.costs import main
 
 if __name__ == "__main__":
     main()

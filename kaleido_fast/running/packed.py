@@ -21,6 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from kaleido_fast.engines.base import Engine
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash
 from kaleido_fast.modules.linear_layers import plain_linear
+from kaleido_kernels.packing import weights_range
+from kaleido_kernels.precision import WeightsRange
 
 MODELS_KEPT = 8
 ENGINES_KEPT = 16  # of one network: precisions, devices and streams

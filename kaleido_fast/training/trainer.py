@@ -30,12 +30,11 @@ from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
-from kaleido_fast.training.loop import train_until_accepted
+from kaleido_fast.training.loop import Loop, train_until_accepted
 from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
 from kaleido_fast.training.parallel import find_team
 from kaleido_fast.training.recipe import check_recipe, default_recipe, default_spec, find_recipe, recommended_sampling
 from kaleido_fast.training.run import MAX_SEED, TrainingRun, make_request
-from kaleido_fast.training.trainer.loop import Loop
 from kaleido_kernels.exact import exact_products
 
 

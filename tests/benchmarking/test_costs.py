@@ -25,11 +25,11 @@ from kaleido_fast.benchmarking.costs.arithmetic import (
     storage,
     times,
 )
-from kaleido_fast.benchmarking.costs.command import command as costs_command
-from kaleido_fast.benchmarking.costs.command import main
 from kaleido_fast.benchmarking.costs.planned import make_layout, modelled_rate
 from kaleido_fast.benchmarking.costs.text import remarks
 from kaleido_fast.cli import LazyGroup
+from kaleido_fast.cli.costs import command as costs_command
+from kaleido_fast.cli.costs import main
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
 

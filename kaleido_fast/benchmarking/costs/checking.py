@@ -144,7 +144,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
             command = [
                 sys.executable,
                 "-m",
-                "kaleido_fast.benchmarking.costs.command",
+                "kaleido_fast.cli.costs",
                 "--network",
                 network,
                 "--chains",
