@@ -26,7 +26,7 @@ from kaleido_fast.planning.facts import H200
 from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.proving.fake_driver import fake_device
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 from kaleido_kernels.variant import Variant
 
 N_CHAINS, N_STEPS = 256, 300

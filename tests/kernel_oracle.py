@@ -22,7 +22,7 @@ from kaleido_fast.noise import jitter_noise, start_noise
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 
 HIDDEN = {
     "relu": lambda x, slope: F.relu(x),

@@ -29,18 +29,11 @@ from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.files import atomic_path
+from kaleido_kernels.choice import AnyTile, choose, kernel_of, tile_name, tile_to_json, tuned_key
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import (
-    AnyTile,
-    GpuFacts,
-    choose,
-    kernel_of,
-    read_tuned,
-    tile_name,
-    tile_to_json,
-    tuned_key,
-)
+from kaleido_kernels.tile import GpuFacts
+from kaleido_kernels.tuned import read_tuned
 
 Measure = Callable[[AnyTile], list[float]]
 """Seconds of the same work with a tile, several times; raises what the tile raises."""

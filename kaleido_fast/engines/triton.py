@@ -17,8 +17,8 @@ from kaleido_fast.noise import start_noise
 from kaleido_fast.planning.plan import KernelPlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
+from kaleido_kernels.kernels import make_launcher
 from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
-from kaleido_kernels.launcher import make_launcher
 from kaleido_kernels.schedule import Checks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 
 INTERPRETED = GpuFacts(has_tma=False, graph_block=64, n_sm=2)
 """What kernels take Triton's interpreter for: a small H200 without its copy engine."""

@@ -23,11 +23,11 @@ from kaleido_fast.planning.cpu_tiles import full_tile
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.scalars import whole_number
-from kaleido_kernels.graph_plan import GraphTile, graph_bytes
+from kaleido_kernels.choice import AnyTile, Choice, choose, force
+from kaleido_kernels.graph.plan import GraphTile, graph_bytes
 from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import AnyTile, Choice, choose, force
-from kaleido_kernels.wide_plan import WideTile, scratch_bytes
+from kaleido_kernels.wide.plan import WideTile, scratch_bytes
 
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 

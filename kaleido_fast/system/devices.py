@@ -19,7 +19,7 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.planning.facts import H200, DeviceFacts
 from kaleido_fast.system.memory import available_memory
 from kaleido_fast.system.tuned import tables_of, tuned_in
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 
 Device = str | torch.device | None
 """As a caller names one."""

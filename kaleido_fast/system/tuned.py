@@ -12,7 +12,7 @@ from typing import Any
 import kaleido_kernels
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.versions import library_versions
-from kaleido_kernels.tiles import read_tuned
+from kaleido_kernels.tuned import read_tuned
 
 TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import INITS, NetShape
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Padding is zeros; a padded input value meets a zero row, a padded output is neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,14 +15,6 @@ from torch import Tensor
 from kaleido_kernels.precision import DevicePrecision, WeightsRange
 from kaleido_kernels.precision import device_precision as precision_within
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import (
-    BIAS_COLUMNS,
-    NarrowLayout,
-    StreamLayout,
-    narrow_layout,
-    narrow_sizes,
-    stream_layout,
-)
 
 Layers = Sequence[tuple[Tensor, Tensor | None]]
 """One (weight (out, in), bias (out,) or None) a layer, fp32."""
@@ -35,8 +26,6 @@ OPERAND_TYPES = {
     "tf32": torch.float32,
     "ieee": torch.float32,
 }
-BIAS_ROWS = 16  # least inner size of a product
-SATURATE = 30.0  # tanh(30) and sigmoid(30) are 1 in fp32: the last layer hands the constant column on through the bound
 
 
 def device_precision(layers: Layers, precision: str) -> DevicePrecision:
@@ -114,109 +103,8 @@ def split_operand(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     return high, (x - high.to(torch.float32)).to(torch.float16)
 
 
-@dataclass(frozen=True)
-class PackedNarrow:
-    """A network as `narrow_kernel` reads it.
-
-    Args:
-        shape: what was packed.
-        precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
-        layout: padded sizes.
-        high, low: all matrices one after another, flat: (dim_padded, width), (width, width) ..., (width, dim_padded).
-        bias_rows: "mma": (16, padded out) a layer, flat, row 0 the high and row 1 the low part; else one unused value.
-    """
-
-    shape: NetShape
-    precision: str
-    layout: NarrowLayout
-    high: Tensor
-    low: Tensor
-    bias_rows: Tensor
-
-
-def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedNarrow:
-    """Pack for `kaleido_kernels.narrow`. ``precision`` is one of `PRECISIONS`.
-
-    Raises:
-        ValueError: weights that do not fit the shape or the precision.
-    """
-    check_layers(layers, shape)
-    form, layout = device_precision(layers, precision), narrow_layout(shape)
-    sizes = narrow_sizes(shape.n_layers, layout)
-    matrices, bias_rows = [], []
-    for index, (weight, bias) in enumerate(layers):
-        rows, columns = sizes[index]
-        matrix = _pad(weight.detach().cpu().t(), rows, columns)
-        parts = _bias_parts(None if bias is None else bias.detach().cpu(), shape.widths[index + 1], form)
-        if layout.bias == "fold":
-            keep = SATURATE if index == shape.n_layers - 1 else 1.0
-            _fold_bias(matrix, parts, shape.widths[index], shape.widths[index + 1], keep)
-        matrices.append(matrix.flatten())
-        bias_rows.append(_pad(parts, BIAS_ROWS, columns).flatten())
-    high, low = split_operand(torch.cat(matrices), form)
-    rows_tensor = torch.cat(bias_rows) if layout.bias == "mma" else host_zeros(16)
-    rows_tensor = rows_tensor.to(OPERAND_TYPES[form])
-    high = high.to(device)
-    low = low.to(device) if form == "fp16x3" else high
-    return PackedNarrow(shape, form, layout, high, low, rows_tensor.to(device))
-
-
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    padded = host_zeros(rows, columns)
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return padded
-
-
-def _bias_parts(bias: Tensor | None, n_out: int, precision: str) -> Tensor:
-    """(2, n_out) fp32: the bias rounded to an operand, and what rounding left; zeros without a bias."""
-    if bias is None:
-        return host_zeros(BIAS_COLUMNS, n_out)
-    high = round_operand(bias, precision)
-    return torch.stack((high, bias - high))
-
-
-def _fold_bias(matrix: Tensor, parts: Tensor, n_in: int, n_out: int, keep: float) -> None:
-    """Write the bias into the rows that meet the constant-1 columns, and hand these columns on to the next layer."""
-    for part in range(BIAS_COLUMNS):
-        matrix[n_in + part, :n_out] = parts[part]
-        matrix[n_in + part, n_out + part] = keep
-
-
-@dataclass(frozen=True)
-class PackedStream:
-    """A network as `stream_kernel` reads it.
-
-    Args:
-        shape: what was packed.
-        precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
-        layout: padded sizes.
-        high, low: (n_tiles, width, tile), the tiles in the order of their use.
-        bias: (n_tiles, tile) fp32.
-    """
-
-    shape: NetShape
-    precision: str
-    layout: StreamLayout
-    high: Tensor
-    low: Tensor
-    bias: Tensor
-
-
-def pack_stream(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedStream:
-    """Pack for `kaleido_kernels.stream`. ``precision`` is one of `PRECISIONS`.
-
-    Raises:
-        ValueError: weights that do not fit the shape, the precision or the kernel.
-    """
-    check_layers(layers, shape)
-    form, layout = device_precision(layers, precision), stream_layout(shape)
-    tiles, biases = [], []
-    for weight, bias in layers:
-        matrix = _pad(weight.detach().cpu().t(), layout.width, layout.width)
-        row = host_zeros(1, weight.shape[0]) if bias is None else bias.detach().cpu()[None]
-        tiles += list(matrix.split(layout.tile, dim=1))
-        biases += list(_pad(row, 1, layout.width)[0].split(layout.tile))
-    high, low = split_operand(torch.stack(tiles[: layout.n_tiles]), form)
-    high = high.to(device)
-    low = low.to(device) if form == "fp16x3" else high
-    return PackedStream(shape, form, layout, high, low, torch.stack(biases[: layout.n_tiles]).to(device))
+def padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """``matrix`` in the corner of (rows, columns) zeros."""
+    result = host_zeros(rows, columns)
+    result[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return result

@@ -20,11 +20,13 @@ from kaleido_fast.system.devices import device_facts
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.tuned import table_name, tuned_tiles
 from kaleido_fast.system.versions import library_versions
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.choice import choose, kernel_of, tile_name, tile_to_json, tuned_key
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of, read_tuned, tile_name, tile_to_json, tuned_key
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.wide.plan import WideTile
 
 CPU = torch.device("cpu")
 FACTS = DeviceFacts("cpu", has_triton=True, interpreter=True)

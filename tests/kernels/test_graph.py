@@ -27,12 +27,12 @@ from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import make_plan
 from kaleido_kernels.graph import GraphRunner, pack_graph
-from kaleido_kernels.graph_plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
+from kaleido_kernels.graph.plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.packing import OPERAND_TYPES
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import GpuFacts, choose, tile_from_json, tile_to_json, tuned_key
+from kaleido_kernels.tile import GpuFacts
 
 SMALL = GraphTile(16, rows=8, cols=16)
 PRIMES = NetShape((7, 37, 17, 7))
@@ -263,7 +263,7 @@ def test_the_fused_kernel_compiles_without_spills_or_short_offsets():
     code = """
 from kaleido_kernels.proving.inspect.compiling import compile_job
 from kaleido_kernels.proving.inspect.jobs import Job
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.proving.verdicts import narrow_offsets
 from kaleido_kernels.shapes import NETWORKS
 jobs = (("mnist", "fp16", "normal"), ("points1d", "bf16", "none"), ("cifar", "fp32", "upstream"))

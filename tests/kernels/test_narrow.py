@@ -22,11 +22,13 @@ from kernel_oracle import (
 )
 
 from kaleido_kernels.launch import LaunchRequest
-from kaleido_kernels.narrow import launch_narrow
-from kaleido_kernels.packing import device_precision, pack_narrow
+from kaleido_kernels.narrow.kernel import launch_narrow
+from kaleido_kernels.narrow.pack import pack_narrow
+from kaleido_kernels.narrow.plan import narrow_layout
+from kaleido_kernels.packing import device_precision
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS, INITS, NOISES, NetShape
-from kaleido_kernels.tiles import Tile, narrow_layout
+from kaleido_kernels.tile import Tile
 
 NARROW = Kernel(Tile("narrow", 16), pack_narrow, launch_narrow)
 PRIMES = NetShape((3, 13, 7, 11, 3))

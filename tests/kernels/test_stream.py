@@ -20,11 +20,12 @@ from kernel_oracle import (
 )
 
 from kaleido_kernels.launch import LaunchRequest
-from kaleido_kernels.packing import pack_stream
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import ACTIVATIONS, BOUNDS, INITS, NOISES, NetShape
-from kaleido_kernels.stream import launch_stream
-from kaleido_kernels.tiles import Tile, stream_layout
+from kaleido_kernels.stream.kernel import launch_stream
+from kaleido_kernels.stream.pack import pack_stream
+from kaleido_kernels.stream.plan import stream_layout
+from kaleido_kernels.tile import Tile
 
 STREAM = Kernel(Tile("stream", 16, 4, 2), pack_stream, launch_stream)
 SMALL = NetShape((3, 13, 7, 11, 3))  # one tile a layer

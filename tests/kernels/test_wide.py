@@ -30,8 +30,9 @@ from kaleido_kernels.packing import OPERAND_TYPES, device_precision
 from kaleido_kernels.precision import operand_parts
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.wide import WideScratch, allocate_scratch, launch_wide, pack_wide
-from kaleido_kernels.wide_plan import WideTile, program_blocks, wide_layers
+from kaleido_kernels.wide.kernel import launch_wide
+from kaleido_kernels.wide.pack import WideScratch, allocate_scratch, pack_wide
+from kaleido_kernels.wide.plan import WideTile, program_blocks, wide_layers
 
 # NaN or garbage that meets a product is a read of memory that nobody wrote, whether or not its result is used.
 pytestmark = pytest.mark.filterwarnings("error:invalid value encountered in matmul", "error:overflow encountered")

@@ -11,22 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_kernels.shapes import ACTIVATIONS, NetShape
-from kaleido_kernels.tiles import (
-    GpuFacts,
-    Tile,
+from kaleido_kernels.choice import (
     candidates,
     choose,
-    narrow_shared,
-    read_tuned,
     refusal,
     register_estimate,
-    stream_shared,
     tile_from_json,
     tile_to_json,
     tuned_key,
 )
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.narrow.plan import narrow_shared
+from kaleido_kernels.shapes import ACTIVATIONS, NetShape
+from kaleido_kernels.stream.plan import stream_shared
+from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.wide.plan import WideTile
 
 NETWORKS = {
     "points1d": NetShape((1, *[10] * 9, 1)),
@@ -183,6 +182,6 @@ def test_impossible_tiles_are_refused(change, message):
 
 
 def test_the_package_and_its_tiles_load_neither_torch_nor_triton():
-    code = "import sys, kaleido_kernels.tiles; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    code = "import sys, kaleido_kernels.choice; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "kernels")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

@@ -16,7 +16,7 @@ from kaleido_fast.planning.request import merge_options
 from kaleido_fast.presets import NETWORKS
 from kaleido_fast.system.versions import library_versions
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
 BARE = DeviceFacts("cpu", "bare")
@@ -106,7 +106,8 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
 
 def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
     from kaleido_fast.system.tuned import tuned_tiles
-    from kaleido_kernels.tiles import Tile, tile_to_json, tuned_key
+    from kaleido_kernels.choice import tile_to_json, tuned_key
+    from kaleido_kernels.tile import Tile
 
     key = tuned_key(spec_of("points2d"), "bf16")
     versions = library_versions("triton")

@@ -32,7 +32,7 @@ from kaleido_kernels.proving.emulation.driver import Emulator
 from kaleido_kernels.proving.emulation.errors import EmulatorError
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS
-from kaleido_kernels.tiles import GpuFacts, tile_name
+from kaleido_kernels.tile import GpuFacts
 
 pytestmark = pytest.mark.emulated
 CPU = torch.device("cpu")

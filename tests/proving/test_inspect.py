@@ -26,7 +26,7 @@ from kaleido_kernels.proving.sass.registers import find_hazards, written_registe
 from kaleido_kernels.proving.sass.rounds import CopyOrder, copy_order, count_kinds, path_counts
 from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 from kaleido_kernels.shapes import NETWORKS
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 
 ROOT = Path(__file__).parents[2]
 MOST_INSTRUCTIONS = {"points1d": 150, "points2d": 220}  # of a step; points2d is bound by its products
@@ -457,8 +457,8 @@ from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline.loops import Overlap
 from kaleido_kernels.proving.roofline.work import stream_overlap, wide_overlap
 from kaleido_kernels.shapes import NETWORKS
-from kaleido_kernels.tiles import Tile
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.tile import Tile
+from kaleido_kernels.wide.plan import WideTile
 
 def read(net, tile, precision, planned):
     job = Job(net, NETWORKS[net], tile, precision, "none")
@@ -515,7 +515,7 @@ from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.sass.memory import unordered_loads
 from kaleido_kernels.proving.sass.program import Instruction, Program
 from kaleido_kernels.shapes import NETWORKS
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.wide.plan import WideTile
 job = Job("mnist", NETWORKS["mnist"], WideTile(), "fp16", "none")
 program = disassemble(compile_job(job, "sm_90").binary)
 assert not unordered_loads(program)
@@ -543,7 +543,7 @@ def test_each_fence_and_barrier_of_the_real_kernel_is_needed():
 
 SPILLING = """
 from kaleido_kernels.proving.inspect import command, jobs
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 jobs.planned_tiles = lambda shape, precision, arch: [Tile("narrow", 256, 4, 1)]
 raise SystemExit(command.main(["--net", "points2d", "--precision", "fp16", "--variant", "none"]))
 """

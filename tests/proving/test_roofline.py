@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
+from kaleido_kernels.choice import choose, kernel_of
 from kaleido_kernels.proving.roofline.gpu import FAST, NOTE, PEAK_FLOPS, SLOW, Gpu, resident_programs
 from kaleido_kernels.proving.roofline.loops import L2_LOST, Loop, Overlap, Reuse
 from kaleido_kernels.proving.roofline.model import TileWork, chain_cycles, estimate, unit_cycles
@@ -28,15 +29,8 @@ from kaleido_kernels.proving.roofline.work import (
 )
 from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.shapes import NETWORKS, NetShape
-from kaleido_kernels.tiles import GpuFacts, Tile, choose, kernel_of
-from kaleido_kernels.wide_plan import (
-    WideTile,
-    padded_products,
-    shared_bytes,
-    step_bytes,
-    wide_candidates,
-    wide_layers,
-)
+from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.wide.plan import WideTile, padded_products, shared_bytes, step_bytes, wide_candidates, wide_layers
 
 # 1000 fp16 products, 100 bytes of L2 and 10 of memory a clock and multiprocessor; a load waits 30 clocks.
 ROUND = Gpu(

@@ -36,7 +36,7 @@ import sys
 from dataclasses import replace
 import torch
 from conftest import random_mlp
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 from kaleido_kernels.schedule import Checks
 from kaleido_fast.engines.triton import TritonEngine
 from kaleido_fast.planning.facts import H200
@@ -91,9 +91,10 @@ def test_what_is_inspected_is_what_an_engine_launches(nets):
 
 GRAPH = """
 import torch
-from kaleido_kernels import graph
+from kaleido_kernels.graph import kernel as graph
+from kaleido_kernels.graph.pack import pack_graph
 from kaleido_kernels.proving.fake_driver import keys_only, variant_key
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.launch import QUIET, LaunchRequest, allocate_outputs
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
@@ -101,7 +102,7 @@ from kaleido_kernels.shapes import NetShape
 shape, tile, cpu = NetShape((3, 9, 3), activation="silu"), GraphTile(16), torch.device("cpu")
 layers = [(torch.ones(9, 3), torch.ones(9)), (torch.ones(3, 9), torch.ones(3))]
 for precision in ("fp32", "fp16", "bf16"):
-    runner = graph.GraphRunner(graph.pack_graph(layers, shape, precision), tile, capture=False)
+    runner = graph.GraphRunner(pack_graph(layers, shape, precision), tile, capture=False)
     for jitter, start in (("none", None), ("normal", torch.zeros(5, 3))):
         schedule = Schedule(jitter=0.0 if jitter == "none" else 0.1)
         request = LaunchRequest(5, schedule, start=start)
@@ -123,13 +124,15 @@ def test_what_is_compiled_ahead_of_time_is_what_the_graph_path_launches():
 KEYS = """
 from dataclasses import replace
 import torch
-from kaleido_kernels import graph, narrow, wide
+from kaleido_kernels.graph import kernel as graph
+from kaleido_kernels.narrow import kernel as narrow
+from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import compile_only, compile_variant, variant_key
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.launch import QUIET
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Tile
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.tile import Tile
+from kaleido_kernels.wide.plan import WideTile
 
 shape = NetShape((3, 9, 3), activation="silu")
 variants = [
@@ -162,13 +165,16 @@ def test_a_key_is_the_compiled_kernels_and_of_all_that_it_is_made_from():
 
 ORDER = """
 import sys
-from kaleido_kernels import graph, narrow, stream, wide
+from kaleido_kernels.graph import kernel as graph
+from kaleido_kernels.narrow import kernel as narrow
+from kaleido_kernels.stream import kernel as stream
+from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import variant_key
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.launch import QUIET
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Tile
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.tile import Tile
+from kaleido_kernels.wide.plan import WideTile
 
 shape, kind = NetShape((3, 9, 3)), QUIET._replace(jitter="normal", init="normal")
 makers = {
@@ -198,10 +204,10 @@ from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.proving.fake_driver import compile_only, fake_device, keys_only
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.launch import (LaunchRequest, allocate_outputs)
-from kaleido_kernels.narrow import launch_narrow
-from kaleido_kernels.packing import pack_narrow
+from kaleido_kernels.narrow.kernel import launch_narrow
+from kaleido_kernels.narrow.pack import pack_narrow
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 
 shape, run = NetShape((3, 9, 3)), JITFunction.run
 layers = [(torch.ones(9, 3), torch.ones(9)), (torch.ones(3, 9), torch.ones(3))]
@@ -244,9 +250,9 @@ def test_a_device_that_is_not_there_runs_nothing_and_goes():
 
 
 def test_names_that_are_not_the_kernels_are_refused():
-    from kaleido_kernels.narrow import narrow_kernel, variant
+    from kaleido_kernels.narrow.kernel import narrow_kernel, variant
     from kaleido_kernels.shapes import NetShape
-    from kaleido_kernels.tiles import Tile
+    from kaleido_kernels.tile import Tile
     from kaleido_kernels.variant import Variant
 
     made = variant(NetShape((3, 9, 3)), "fp16", Tile("narrow", 64, 4))
@@ -274,10 +280,10 @@ from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.proving.fake_driver import fake_device
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.launch import (LaunchRequest, Outputs)
-from kaleido_kernels.narrow import launch_narrow, narrow_kernel
-from kaleido_kernels.packing import pack_narrow
+from kaleido_kernels.narrow.kernel import launch_narrow, narrow_kernel
+from kaleido_kernels.narrow.pack import pack_narrow
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import Tile
+from kaleido_kernels.tile import Tile
 
 N = 33
 shape = NetShape((3, 9, 3))

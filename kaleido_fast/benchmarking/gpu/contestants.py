@@ -17,7 +17,7 @@ from kaleido_fast.benchmarking.gpu.work import NO_TIME, Work, release
 from kaleido_fast.benchmarking.peers import PEERS, Peer, Setting, build_peer, forget_compiled
 from kaleido_fast.benchmarking.timing import Timed, stopwatch
 from kaleido_fast.benchmarking.tuning import FusedRun, steps_within
-from kaleido_kernels.tiles import tile_name
+from kaleido_kernels.choice import tile_name
 
 ANY_ROWS = 4096  # chains of the checks and the first timing of a contestant that takes any number
 LATEST_BUILD = 25.0  # seconds in which a peer may look for its best variant

@@ -21,7 +21,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.tuned import table_name
-from kaleido_kernels.tiles import tile_from_json, tile_name
+from kaleido_kernels.choice import tile_from_json, tile_name
 
 FORMAT = "kaleido-fast GPU report"
 FORMAT_VERSION = 1
@@ -133,7 +133,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def tuned_table(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The GPU's table of tiles, as `kaleido_kernels.tiles.read_tuned` takes it."""
+    """The GPU's table of tiles, as `kaleido_kernels.tuned.read_tuned` takes it."""
     found = [entry for network in record["networks"].values() for entry in network.get("tuning", {}).values()]
     return {
         "format": "kaleido-fast tuned tiles",

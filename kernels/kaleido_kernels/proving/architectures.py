@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaleido_kernels.tiles import GpuFacts
+from kaleido_kernels.tile import GpuFacts
 
 FACTS = {
     "sm_80": GpuFacts(166_912, (8, 0)),

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
+from kaleido_kernels.choice import choose, tile_name
 from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.precision import PRECISIONS
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import KERNELS, NETWORKS
-from kaleido_kernels.tiles import choose, tile_name
 
 if TYPE_CHECKING:
     from kaleido_kernels.proving.emulation.driver import Emulator
@@ -70,7 +70,7 @@ def compare(
         ValueError: no tile of the kernel runs the network.
         EmulatorError: the machine program breaks a rule, or is not understood.
     """
-    from kaleido_kernels.launcher import make_launcher
+    from kaleido_kernels.kernels import make_launcher
     from kaleido_kernels.proving.emulation.driver import emulated
     from kaleido_kernels.proving.emulation.reference import random_layers, run_reference
 

@@ -6,25 +6,16 @@ without what the plan's own estimate says is far behind.
 
 from __future__ import annotations
 
-from kaleido_kernels.graph_plan import GraphTile, graph_candidates
+from kaleido_kernels.choice import AnyTile, candidates, kernel_of, refusal, register_estimate
+from kaleido_kernels.graph.plan import GraphTile, graph_candidates
+from kaleido_kernels.narrow.plan import narrow_layout, narrow_shared
 from kaleido_kernels.proving.roofline.gpu import PEAK_FLOPS, resident_programs
 from kaleido_kernels.proving.roofline.model import TileWork, estimate
 from kaleido_kernels.proving.roofline.work import narrow_work, stream_overlap, stream_work, wide_work
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import (
-    AnyTile,
-    GpuFacts,
-    Tile,
-    candidates,
-    kernel_of,
-    narrow_layout,
-    narrow_shared,
-    refusal,
-    register_estimate,
-    stream_layout,
-    stream_shared,
-)
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.stream.plan import stream_layout, stream_shared
+from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.wide.plan import WideTile
 
 SLOWER_THAN_KIN = 1.6
 """A tile is left out if the estimate puts it this far behind the best of its kernel, where the model compares well."""

@@ -53,7 +53,7 @@ def compile_job(job: Job, arch: str) -> Compiled:
 def variant_of(job: Job, use_asm: bool = True) -> Any:
     """The `kaleido_kernels.variant.Variant` that an engine launches for a job."""
     kind = CHECKED if job.variant == "checks" else QUIET._replace(jitter=job.jitter)
-    module = importlib.import_module(f"kaleido_kernels.{job.kernel}")  # which imports Triton
+    module = importlib.import_module(f"kaleido_kernels.{job.kernel}.kernel")  # which imports Triton
     return module.variant(job.shape, job.precision, job.tile, kind, use_asm)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.graph.plan import GraphTile
+from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline.gpu import resident_programs
@@ -21,8 +22,9 @@ from kaleido_kernels.proving.roofline.work import (
 from kaleido_kernels.proving.sass.program import Program
 from kaleido_kernels.proving.sass.rounds import copy_order, count_kinds, path_counts
 from kaleido_kernels.proving.verdicts import Evidence, largest_loop
-from kaleido_kernels.tiles import StreamLayout, Tile, narrow_layout, stream_layout
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.stream.plan import StreamLayout, stream_layout
+from kaleido_kernels.tile import Tile
+from kaleido_kernels.wide.plan import WideTile
 
 N_CHAINS, N_STEPS = 100_000, 300
 

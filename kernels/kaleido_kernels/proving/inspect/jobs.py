@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.choice import AnyTile, choose, kernel_of
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.shapes import NETWORKS, NetShape
-from kaleido_kernels.tiles import AnyTile, choose, kernel_of
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.wide.plan import WideTile
 
 FORMS = ("fp16x3", "fp16", "bf16")
 FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}

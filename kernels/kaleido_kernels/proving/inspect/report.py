@@ -19,8 +19,8 @@ from kaleido_kernels.proving.verdicts import (
     register_file,
     shared_memory,
 )
-from kaleido_kernels.tiles import Tile
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.tile import Tile
+from kaleido_kernels.wide.plan import WideTile
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kaleido_kernels.proving.roofline.gpu import ALU_LANES, FMA_LANES, MUFU_LANE
 from kaleido_kernels.proving.roofline.loops import Loop, Overlap, Reuse
 from kaleido_kernels.proving.roofline.model import TileWork
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.wide_plan import (
+from kaleido_kernels.wide.plan import (
     STATE_COLS,
     WideLayer,
     WideTile,

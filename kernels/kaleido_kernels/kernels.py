@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from kaleido_kernels.graph_plan import GraphTile
+from kaleido_kernels.choice import AnyTile
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.launch import LaunchRequest, Outputs
-from kaleido_kernels.packing import Layers, pack_narrow, pack_stream
+from kaleido_kernels.narrow.pack import pack_narrow
+from kaleido_kernels.packing import Layers
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tiles import AnyTile
-from kaleido_kernels.wide_plan import WideTile
+from kaleido_kernels.stream.pack import pack_stream
+from kaleido_kernels.wide.plan import WideTile
 
 Launcher = Callable[[LaunchRequest, Outputs], None]
 
@@ -39,21 +41,23 @@ def make_launcher(
         ValueError: weights that do not fit the shape, the precision or the kernel.
     """
     if isinstance(tile, GraphTile):
-        from kaleido_kernels.graph import GraphRunner, pack_graph
+        from kaleido_kernels.graph.kernel import GraphRunner
+        from kaleido_kernels.graph.pack import pack_graph
 
         return GraphRunner(pack_graph(layers, shape, precision, device), tile, capture=capture).launch
     if isinstance(tile, WideTile):
-        from kaleido_kernels.wide import allocate_scratch, launch_wide, pack_wide
+        from kaleido_kernels.wide.kernel import launch_wide
+        from kaleido_kernels.wide.pack import allocate_scratch, pack_wide
 
         wide = pack_wide(layers, shape, tile, precision, device)
         scratch = allocate_scratch(wide, n_programs)
         return lambda request, outputs: launch_wide(wide, request, outputs, scratch)
     if tile.kernel == "stream":
-        from kaleido_kernels.stream import launch_stream
+        from kaleido_kernels.stream.kernel import launch_stream
 
         stream = pack_stream(layers, shape, precision, device)
         return lambda request, outputs: launch_stream(stream, request, tile, outputs)
-    from kaleido_kernels.narrow import launch_narrow
+    from kaleido_kernels.narrow.kernel import launch_narrow
 
     narrow = pack_narrow(layers, shape, precision, device)
     return lambda request, outputs: launch_narrow(narrow, request, tile, outputs)

@@ -6,168 +6,18 @@ estimates were fitted to compiled kernels (sm_90); `kaleido_kernels.inspect` sho
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from kaleido_kernels.graph_plan import GRAPH_BLOCKS, GRAPH_FORMS, GraphTile, graph_candidates
+from kaleido_kernels.graph.plan import GRAPH_FORMS, GraphTile, graph_candidates
+from kaleido_kernels.narrow.plan import narrow_layout, narrow_shared
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts, usual_precision
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.wide_plan import WideTile, shared_bytes, wide_candidates
-
-REGISTERS = 65_536
-"""32-bit registers of a multiprocessor."""
-MAX_REGISTERS = 255
-"""Registers of a thread."""
-STREAM_TILE = 128
-"""Columns of a weight tile of the stream kernel."""
-STREAM_EDGE = 16
-"""Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
-BIAS_COLUMNS = 2
-"""Spare columns that a folded bias takes: high and low part."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How one program of the narrow or the stream kernel works.
-
-    Args:
-        kernel: "narrow" or "stream".
-        block_chains: chains of a program, 16 to 256.
-        num_warps: warps of a program.
-        num_stages: buffers for weight tiles (stream, where two load no tile ahead; narrow has nothing to pipeline).
-    """
-
-    kernel: str
-    block_chains: int
-    num_warps: int = 4
-    num_stages: int = 1
-
-    def __post_init__(self) -> None:
-        if self.kernel not in ("narrow", "stream"):
-            raise ValueError(f"kernel is {self.kernel!r}: a Tile is for 'narrow' or 'stream', a WideTile for 'wide'")
-        if self.block_chains not in (16, 32, 64, 128, 256):
-            raise ValueError(f"block_chains is {self.block_chains}: choose 16, 32, 64, 128 or 256")
-        if self.num_warps not in (1, 2, 4, 8) or not 1 <= self.num_stages <= 8:
-            raise ValueError(
-                f"{self.num_warps} warps and {self.num_stages} stages: choose 1, 2, 4 or 8 warps and 1 to 8 stages"
-            )
-
+from kaleido_kernels.stream.plan import stream_layout, stream_shared
+from kaleido_kernels.tile import MAX_REGISTERS, GpuFacts, Tile
+from kaleido_kernels.wide.plan import WideTile, shared_bytes, wide_candidates
 
 AnyTile = Tile | WideTile | GraphTile
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """What the choice needs to know of a GPU.
-
-    Args:
-        shared_memory: bytes one program may use (opt-in maximum).
-        capability: CUDA compute capability such as (9, 0).
-        has_tma: whether it has the bulk tensor copy engine; None for what the capability says.
-        graph_block: most chains of a block of the graph path.
-        n_sm: streaming multiprocessors.
-    """
-
-    shared_memory: int = 232_448
-    capability: tuple[int, int] = (9, 0)
-    has_tma: bool | None = None
-    graph_block: int = GRAPH_BLOCKS[0]
-    n_sm: int = 132
-
-    @property
-    def uses_tma(self) -> bool:
-        """Whether the wide kernel may load by the copy engine."""
-        return self.capability[0] >= 9 if self.has_tma is None else self.has_tma
-
-
-@dataclass(frozen=True)
-class NarrowLayout:
-    """Sizes of the narrow kernel's operands, from the shape alone.
-
-    Args:
-        width: padded width of the hidden layers, a power of two from 16.
-        dim_padded: padded D, likewise.
-        bias: "fold" (constant-1 columns carry the bias inside the products), "mma" (a product of its own) or "none".
-    """
-
-    width: int
-    dim_padded: int
-    bias: str
-
-
-def narrow_layout(shape: NetShape) -> NarrowLayout:
-    """Padded sizes of ``shape``, and how its bias is added.
-
-    Folding needs two spare columns everywhere and an activation that keeps 1 at 1. It takes no instruction at all;
-    a product of its own costs 16 more inner rows a layer (25 % at width 64, 14 % at 128).
-    """
-    width, dim_padded = next_power_of_two(max(shape.hidden, 1)), next_power_of_two(shape.dim)
-    if not any(shape.bias):
-        return NarrowLayout(width, dim_padded, "none")
-    spare = shape.hidden + BIAS_COLUMNS <= width and shape.dim + BIAS_COLUMNS <= dim_padded
-    folds = spare and shape.activation in ("relu", "leaky_relu")
-    return NarrowLayout(width, dim_padded, "fold" if folds else "mma")
-
-
-@dataclass(frozen=True)
-class StreamLayout:
-    """Sizes of the stream kernel's operands, from the shape alone.
-
-    Args:
-        width: padded width of every layer, first and last included: a power of two from 16 to 256.
-        tile: columns of one weight tile: ``width``, or half of it at 256.
-        edge: columns of outputs that are handled at once outside of the loop.
-        n_tiles: weight tiles of a step.
-        last_tiles: how many of them belong to the last layer.
-    """
-
-    width: int
-    tile: int
-    edge: int
-    n_tiles: int
-    last_tiles: int
-
-
-def stream_layout(shape: NetShape) -> StreamLayout:
-    """Padded sizes of ``shape``.
-
-    Raises:
-        ValueError: a layer wider than 256.
-    """
-    width = next_power_of_two(max(shape.widths))
-    if width > 2 * STREAM_TILE:
-        raise ValueError(f"a layer is {max(shape.widths)} wide: the stream kernel takes up to 256; use the wide kernel")
-    tile = min(width, STREAM_TILE)
-    last_tiles = -(-shape.dim // tile)
-    n_tiles = (shape.n_layers - 1) * (width // tile) + last_tiles
-    return StreamLayout(width, tile, min(next_power_of_two(shape.dim), STREAM_EDGE), n_tiles, last_tiles)
-
-
-def narrow_sizes(n_layers: int, layout: NarrowLayout) -> list[tuple[int, int]]:
-    """Padded (in, out) of each layer of the narrow kernel."""
-    inner = [layout.width] * (n_layers - 1)
-    edges = [layout.dim_padded, *inner, layout.dim_padded]
-    return [(edges[i], edges[i + 1]) for i in range(n_layers)]
-
-
-def narrow_shared(shape: NetShape, precision: str, tile: Tile) -> int:
-    """Shared memory of a narrow program in bytes: all matrices, bias rows that are apart, a layout change of states.
-
-    Exact for the reference networks on sm_90.
-    """
-    layout, item = narrow_layout(shape), OPERAND_BYTES[precision]
-    sizes = narrow_sizes(shape.n_layers, layout)
-    weights = sum(rows * cols for rows, cols in sizes) * operand_parts(precision)
-    bias = 16 * sum(cols for _, cols in sizes) if layout.bias == "mma" else 0
-    return (weights + bias) * item + 4 * tile.block_chains * layout.dim_padded
-
-
-def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
-    """Shared memory of a stream program in bytes, estimated: weight tiles in flight and the operand of the product."""
-    layout, item = stream_layout(shape), OPERAND_BYTES[precision] * operand_parts(precision)
-    return (tile.num_stages * layout.width * layout.tile + tile.block_chains * layout.width) * item
 
 
 def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
@@ -316,7 +166,7 @@ def choose(
         shape: the network.
         precision: a device precision, or one asked for of weights of the usual range.
         facts: the GPU.
-        tuned: what `read_tuned` returned.
+        tuned: what `kaleido_kernels.tuned.read_tuned` returned.
         kernel: one of `kaleido_kernels.shapes.KERNELS` by name, or "auto" for any.
 
     Raises:
@@ -361,12 +211,6 @@ def force(shape: NetShape, precision: str, facts: GpuFacts, tile: AnyTile) -> Ch
     return Choice(tile, forced=True)
 
 
-def tuned_key(shape: NetShape, precision: str) -> str:
-    """The key of a tuned table: padded width, depth, activation and device precision."""
-    width = next_power_of_two(max(shape.hidden, 1))
-    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}"
-
-
 def tile_to_json(tile: AnyTile) -> dict[str, Any]:
     """A tile as plain values."""
     return {"kernel": kernel_of(tile), **asdict(tile)}
@@ -390,30 +234,7 @@ def tile_from_json(values: dict[str, Any]) -> AnyTile:
         raise ValueError(f"not a tile: {values}: {error}") from error
 
 
-def read_tuned(path: Path, device: str | None = None, triton: str | None = None) -> dict[str, Any]:
-    """A tuned table: JSON {"device": ..., "triton": ..., "tiles": {key: tile}}; returns the tiles. Not read at import.
-
-    Args:
-        path: the file.
-        device: name of the GPU that it must be of; None for any.
-        triton: version of Triton that it must be of, in its first two numbers; None for any.
-
-    Raises:
-        ValueError: not such a file, or one of another GPU or Triton.
-    """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        tiles = table["tiles"]
-        for values in tiles.values():
-            tile_from_json(values)
-        for name, wanted in (("device", device), ("triton", triton)):
-            found = str(table.get(name, "unknown"))
-            same = found == wanted if name == "device" else found.split(".")[:2] == (wanted or "").split(".")[:2]
-            if wanted is not None and not same:
-                raise ValueError(f"it is of {name} {found}, this is {wanted}")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        text = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"{path} is no tuned table for here: {text}; delete it or measure it again") from error
-    return dict(tiles)
+def tuned_key(shape: NetShape, precision: str) -> str:
+    """The key of a tuned table: padded width, depth, activation and device precision."""
+    width = next_power_of_two(max(shape.hidden, 1))
+    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}"

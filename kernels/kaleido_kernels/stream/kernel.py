@@ -38,7 +38,6 @@ from kaleido_kernels.launch import (
     pointer_arguments,
     scalar_arguments,
 )
-from kaleido_kernels.packing import PackedStream
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -53,7 +52,9 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import Tile, stream_layout
+from kaleido_kernels.stream.pack import PackedStream
+from kaleido_kernels.stream.plan import stream_layout
+from kaleido_kernels.tile import Tile
 from kaleido_kernels.variant import Variant, use_asm_on
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from kaleido_kernels.precision import OPERAND_BYTES
 from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tile import LARGEST_BLOCK
 
 GRAPH_FORMS = {"fp32": "ieee", "fp16x3": "ieee", "ieee": "ieee", "fp16": "fp16", "bf16": "bf16"}
 """How the graph path computes a precision: fp32 by plain fp32 products. tf32 is not offered: no test covers it."""
-GRAPH_BLOCKS = (16_384, 8_192, 4_096, 2_048, 1_024)
+GRAPH_BLOCKS = (LARGEST_BLOCK, 8_192, 4_096, 2_048, 1_024)
 """Chains of a block, the largest first: whole tiles of 256 rows, so that no product has a ragged edge."""
 WIDTH_MULTIPLE = 16
 """Widths are padded to whole 32-byte lines of 16-bit values, which every product of the library takes."""

@@ -29,7 +29,8 @@ from kaleido_kernels.launch import (
     pointer_arguments,
     scalar_arguments,
 )
-from kaleido_kernels.packing import PackedNarrow
+from kaleido_kernels.narrow.pack import PackedNarrow
+from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -43,7 +44,7 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.tiles import Tile, narrow_layout
+from kaleido_kernels.tile import Tile
 from kaleido_kernels.variant import Variant, use_asm_on
 
 

@@ -1,0 +1,1 @@
+"""The graph path: any width, products by the vendor's library."""

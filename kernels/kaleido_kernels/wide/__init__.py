@@ -1,0 +1,1 @@
+"""The wide kernel: any width."""
