@@ -29,11 +29,11 @@ from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.files import atomic_path
-from kaleido_kernels.choice import AnyTile, choose, kernel_of, tile_name, tile_to_json, tuned_key
+from kaleido_kernels.choice import choose
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tile import GpuFacts
-from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.tile import AnyTile, GpuFacts
+from kaleido_kernels.tuned import read_tuned, tile_to_json, tuned_key
 
 Measure = Callable[[AnyTile], list[float]]
 """Seconds of the same work with a tile, several times; raises what the tile raises."""
@@ -85,9 +85,9 @@ class TunedTile:
         failed = sum(bool(trial.problem) for trial in self.trials)
         tail = f" ({len(self.trials)} tiles tried{f', {failed} failed' if failed else ''})"
         if self.best == self.default:
-            return f"{self.name}: {tile_name(self.default)} stays, nothing was clearly faster{tail}"
+            return f"{self.name}: {self.default.name} stays, nothing was clearly faster{tail}"
         gain = f"{self.gain:.2f} times as fast as" if self.gain is not None else "which runs, in place of"
-        return f"{self.name}: {tile_name(self.best)}, {gain} {tile_name(self.default)}{tail}"
+        return f"{self.name}: {self.best.name}, {gain} {self.default.name}{tail}"
 
     def record(self) -> dict[str, Any]:
         """Plain values, raw seconds included."""
@@ -132,7 +132,7 @@ def tune_shape(
     order = dict.fromkeys([default, *(trial_tiles(shape, form, facts) if tiles is None else tiles)])
     trials = []
     for done, tile in enumerate(order):
-        report(done / len(order), f"{name}: {tile_name(tile)}")
+        report(done / len(order), f"{name}: {tile.name}")
         try:
             trials.append(Trial(tile, measure(tile)))
         except DeviceLostError:
@@ -140,7 +140,7 @@ def tune_shape(
         except Exception as problem:  # a tile that does not compile or gives wrong states is left out
             trials.append(Trial(tile, [], one_line(problem)))
             if not answers():
-                raise DeviceLostError(f"{name}, {tile_name(tile)}", problem) from problem
+                raise DeviceLostError(f"{name}, {tile.name}", problem) from problem
     timed = {trial.tile: trial.seconds for trial in trials if trial.seconds}
     if not timed:
         raise InputError(f"{name}: none of {len(trials)} tiles could be timed; the first said: {trials[0].problem}")
@@ -181,7 +181,7 @@ class FusedRun:
             tol=None,
             engine="triton",
             precision=precision,
-            kernel=kernel if tile is None else kernel_of(tile),
+            kernel=kernel if tile is None else tile.kernel,
         )
         layers = plain_layers(model)
         try:

@@ -17,7 +17,7 @@ from kaleido_fast.noise import start_noise
 from kaleido_fast.planning.plan import KernelPlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
-from kaleido_kernels.kernels import make_launcher
+from kaleido_kernels import kernels
 from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
 from kaleido_kernels.schedule import Checks
 
@@ -38,7 +38,7 @@ class TritonEngine:
     def __init__(self, model: KaleidoMLP, request: SampleRequest, plan: KernelPlan, device: torch.device) -> None:
         self.request, self.device, self.spec, self.plan = request, device, model.spec, plan
         try:
-            self.launch = make_launcher(
+            self.launch = kernels.make_launcher(
                 plan.choice.tile,
                 plain_layers(model),
                 model.spec,
@@ -83,7 +83,7 @@ class TritonEngine:
     @property
     def checked(self) -> CheckedRun | None:
         """See `kaleido_fast.engines.base.Engine.checked`; the graph path's launches hold one step each."""
-        return None if self.plan.choice.kernel == "graph" else self._advance_checked
+        return self._advance_checked if kernels.plan(self.plan.choice.kernel).TAKES_CHECKS else None
 
     def _advance_checked(
         self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report

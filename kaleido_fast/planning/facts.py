@@ -23,7 +23,7 @@ class DeviceFacts:
         numba_problem: why numba cannot be used although it is; empty if it can, as far as is known.
         has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
         gpu: what the kernels need to know of it; of a CPU, of what Triton's interpreter stands for.
-        tuned: tiles measured best on this GPU (`kaleido_kernels.tiles.read_tuned`).
+        tuned: tiles measured best on this GPU (`kaleido_kernels.tuned.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
     """
 

@@ -23,11 +23,10 @@ from kaleido_fast.planning.cpu_tiles import full_tile
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.scalars import whole_number
-from kaleido_kernels.choice import AnyTile, Choice, choose, force
-from kaleido_kernels.graph.plan import GraphTile, graph_bytes
+from kaleido_kernels.choice import Choice, choose, force
 from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.wide.plan import WideTile, scratch_bytes
+from kaleido_kernels.tile import AnyTile
 
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 
@@ -224,7 +223,7 @@ def plan_kernel(
     form = device_precision(precision, weights)
     choice = choose(spec, form, facts.gpu, facts.tuned, kernel) if tile is None else force(spec, form, facts.gpu, tile)
     n_programs = facts.gpu.n_sm
-    return KernelPlan(choice, form, n_programs, _scratch_bytes(choice, spec, form, n_programs))
+    return KernelPlan(choice, form, n_programs, choice.scratch_bytes(spec, form, n_programs))
 
 
 def _phases(request: SampleRequest) -> tuple[PlannedPhase, ...]:
@@ -280,12 +279,3 @@ def _why_not_cpu(request: SampleRequest, facts: DeviceFacts) -> str:
     if request.precision not in ("fp32", "bf16"):
         return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
     return facts.numba_problem if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"
-
-
-def _scratch_bytes(choice: Choice, spec: NetShape, precision: DevicePrecision, n_programs: int) -> int:
-    """Bytes that a kernel needs besides weights and states."""
-    if isinstance(choice.tile, GraphTile):
-        return graph_bytes(spec, precision, choice.tile)
-    if isinstance(choice.tile, WideTile):
-        return n_programs * scratch_bytes(spec, choice.tile, precision)
-    return 0

@@ -1,8 +1,11 @@
-"""What tiles of several kernels share, and what a choice knows of a GPU. Plain Python: no torch, no Triton."""
+"""What tiles of all kernels have, and what a choice knows of a GPU. Plain Python: no torch, no Triton."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from kaleido_kernels.shapes import NetShape
 
 REGISTERS = 65_536
 """32-bit registers of a multiprocessor."""
@@ -10,6 +13,30 @@ MAX_REGISTERS = 255
 """Registers of a thread."""
 LARGEST_BLOCK = 16_384
 """Most chains of a block of the graph path."""
+
+
+class AnyTile(Protocol):
+    """How one program of a kernel works. Tiles are frozen dataclasses; their fields are what a tuned table holds."""
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+
+    @property
+    def chains(self) -> int:
+        """Chains of a program."""
+
+    @property
+    def name(self) -> str:
+        """The tile in a few words, for explanations."""
+
+    @property
+    def short_name(self) -> str:
+        """Its sizes, for tables."""
+
+    @property
+    def use_tma(self) -> bool:
+        """Whether loads go through the copy engine."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +65,26 @@ class Tile:
                 f"{self.num_warps} warps and {self.num_stages} stages: choose 1, 2, 4 or 8 warps and 1 to 8 stages"
             )
 
+    @property
+    def chains(self) -> int:
+        """See `AnyTile`."""
+        return self.block_chains
+
+    @property
+    def name(self) -> str:
+        """See `AnyTile`."""
+        return f"{self.kernel} {self.block_chains} chains ({self.num_warps} warps, {self.num_stages} stages)"
+
+    @property
+    def short_name(self) -> str:
+        """See `AnyTile`."""
+        return f"{self.block_chains} w{self.num_warps} s{self.num_stages}"
+
+    @property
+    def use_tma(self) -> bool:
+        """See `AnyTile`."""
+        return False
+
 
 @dataclass(frozen=True)
 class GpuFacts:
@@ -61,3 +108,36 @@ class GpuFacts:
     def uses_tma(self) -> bool:
         """Whether the wide kernel may load by the copy engine."""
         return self.capability[0] >= 9 if self.has_tma is None else self.has_tma
+
+
+def too_much_shared(tile: AnyTile, need: int, facts: GpuFacts) -> str | None:
+    """Why a GPU's shared memory cannot hold a program, if it cannot."""
+    if need <= facts.shared_memory:
+        return None
+    return f"{tile.name}: needs {need:,} bytes of shared memory, the GPU has {facts.shared_memory:,}"
+
+
+def too_many_registers(tile: AnyTile, need: int) -> str | None:
+    """Why a GPU's registers cannot hold a program, if they cannot."""
+    return (
+        None
+        if need <= MAX_REGISTERS
+        else f"{tile.name}: needs about {need} registers a thread, the GPU has {MAX_REGISTERS}"
+    )
+
+
+def too_much_tensor_memory(tile: AnyTile, precision: str, fills: bool, facts: GpuFacts) -> str | None:
+    """Why sm_100's tensor memory cannot hold a program in split fp32, which ``fills`` it."""
+    if facts.capability[0] == 10 and precision == "fp16x3" and fills:
+        return f"{tile.name}: split fp32 needs more than the 512 columns of this GPU's tensor memory"
+    return None
+
+
+def too_wide(kernel: str, shape: NetShape, most: int) -> str | None:
+    """Why a kernel for widths up to ``most`` cannot run a network, if it cannot."""
+    return f"{kernel}: a layer is {max(shape.widths)} wide, at most {most}" if max(shape.widths) > most else None
+
+
+def bends(activation: str) -> bool:
+    """Whether a hidden activation is more than a maximum and a product: it takes registers on the way."""
+    return activation not in ("relu", "leaky_relu")

@@ -1,12 +1,45 @@
-"""Tables of tiles that were measured best on a GPU: plain Python, no torch, no Triton."""
+"""Tiles as plain values, and tables of those measured best on a GPU: plain Python, no torch, no Triton."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from kaleido_kernels.choice import tile_from_json
+from kaleido_kernels.kernels import plan
+from kaleido_kernels.shapes import KERNELS, NetShape, next_power_of_two
+from kaleido_kernels.tile import AnyTile
+
+
+def tile_to_json(tile: AnyTile) -> dict[str, Any]:
+    """A tile as plain values."""
+    return {"kernel": tile.kernel, **asdict(cast("Any", tile))}
+
+
+def tile_from_json(values: dict[str, Any]) -> AnyTile:
+    """The inverse of `tile_to_json`.
+
+    Raises:
+        ValueError: values that no tile has.
+    """
+    try:
+        fields = dict(values)
+        for name, value in fields.items():
+            if type(value) is not {"kernel": str, "use_tma": bool}.get(name, int):  # 64.0 and true are no counts
+                raise ValueError(f"not a tile: {values}: {name} is {value!r}")
+        kernel = fields.pop("kernel", None)
+        if kernel not in KERNELS:
+            raise ValueError(f"not a tile: {values}: kernel is {kernel!r}: choose one of {', '.join(KERNELS)}")
+        return plan(kernel).tile_of(**fields)
+    except TypeError as error:
+        raise ValueError(f"not a tile: {values}: {error}") from error
+
+
+def tuned_key(shape: NetShape, precision: str) -> str:
+    """The key of a tuned table: padded width, depth, activation and device precision."""
+    width = next_power_of_two(max(shape.hidden, 1))
+    return f"w{width}-d{shape.dim}-l{shape.n_layers}-{shape.activation}-{precision}"
 
 
 def read_tuned(path: Path, device: str | None = None, triton: str | None = None) -> dict[str, Any]:

@@ -37,8 +37,7 @@ from kaleido_fast.benchmarking.gpu.report import REPORT_PEERS, STAGES, ReportReq
 from kaleido_fast.benchmarking.gpu.workers import HereWorker, ProcessWorker, run_jobs
 from kaleido_fast.benchmarking.peers import PEERS
 from kaleido_fast.cli import gpu_report as command
-from kaleido_kernels.choice import tile_from_json
-from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.tuned import read_tuned, tile_from_json
 
 ROOT = Path(__file__).parents[2]
 NETS = ("points2d",)

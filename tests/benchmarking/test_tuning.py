@@ -20,12 +20,12 @@ from kaleido_fast.system.devices import device_facts
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.tuned import table_name, tuned_tiles
 from kaleido_fast.system.versions import library_versions
-from kaleido_kernels.choice import choose, kernel_of, tile_name, tile_to_json, tuned_key
+from kaleido_kernels.choice import choose
 from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.proving.trials import expected_milliseconds, trial_tiles
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import GpuFacts, Tile
-from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.tuned import read_tuned, tile_to_json, tuned_key
 from kaleido_kernels.wide.plan import WideTile
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_a_tile_that_takes_the_gpu_ends_the_tuning_and_is_named():
     with pytest.raises(DeviceLostError) as caught:
         tune(lambda: False)
     assert tried[0] == default and len(tried) == 2
-    assert str(caught.value).startswith(f"points, {tile_name(tried[1])}: CUDA error: an illegal memory access")
+    assert str(caught.value).startswith(f"points, {tried[1].name}: CUDA error: an illegal memory access")
     assert "\n" not in str(caught.value)
     assert len(tune(lambda: True).trials) == len(tried) > 2, "a tile that fails otherwise costs itself alone"
 
@@ -114,7 +114,7 @@ def test_trials_are_pruned_but_keep_the_default_and_the_graph(shape, form):
     tiles = trial_tiles(shape, form, facts)
     assert tiles[0] == choose(shape, form, facts).tile
     assert len(set(tiles)) == len(tiles) <= 30
-    kernels = {kernel_of(tile) for tile in tiles}
+    kernels = {tile.kernel for tile in tiles}
     assert "graph" in kernels or shape == POINTS
     assert "narrow" not in kernels or max(shape.widths) <= 128
     assert all(expected_milliseconds(shape, form, tile, facts) > 0 for tile in tiles)

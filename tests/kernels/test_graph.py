@@ -26,6 +26,7 @@ from kernel_oracle import (
 from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import make_plan
+from kaleido_kernels.choice import choose
 from kaleido_kernels.graph import GraphRunner, pack_graph
 from kaleido_kernels.graph.plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
@@ -33,6 +34,7 @@ from kaleido_kernels.packing import OPERAND_TYPES
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import GpuFacts
+from kaleido_kernels.tuned import tile_from_json, tile_to_json, tuned_key
 
 SMALL = GraphTile(16, rows=8, cols=16)
 PRIMES = NetShape((7, 37, 17, 7))

@@ -11,20 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_kernels.choice import (
-    candidates,
-    choose,
-    refusal,
-    register_estimate,
-    tile_from_json,
-    tile_to_json,
-    tuned_key,
-)
-from kaleido_kernels.narrow.plan import narrow_shared
+from kaleido_kernels.choice import candidates, choose, refusal
+from kaleido_kernels.narrow.plan import narrow_shared, register_estimate
 from kaleido_kernels.shapes import ACTIVATIONS, NetShape
 from kaleido_kernels.stream.plan import stream_shared
 from kaleido_kernels.tile import GpuFacts, Tile
-from kaleido_kernels.tuned import read_tuned
+from kaleido_kernels.tuned import read_tuned, tile_from_json, tile_to_json, tuned_key
 from kaleido_kernels.wide.plan import WideTile
 
 NETWORKS = {

@@ -106,8 +106,8 @@ def test_schedule_agrees_with_its_definition(burn_in, n_draws, thin, settle):
 
 def test_a_tuned_tile_wins_and_a_bad_table_is_passed_over(tmp_path):
     from kaleido_fast.system.tuned import tuned_tiles
-    from kaleido_kernels.choice import tile_to_json, tuned_key
     from kaleido_kernels.tile import Tile
+    from kaleido_kernels.tuned import tile_to_json, tuned_key
 
     key = tuned_key(spec_of("points2d"), "bf16")
     versions = library_versions("triton")

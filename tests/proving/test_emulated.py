@@ -120,7 +120,7 @@ def test_every_draw_of_the_six_networks_is_right(net, precision, kernel, variant
     out = engine.advance(torch.arange(n), z0 if given else None, 0, n_draws, draws, lambda _: None)
     want = EngineRun(model, "reference", precision, CPU, **options).sample(z0, 0, n_draws)
     atol = tolerance(model, precision, n_draws)
-    assert_states_close(draws, want.draws, atol, what=f"draws of {tile_name(plan.choice.tile)}")
+    assert_states_close(draws, want.draws, atol, what=f"draws of {plan.choice.tile.name}")
     assert_states_close(out.state, want.final, atol, what="final states")
     print(f"error {float((draws - want.draws).abs().max()):.2e} of {atol:.2e}", end=" ")
 
@@ -135,11 +135,11 @@ def test_every_tile_worth_timing_is_right(net, precision):
     form = device_precision(plain_layers(model), precision)
     z0 = start_states(model, 300, CPU)
     want = EngineRun(model, "reference", precision, CPU).sample(z0, 2, 1).final
-    tiles = [tile for tile in trial_tiles(model.spec, form, FACTS.gpu) if "graph" not in tile_name(tile)]
+    tiles = [tile for tile in trial_tiles(model.spec, form, FACTS.gpu) if "graph" not in tile.name]
     for tile in tiles:
         run = FusedRun(model, precision, CPU, FACTS, 300, tile)
         got = run.engine.advance(run.chains, None, 0, 3, run.draws, lambda _: None).state
-        assert_states_close(got, want, tolerance(model, precision, 3), what=tile_name(tile))
+        assert_states_close(got, want, tolerance(model, precision, 3), what=tile.name)
     print(f"{len(tiles)} tiles", end=" ")
 
 

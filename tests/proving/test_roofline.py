@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from kaleido_kernels.choice import choose, kernel_of
+from kaleido_kernels.choice import choose
 from kaleido_kernels.proving.roofline.gpu import FAST, NOTE, PEAK_FLOPS, SLOW, Gpu, resident_programs
 from kaleido_kernels.proving.roofline.loops import L2_LOST, Loop, Overlap, Reuse
 from kaleido_kernels.proving.roofline.model import TileWork, chain_cycles, estimate, unit_cycles
@@ -366,7 +366,7 @@ def test_the_result_says_that_it_is_a_model_and_what_is_assumed():
 @pytest.mark.parametrize("net", ["digits", "mnist", "cifar"])
 def test_split_fp32_tries_the_tile_that_loads_three_tiles_ahead_and_expects_it_to_win(net):
     shape, facts = NETWORKS[net], GpuFacts()
-    tiles = [tile for tile in trial_tiles(shape, "fp16x3", facts) if kernel_of(tile) == "wide"]
+    tiles = [tile for tile in trial_tiles(shape, "fp16x3", facts) if tile.kernel == "wide"]
     best = min(tiles, key=lambda tile: expected_milliseconds(shape, "fp16x3", tile, facts))
     assert (best.cols, best.inner, best.stages) == (256, 32, 4)
 

@@ -16,7 +16,7 @@ from kaleido_fast.benchmarking.gpu.subjects import CHECKED, JITTER, report_netwo
 from kaleido_fast.benchmarking.tuning import FusedRun, check_fused
 from kaleido_fast.errors import InputError
 from kaleido_fast.system.devices import device_facts
-from kaleido_kernels.choice import tile_from_json
+from kaleido_kernels.tuned import tile_from_json
 
 REPEATED = {"chains": 20_000, "steps": 5, "times": 20}
 REPEATED_QUICK = {"chains": 40, "steps": 2, "times": 2}

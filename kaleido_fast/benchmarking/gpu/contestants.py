@@ -17,7 +17,6 @@ from kaleido_fast.benchmarking.gpu.work import NO_TIME, Work, release
 from kaleido_fast.benchmarking.peers import PEERS, Peer, Setting, build_peer, forget_compiled
 from kaleido_fast.benchmarking.timing import Timed, stopwatch
 from kaleido_fast.benchmarking.tuning import FusedRun, steps_within
-from kaleido_kernels.choice import tile_name
 
 ANY_ROWS = 4096  # chains of the checks and the first timing of a contestant that takes any number
 LATEST_BUILD = 25.0  # seconds in which a peer may look for its best variant
@@ -56,7 +55,7 @@ def _kind(name: str) -> str:
 
 def _fused(work: Work, precision: str) -> tuple[Contestant, str]:
     run = FusedRun(work.model, precision, work.device, work.facts, work.n_chains)
-    return Contestant(run, precision=precision), tile_name(run.engine.plan.choice.tile)
+    return Contestant(run, precision=precision), run.engine.plan.choice.tile.name
 
 
 def _public(work: Work, precision: str) -> tuple[Contestant, str]:

@@ -14,10 +14,11 @@ from kaleido_fast.benchmarking.machine import describe_run, gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.system.devices import device_facts
-from kaleido_kernels.choice import choose, tile_to_json
+from kaleido_kernels.choice import choose
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS
+from kaleido_kernels.tuned import tile_to_json
 
 
 def facts_of(job: FactsJob, emit: Emit) -> None:

@@ -21,7 +21,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.tuned import table_name
-from kaleido_kernels.choice import tile_from_json, tile_name
+from kaleido_kernels.tuned import tile_from_json
 
 FORMAT = "kaleido-fast GPU report"
 FORMAT_VERSION = 1
@@ -232,7 +232,7 @@ def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], W
             what = job["kernel"]
             report.record["checks"].append({**entry, "kernel": what, **found, "problem": problem})
         else:
-            what = tile_name(tile_from_json(job["tile"]))
+            what = tile_from_json(job["tile"]).name
             report.record["proofs"].append({**entry, "tile": job["tile"], **found, "problem": problem})
             if not problem:
                 proved[job["network"]].setdefault(job["precision"], []).append(job["tile"])

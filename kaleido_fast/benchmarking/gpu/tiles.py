@@ -12,7 +12,8 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.system.folders import user_data
 from kaleido_fast.system.tuned import table_name
 from kaleido_fast.system.versions import library_versions
-from kaleido_kernels.choice import AnyTile, tile_from_json
+from kaleido_kernels.tile import AnyTile
+from kaleido_kernels.tuned import tile_from_json
 
 TUNING_SHARE = 0.4  # of a network's time, where timing follows
 

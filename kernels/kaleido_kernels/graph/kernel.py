@@ -16,6 +16,7 @@ fp32. Products in fp32 are plain fp32, never TF32.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kaleido_kernels.exact import exact_products
-from kaleido_kernels.graph.pack import GraphWeights, allocate_buffers
+from kaleido_kernels.graph.pack import GraphWeights, allocate_buffers, pack_graph
 from kaleido_kernels.graph.plan import GRAPH_FORMS, GraphTile, padded_width
 from kaleido_kernels.launch import OPERANDS, QUIET, LaunchKind, LaunchRequest, Outputs, check_tensors
+from kaleido_kernels.packing import Layers
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -330,3 +332,17 @@ class GraphRunner:
             *(float(schedule.jitter), schedule.burn_in, schedule.thin, schedule.settle),
         ]
         chosen.launch(tile.block_chains // tile.rows, arguments)
+
+
+def launcher(
+    layers: Layers,
+    shape: NetShape,
+    tile: GraphTile,
+    precision: str,
+    device: torch.device,
+    *,
+    capture: bool,
+    **_: object,
+) -> Callable[[LaunchRequest, Outputs], None]:
+    """See `kaleido_kernels.kernels.make_launcher`."""
+    return GraphRunner(pack_graph(layers, shape, precision, device), tile, capture=capture).launch

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from kaleido_kernels.precision import OPERAND_BYTES
 from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.tile import LARGEST_BLOCK
+from kaleido_kernels.tile import LARGEST_BLOCK, GpuFacts
+
+BY_DEFAULT = False
+"""It is taken where a tuned table says so or where it is asked for."""
+TAKES_CHECKS = False
+"""Its launches hold one step each."""
+VERDICTS = ("no stack",)
 
 GRAPH_FORMS = {"fp32": "ieee", "fp16x3": "ieee", "ieee": "ieee", "fp16": "fp16", "bf16": "bf16"}
 """How the graph path computes a precision: fp32 by plain fp32 products. tf32 is not offered: no test covers it."""
@@ -44,6 +50,34 @@ class GraphTile:
         if self.warps not in (1, 2, 4, 8):
             raise ValueError(f"warps is {self.warps}: choose 1, 2, 4 or 8")
 
+    @property
+    def kernel(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return "graph"
+
+    @property
+    def chains(self) -> int:
+        """See `kaleido_kernels.tile.AnyTile`; of the fused kernel."""
+        return self.rows
+
+    @property
+    def name(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return f"graph of products over blocks of {self.block_chains:,} chains"
+
+    @property
+    def short_name(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return f"{self.rows}x{self.cols} w{self.warps}, blocks of {self.block_chains}"
+
+    @property
+    def use_tma(self) -> bool:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return False
+
+
+tile_of = GraphTile
+
 
 def padded_width(width: int) -> int:
     """Width of a layer as stored."""
@@ -75,3 +109,24 @@ def graph_candidates(shape: NetShape, precision: str, most: int = GRAPH_BLOCKS[0
     fitting = [n for n in GRAPH_BLOCKS if hidden_bytes(shape, precision, n) <= L2_BYTES] or [GRAPH_BLOCKS[-1]]
     others = [n for n in GRAPH_BLOCKS if n not in fitting]
     return [GraphTile(n) for n in (*fitting, *reversed(others))]
+
+
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[GraphTile]:
+    """Tiles to choose from, best first."""
+    return graph_candidates(shape, precision, facts.graph_block)
+
+
+trials = candidates
+"""Tiles that are worth timing."""
+
+
+def refusal(shape: NetShape, precision: str, tile: GraphTile, facts: GpuFacts) -> str | None:
+    """Why a tile cannot run ``shape`` on a GPU; None if it can."""
+    if precision in GRAPH_FORMS:
+        return None
+    return f"graph: precision {precision!r} is not offered there: use fp32, fp16 or bf16, or another kernel"
+
+
+def scratch_bytes(shape: NetShape, precision: str, tile: GraphTile, n_programs: int) -> int:
+    """Bytes of memory besides weights and states: all buffers of a block."""
+    return graph_bytes(shape, precision, tile)

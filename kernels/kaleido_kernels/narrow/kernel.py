@@ -11,7 +11,9 @@ Without jitter the step loop touches neither shared nor global memory except thr
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import torch
 import triton
 import triton.language as tl
 
@@ -29,8 +31,9 @@ from kaleido_kernels.launch import (
     pointer_arguments,
     scalar_arguments,
 )
-from kaleido_kernels.narrow.pack import PackedNarrow
+from kaleido_kernels.narrow.pack import PackedNarrow, pack_narrow
 from kaleido_kernels.narrow.plan import narrow_layout
+from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -255,3 +258,11 @@ def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outp
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
     pointers = pointer_arguments(packed.high, packed.low, packed.bias_rows, request, outputs)
     chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, *scalar_arguments(request)])
+
+
+def launcher(
+    layers: Layers, shape: NetShape, tile: Tile, precision: str, device: torch.device, **_: object
+) -> Callable[[LaunchRequest, Outputs], None]:
+    """See `kaleido_kernels.kernels.make_launcher`."""
+    packed = pack_narrow(layers, shape, precision, device)
+    return lambda request, outputs: launch_narrow(packed, request, tile, outputs)

@@ -1,12 +1,28 @@
-"""Sizes and memory of the narrow kernel: plain Python, no torch, no Triton."""
+"""The narrow kernel as a `kaleido_kernels.kernels.Plan`: tiles, sizes, memory. Plain Python: no torch, no Triton."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.tile import Tile
+from kaleido_kernels.tile import (
+    GpuFacts,
+    Tile,
+    bends,
+    too_many_registers,
+    too_much_shared,
+    too_much_tensor_memory,
+    too_wide,
+)
+
+BY_DEFAULT, TAKES_CHECKS = True, True
+VERDICTS = ("no stack", "quiet step loop")
+MAX_WIDTH = 128
+LARGEST_IEEE = 256
+"""Layers x width up to which ieee products are unrolled: they use ordinary units, and more compile for minutes."""
+tile_of = partial(Tile, "narrow")
 
 BIAS_COLUMNS = 2
 """Spare columns that a folded bias takes: high and low part."""
@@ -58,3 +74,45 @@ def narrow_shared(shape: NetShape, precision: str, tile: Tile) -> int:
     weights = sum(rows * cols for rows, cols in sizes) * operand_parts(precision)
     bias = 16 * sum(cols for _, cols in sizes) if layout.bias == "mma" else 0
     return (weights + bias) * item + 4 * tile.block_chains * layout.dim_padded
+
+
+def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
+    """Registers of a thread, estimated from what it holds at once; from 256 on it would spill inside the loop.
+
+    That is accumulator, operand, state and its change. Split operands and smooth activations need more on the way.
+    Fitted to sm_90, where the compiler takes up to 60 more without need: points2d 92 (compiled 95).
+    """
+    parts, layout = operand_parts(precision) * OPERAND_BYTES[precision] / 4, narrow_layout(shape)
+    held, rest = layout.width * (1 + parts) + 2 * layout.dim_padded, 28
+    rest += 40 if precision == "fp16x3" else 0
+    rest += layout.width * 70 // 128 if bends(shape.activation) and shape.activation != "tanh" else 0
+    return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
+
+
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
+    """Tiles to choose from, best first. 64 chains: most programs on a multiprocessor, so that one's products cover
+    another's activations."""
+    if precision == "ieee" and shape.n_layers * narrow_layout(shape).width > LARGEST_IEEE:
+        return []
+    return [Tile("narrow", 64, 4), Tile("narrow", 32, 4)]
+
+
+def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
+    """Other tiles that are worth timing."""
+    return [] if precision == "ieee" else [Tile("narrow", *rest) for rest in ((128, 8), (128, 4), (32, 1))]
+
+
+def refusal(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> str | None:
+    """Why a tile cannot run ``shape`` on a GPU: limit and need; None if it can."""
+    return (
+        too_wide("narrow", shape, MAX_WIDTH)
+        # In split fp32 sm_100 compiled this one to a trap, but not that of 32 chains.
+        or too_much_tensor_memory(tile, precision, tile == Tile("narrow", 64, 4), facts)
+        or too_much_shared(tile, narrow_shared(shape, precision, tile), facts)
+        or too_many_registers(tile, register_estimate(shape, precision, tile))
+    )
+
+
+def scratch_bytes(shape: NetShape, precision: str, tile: Tile, n_programs: int) -> int:
+    """Bytes of memory besides weights and states."""
+    return 0

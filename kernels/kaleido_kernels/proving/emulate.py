@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from kaleido_kernels.choice import choose, tile_name
+from kaleido_kernels.choice import choose
 from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.packing import device_precision
 from kaleido_kernels.precision import PRECISIONS
@@ -92,7 +92,7 @@ def compare(
     assert outputs.draws is not None
     error, chain, dim = _worst(torch.maximum(_error(outputs.final, want), _error(outputs.draws[:, 0], want)))
     return Comparison(
-        tile_name(choice.tile),
+        choice.tile.name,
         error,
         chain,
         dim,

@@ -1,22 +1,28 @@
 """Which tiles are worth timing on a GPU: plain Python, no torch, no Triton.
 
-Where `tiles.candidates` lists what the plan takes without a measurement, this lists what a measurement may find better,
-without what the plan's own estimate says is far behind.
+Where `choice.candidates` lists what the plan takes without a measurement, this lists what a measurement may find
+better, without what the plan's own estimate says is far behind.
 """
 
 from __future__ import annotations
 
-from kaleido_kernels.choice import AnyTile, candidates, kernel_of, refusal, register_estimate
-from kaleido_kernels.graph.plan import GraphTile, graph_candidates
-from kaleido_kernels.narrow.plan import narrow_layout, narrow_shared
+from collections.abc import Callable
+from typing import Any
+
+from kaleido_kernels.choice import candidates, refusal
+from kaleido_kernels.graph.plan import GraphTile
+from kaleido_kernels.kernels import plan
+from kaleido_kernels.narrow import plan as narrow
 from kaleido_kernels.proving.roofline.gpu import PEAK_FLOPS, resident_programs
-from kaleido_kernels.proving.roofline.model import TileWork, estimate
+from kaleido_kernels.proving.roofline.model import estimate
 from kaleido_kernels.proving.roofline.work import narrow_work, stream_overlap, stream_work, wide_work
-from kaleido_kernels.shapes import NetShape
-from kaleido_kernels.stream.plan import stream_layout, stream_shared
-from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.shapes import KERNELS, NetShape
+from kaleido_kernels.stream import plan as stream
+from kaleido_kernels.tile import AnyTile, GpuFacts, Tile
 from kaleido_kernels.wide.plan import WideTile
 
+N_CHAINS, N_STEPS = 100_000, 300
+"""What estimates are of."""
 SLOWER_THAN_KIN = 1.6
 """A tile is left out if the estimate puts it this far behind the best of its kernel, where the model compares well."""
 SLOWER_THAN_ALL = 4.0
@@ -33,67 +39,46 @@ STREAM_INSTRUCTIONS = {1: 200, 2: 490}
 
 def trial_tiles(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
     """Tiles to time for ``shape``; the plan's own choice comes first. ``precision`` is a device precision."""
-    plausible = [*candidates(shape, precision, facts), *_variants(shape, precision, facts)]
-    tiles = [tile for tile in dict.fromkeys(plausible) if refusal(shape, precision, tile, facts) is None]
-    expected = {tile: expected_milliseconds(shape, precision, tile, facts) for tile in tiles}
+    others = [tile for kernel in KERNELS for tile in plan(kernel).trials(shape, precision, facts)]
+    plausible = dict.fromkeys([*candidates(shape, precision, facts), *others])
+    tiles = [tile for tile in plausible if refusal(shape, precision, tile, facts) is None]
+    expected = {tile: expected_milliseconds(shape, precision, tile, facts) for tile in tiles if tile.kernel in EXPECTED}
     best = min(expected.values(), default=0.0)
     kin: dict[str, float] = {}
     for tile, time in expected.items():
-        kin[kernel_of(tile)] = min(time, kin.get(kernel_of(tile), time))
+        kin[tile.kernel] = min(time, kin.get(tile.kernel, time))
     return [
         tile
         for place, tile in enumerate(tiles)
         if place == 0
-        or (expected[tile] <= SLOWER_THAN_KIN * kin[kernel_of(tile)] and expected[tile] <= SLOWER_THAN_ALL * best)
+        or tile not in expected
+        or (expected[tile] <= SLOWER_THAN_KIN * kin[tile.kernel] and expected[tile] <= SLOWER_THAN_ALL * best)
     ]
 
 
-def _variants(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTile]:
-    """Other splits of the same work: more or fewer chains, warps and loads in flight."""
-    found: list[AnyTile] = []
-    if precision != "ieee":
-        found += [Tile("narrow", chains, warps) for chains, warps in ((128, 8), (128, 4), (32, 1))]
-        found += [Tile("stream", *rest) for rest in ((128, 8, 3), (64, 4, 3), (128, 4, 2))]
-        inner = 64 if precision in ("fp16", "bf16", "fp16x3") else 32
-        if facts.uses_tma:
-            # One load more in flight than the plan's tiles. In split fp32 only half as long a sum fits four times: its
-            # two stages hide a load behind one of three products, these behind more than two rounds.
-            short = 32 if precision == "fp16x3" else inner
-            found += [WideTile(128, 256, last, short, 8, 4) for last in (256, 128, 64)]
-            found += [WideTile(128, 128, last, inner, 8, 4) for last in (128, 64)]
-            found += [WideTile(64, 256, 128, inner, 8, 4), WideTile(64, 128, 64, inner, 4, 4)]
-        else:
-            found += [WideTile(128, 128, 64, inner, 8, 3, use_tma=False)]
-    return [*found, *graph_candidates(shape, precision, facts.graph_block)]
+def expected_milliseconds(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> float:
+    """The middle of the estimate from sizes alone, not compiled: good for order, not for truth (see `roofline`).
+
+    For `N_CHAINS` and `N_STEPS`; for kernels of `EXPECTED`.
+    """
+    return EXPECTED[tile.kernel](shape, precision, tile, facts)
 
 
-def expected_milliseconds(
-    shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts, n_chains: int = 100_000, n_steps: int = 300
-) -> float:
-    """The middle of the estimate from sizes alone, not compiled: good for order, not for truth (see `roofline`)."""
-    if isinstance(tile, GraphTile):
-        rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * PEAK_FLOPS
-        blocks = -(-n_chains // tile.block_chains)
-        step = shape.flops_per_step * tile.block_chains / rate + (shape.n_layers + 1) * LAUNCH_SECONDS
-        return 1e3 * step * blocks * n_steps
-    return estimate(_work(shape, precision, tile, facts), n_chains, n_steps).milliseconds
+def _narrow(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> float:
+    registers = narrow.register_estimate(shape, precision, tile)
+    bias_rows = 16 if narrow.narrow_layout(shape).bias == "mma" else 0
+    shared = narrow.narrow_shared(shape, precision, tile)
+    programs = resident_programs(shared, registers, tile.num_warps, facts.shared_memory)
+    sizes = (tile.block_chains, tile.num_warps)
+    work = narrow_work(shape, *sizes, precision, {}, bias_rows=bias_rows, programs=programs)
+    return estimate(work, N_CHAINS, N_STEPS).milliseconds
 
 
-def _work(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFacts) -> TileWork:
-    if isinstance(tile, WideTile):
-        return wide_work(shape, tile, precision)
-    registers = register_estimate(shape, precision, tile)
-    if tile.kernel == "narrow":
-        bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
-        shared = narrow_shared(shape, precision, tile)
-        programs = resident_programs(shared, registers, tile.num_warps, facts.shared_memory)
-        return narrow_work(
-            shape, tile.block_chains, tile.num_warps, precision, {}, bias_rows=bias_rows, programs=programs
-        )
-    layout = stream_layout(shape)
+def _stream(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> float:
+    layout, registers = stream.stream_layout(shape), stream.register_estimate(shape, precision, tile)
     a_tile = STREAM_INSTRUCTIONS[layout.width // layout.tile] * tile.block_chains / tile.num_warps / 16
-    shared = stream_shared(shape, precision, tile)
-    return stream_work(
+    shared = stream.stream_shared(shape, precision, tile)
+    work = stream_work(
         shape,
         tile.block_chains,
         tile.num_warps,
@@ -103,3 +88,24 @@ def _work(shape: NetShape, precision: str, tile: Tile | WideTile, facts: GpuFact
         programs=resident_programs(shared, registers, tile.num_warps, facts.shared_memory),
         overlap=stream_overlap(tile.num_stages),
     )
+    return estimate(work, N_CHAINS, N_STEPS).milliseconds
+
+
+def _wide(shape: NetShape, precision: str, tile: WideTile, facts: GpuFacts) -> float:
+    return estimate(wide_work(shape, tile, precision), N_CHAINS, N_STEPS).milliseconds
+
+
+def _graph(shape: NetShape, precision: str, tile: GraphTile, facts: GpuFacts) -> float:
+    rate = PLAIN_FLOPS if precision in ("ieee", "fp16x3") else LIBRARY_SHARE * PEAK_FLOPS
+    blocks = -(-N_CHAINS // tile.block_chains)
+    step = shape.flops_per_step * tile.block_chains / rate + (shape.n_layers + 1) * LAUNCH_SECONDS
+    return 1e3 * step * blocks * N_STEPS
+
+
+EXPECTED: dict[str, Callable[[NetShape, str, Any, GpuFacts], float]] = {
+    "narrow": _narrow,
+    "stream": _stream,
+    "wide": _wide,
+    "graph": _graph,
+}
+"""Milliseconds by kernel. All fitting tiles of a kernel that is not here are worth timing."""

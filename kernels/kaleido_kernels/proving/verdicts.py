@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kaleido_kernels.kernels import plan
 from kaleido_kernels.proving.architectures import FACTS, REGISTERS
 from kaleido_kernels.proving.carried import lost_values
 from kaleido_kernels.proving.sass.flow import Loop
@@ -85,19 +86,22 @@ def judge(evidence: Evidence) -> list[Verdict]:
         verdicts.append(tensor_cores(evidence))
     if not evidence.use_tma:
         verdicts.append(fenced_operands(evidence))
-    if evidence.kernel == "narrow" and evidence.jitter == "none" and evidence.precision not in ("tf32", "ieee"):
+    asked = plan(evidence.kernel).VERDICTS
+    if "quiet step loop" in asked and evidence.jitter == "none" and evidence.precision not in ("tf32", "ieee"):
         verdicts.append(quiet_loop(evidence))
-    if evidence.kernel == "wide":
-        verdicts += [barrier_order(evidence), wide_loads(evidence)]
+    if "barrier order" in asked:
+        verdicts.append(barrier_order(evidence))
+    if "wide loads" in asked:
+        verdicts.append(wide_loads(evidence))
     return verdicts
 
 
 def spills(evidence: Evidence) -> Verdict:
-    """No spilled register in a loop of products; narrow and stream have no stack frame at all."""
+    """No spilled register in a loop of products; in kernels that say so ("no stack") no stack frame at all."""
     found = [item for loop in evidence.program.work_loops for item in evidence.program.inside(loop)]
     inside = sum(item.kind in ("LDL", "STL") for item in found)
     total = sum(item.kind in ("LDL", "STL") for item in evidence.program.instructions)
-    passed = inside == 0 and (evidence.kernel == "wide" or evidence.stack == 0)
+    passed = inside == 0 and (evidence.stack == 0 or "no stack" not in plan(evidence.kernel).VERDICTS)
     return Verdict(
         "spills", passed, f"stack {evidence.stack} bytes, {inside} spills in loops of products, {total} in all"
     )

@@ -19,6 +19,7 @@ jitter.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -38,6 +39,7 @@ from kaleido_kernels.launch import (
     pointer_arguments,
     scalar_arguments,
 )
+from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -52,7 +54,7 @@ from kaleido_kernels.steps import (
     start_tile,
     to_operand,
 )
-from kaleido_kernels.stream.pack import PackedStream
+from kaleido_kernels.stream.pack import PackedStream, pack_stream
 from kaleido_kernels.stream.plan import stream_layout
 from kaleido_kernels.tile import Tile
 from kaleido_kernels.variant import Variant, use_asm_on
@@ -416,3 +418,11 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
     pointers = pointer_arguments(packed.high, packed.low, packed.bias, request, outputs)
     inputs = torch.empty_like(outputs.final)
     chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, inputs, *scalar_arguments(request)])
+
+
+def launcher(
+    layers: Layers, shape: NetShape, tile: Tile, precision: str, device: torch.device, **_: object
+) -> Callable[[LaunchRequest, Outputs], None]:
+    """See `kaleido_kernels.kernels.make_launcher`."""
+    packed = pack_stream(layers, shape, precision, device)
+    return lambda request, outputs: launch_stream(packed, request, tile, outputs)

@@ -1,12 +1,17 @@
-"""Sizes and memory of the stream kernel: plain Python, no torch, no Triton."""
+"""The stream kernel as a `kaleido_kernels.kernels.Plan`: tiles, sizes, memory. Plain Python: no torch, no Triton."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.tile import Tile
+from kaleido_kernels.tile import GpuFacts, Tile, bends, too_many_registers, too_much_shared, too_wide
+
+BY_DEFAULT, TAKES_CHECKS = True, True
+VERDICTS = ("no stack",)
+tile_of = partial(Tile, "stream")
 
 STREAM_TILE = 128
 """Columns of a weight tile of the stream kernel."""
@@ -52,3 +57,44 @@ def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
     """Shared memory of a stream program in bytes, estimated: weight tiles in flight and the operand of the product."""
     layout, item = stream_layout(shape), OPERAND_BYTES[precision] * operand_parts(precision)
     return (tile.num_stages * layout.width * layout.tile + tile.block_chains * layout.width) * item
+
+
+def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
+    """Registers of a thread, estimated from what it holds at once; from 256 on it would spill inside the loop.
+
+    That is accumulator, operand, the half that waits. Split operands and smooth activations need more on the way.
+    Fitted to sm_90, where the compiler takes up to 60 more without need: deep128 126 (126), digits 190 (207).
+    """
+    parts, layout = operand_parts(precision) * OPERAND_BYTES[precision] / 4, stream_layout(shape)
+    two = layout.width > layout.tile
+    held, rest = layout.tile + layout.width * parts + (layout.tile * parts if two else 0), 30
+    rest += 70 if bends(shape.activation) and two else 0
+    return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
+
+
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
+    """Tiles to choose from, best first. 128 chains take half the weight traffic of 64."""
+    return [] if precision == "ieee" else [Tile("stream", 128, 8, 2), Tile("stream", 64, 4, 2)]
+
+
+def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
+    """Other tiles that are worth timing."""
+    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 3), (64, 4, 3), (128, 4, 2))]
+
+
+def refusal(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> str | None:
+    """Why a tile cannot run ``shape`` on a GPU: limit and need; None if it can."""
+    wide = too_wide("stream", shape, 2 * STREAM_TILE)
+    if wide is not None:
+        return wide
+    if facts.capability[0] == 8 and stream_layout(shape).width > STREAM_TILE:
+        # In every tile tried: Triton's prefetch pass, which runs for these GPUs alone, stops with an error.
+        return f"{tile.name}: Triton cannot compile widths over 128 with jitter for compute capability 8"
+    return too_much_shared(tile, stream_shared(shape, precision, tile), facts) or too_many_registers(
+        tile, register_estimate(shape, precision, tile)
+    )
+
+
+def scratch_bytes(shape: NetShape, precision: str, tile: Tile, n_programs: int) -> int:
+    """Bytes of memory besides weights and states."""
+    return 0

@@ -10,7 +10,9 @@ would spill.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -28,6 +30,7 @@ from kaleido_kernels.launch import (
     kind_of,
     scalar_arguments,
 )
+from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import operand_parts, usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
@@ -44,7 +47,7 @@ from kaleido_kernels.steps import (
     to_operand,
 )
 from kaleido_kernels.variant import Variant, use_asm_on
-from kaleido_kernels.wide.pack import WideScratch, WideWeights
+from kaleido_kernels.wide.pack import WideScratch, WideWeights, allocate_scratch, pack_wide
 from kaleido_kernels.wide.plan import STATE_COLS, WideTile, output_width, program_blocks, state_width
 
 TABLE_COLS = tl.constexpr(6)
@@ -391,3 +394,19 @@ def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, s
     ]
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
     chosen.launch(min(n_tiles, scratch.n_programs), arguments)
+
+
+def launcher(
+    layers: Layers,
+    shape: NetShape,
+    tile: WideTile,
+    precision: str,
+    device: torch.device,
+    *,
+    n_programs: int,
+    **_: object,
+) -> Callable[[LaunchRequest, Outputs], None]:
+    """See `kaleido_kernels.kernels.make_launcher`."""
+    packed = pack_wide(layers, shape, tile, precision, device)
+    scratch = allocate_scratch(packed, n_programs)
+    return lambda request, outputs: launch_wide(packed, request, outputs, scratch)

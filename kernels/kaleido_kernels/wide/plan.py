@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.tile import GpuFacts, too_much_shared, too_much_tensor_memory
+
+BY_DEFAULT, TAKES_CHECKS = True, True
+VERDICTS = ("barrier order", "wide loads")
 
 STATE_COLS = 64
 """Columns of one block of the pass over the state."""
@@ -48,6 +52,32 @@ class WideTile:
             raise ValueError(f"cols {self.cols} is no multiple of inner {self.inner}: outputs must fill whole blocks")
         if self.warps not in (4, 8) or not 1 <= self.stages <= 8:
             raise ValueError(f"{self.warps} warps and {self.stages} stages: use 4 or 8 warps and 1 to 8 stages")
+
+    @property
+    def kernel(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return "wide"
+
+    @property
+    def chains(self) -> int:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        return self.rows
+
+    @property
+    def name(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        loads = "copy engine" if self.use_tma else "pointers"
+        sizes = f"wide {self.rows}x{self.cols}x{self.inner}"
+        return f"{sizes} ({self.warps} warps, {self.stages} stages, {loads}, last {self.last_cols})"
+
+    @property
+    def short_name(self) -> str:
+        """See `kaleido_kernels.tile.AnyTile`."""
+        path = "" if self.use_tma else " pointers"
+        return f"{self.rows}x{self.cols}/{self.last_cols}x{self.inner} w{self.warps} s{self.stages}{path}"
+
+
+tile_of = WideTile
 
 
 @dataclass(frozen=True)
@@ -108,7 +138,7 @@ def output_width(shape: NetShape, tile: WideTile) -> int:
     return max(state_width(shape, tile), _round_up(shape.dim, tile.last_cols))
 
 
-def scratch_bytes(shape: NetShape, tile: WideTile, precision: str) -> int:
+def program_bytes(shape: NetShape, tile: WideTile, precision: str) -> int:
     """Bytes of scratch of one program: activations, raw outputs, state."""
     blocks = program_blocks(shape, tile) * operand_parts(precision) * OPERAND_BYTES[precision]
     fp32 = 4 * (output_width(shape, tile) + state_width(shape, tile))
@@ -133,6 +163,53 @@ def wide_candidates(shape: NetShape, precision: str, use_tma: bool = True) -> li
     stages = 2 if precision == "fp16x3" else 3
     tiles = [WideTile(128, cols, last, inner, 8, stages) for cols in (256, 128, 64) for last in (256, 128, 64)]
     return sorted(tiles, key=lambda tile: (tile_cost(shape, tile), -tile.cols - tile.last_cols))
+
+
+def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTile]:
+    """Tiles to choose from, best first: those of the copy engine where there is one, then those by pointers."""
+    found = wide_candidates(shape, precision, facts.uses_tma)
+    return found + wide_candidates(shape, precision, use_tma=False) if facts.uses_tma else found
+
+
+def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTile]:
+    """Other tiles that are worth timing."""
+    inner = 64 if precision in ("fp16", "bf16", "fp16x3") else 32
+    if precision == "ieee":
+        return []
+    if not facts.uses_tma:
+        return [WideTile(128, 128, 64, inner, 8, 3, use_tma=False)]
+    # One load more in flight than the plan's tiles. In split fp32 only half as long a sum fits four times: its two
+    # stages hide a load behind one of three products, these behind more than two rounds.
+    short = 32 if precision == "fp16x3" else inner
+    found = [WideTile(128, 256, last, short, 8, 4) for last in (256, 128, 64)]
+    found += [WideTile(128, 128, last, inner, 8, 4) for last in (128, 64)]
+    return [*found, WideTile(64, 256, 128, inner, 8, 4), WideTile(64, 128, 64, inner, 4, 4)]
+
+
+def refusal(shape: NetShape, precision: str, tile: WideTile, facts: GpuFacts) -> str | None:
+    """Why a tile cannot run ``shape`` on a GPU: limit and need; None if it can."""
+    # In split fp32 sm_100 compiled tiles of more outputs to a trap; 128 x 128 compile there.
+    tensor_memory = too_much_tensor_memory(tile, precision, max(tile.cols, tile.last_cols) > 128, facts)
+    if tensor_memory is not None:
+        return tensor_memory
+    if tile.use_tma and not facts.uses_tma:
+        return f"{tile.name}: the GPU has no copy engine for it, which came with compute capability 9.0"
+    if not tile.use_tma and precision != "ieee" and _reads_behind_a_fence(facts):
+        return f"{tile.name}: not every release of Triton fences copies by pointers before this GPU's products"
+    return too_much_shared(tile, shared_bytes(tile, precision), facts)
+
+
+def _reads_behind_a_fence(facts: GpuFacts) -> bool:
+    """GPUs whose products read shared memory as the copy engine does, so that copies by threads need a fence.
+
+    Triton 3.6 leaves it out in this kernel (`verdicts.fenced_operands`); narrow and stream have it in all releases.
+    """
+    return facts.uses_tma and facts.capability[0] in (9, 10)
+
+
+def scratch_bytes(shape: NetShape, precision: str, tile: WideTile, n_programs: int) -> int:
+    """Bytes of memory besides weights and states: what its programs work in."""
+    return n_programs * program_bytes(shape, tile, precision)
 
 
 def tile_cost(shape: NetShape, tile: WideTile) -> float:

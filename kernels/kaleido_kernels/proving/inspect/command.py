@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = planned_jobs(options.net or list(NETWORKS), list(precisions), options.variant or VARIANTS, options.arch)
     reports = []
     for job in jobs:
-        print(f"compiling {job.net} {job.kernel} {job.tile_text} {job.precision} {job.variant}", file=sys.stderr)
+        print(f"compiling {job.net} {job.kernel} {job.tile.short_name} {job.precision} {job.variant}", file=sys.stderr)
         reports.append(inspect_job(job, options.arch))
     print(json.dumps([report.to_json() for report in reports], indent=1) if options.json else table(reports))
     return 1 if any(report.failed for report in reports) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kaleido_kernels.kernels import device_code
 from kaleido_kernels.launch import CHECKED, QUIET
 from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.sass.program import Program, parse_program
@@ -53,8 +53,7 @@ def compile_job(job: Job, arch: str) -> Compiled:
 def variant_of(job: Job, use_asm: bool = True) -> Any:
     """The `kaleido_kernels.variant.Variant` that an engine launches for a job."""
     kind = CHECKED if job.variant == "checks" else QUIET._replace(jitter=job.jitter)
-    module = importlib.import_module(f"kaleido_kernels.{job.kernel}.kernel")  # which imports Triton
-    return module.variant(job.shape, job.precision, job.tile, kind, use_asm)
+    return device_code(job.kernel).variant(job.shape, job.precision, job.tile, kind, use_asm)
 
 
 def refuse_interpreter() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.inspect.jobs import Job
@@ -34,26 +35,9 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
 
     That is instruction counts, resources, and the order of copies and products (`read_overlap`).
     """
-    tile, shape, program = job.tile, job.shape, evidence.program
-    if isinstance(tile, WideTile):
-        overlap = read_overlap(program, wide_overlap(job.precision, tile.stages))
-        work = wide_work(shape, tile, job.precision, overlap=overlap, **wide_counts(program))
-    elif isinstance(tile, GraphTile):
-        raise ValueError("the cost of the graph path is the library's: its fused kernel alone has no estimate")
-    elif tile.kernel == "stream":
-        work = stream_estimate(job, tile, evidence)
-    else:
-        bias_rows = 16 if narrow_layout(shape).bias == "mma" else 0
-        work = narrow_work(
-            shape,
-            tile.block_chains,
-            tile.num_warps,
-            job.precision,
-            loop,
-            bias_rows=bias_rows,
-            programs=programs(evidence),
-        )
-    return estimate(work, N_CHAINS, N_STEPS)
+    if job.kernel not in WORK:
+        raise ValueError(f"kernel {job.kernel!r}: of its time the machine code shows too little for an estimate")
+    return estimate(WORK[job.kernel](job, job.tile, evidence, loop), N_CHAINS, N_STEPS)
 
 
 def programs(evidence: Evidence) -> int:
@@ -73,7 +57,20 @@ def read_overlap(program: Program, planned: Overlap) -> Overlap:
     return Overlap(planned.ahead if order.ahead is None else order.ahead, order.products, order.other)
 
 
-def stream_estimate(job: Job, tile: Tile, evidence: Evidence) -> TileWork:
+def narrow_estimate(job: Job, tile: Tile, evidence: Evidence, loop: dict[str, int]) -> TileWork:
+    """Narrow's work: its loop is a step."""
+    bias_rows = 16 if narrow_layout(job.shape).bias == "mma" else 0
+    sizes = (tile.block_chains, tile.num_warps)
+    return narrow_work(job.shape, *sizes, job.precision, loop, bias_rows=bias_rows, programs=programs(evidence))
+
+
+def wide_estimate(job: Job, tile: WideTile, evidence: Evidence, loop: dict[str, int]) -> TileWork:
+    """Wide's work: products, and what is around them."""
+    overlap = read_overlap(evidence.program, wide_overlap(job.precision, tile.stages))
+    return wide_work(job.shape, tile, job.precision, overlap=overlap, **wide_counts(evidence.program))
+
+
+def stream_estimate(job: Job, tile: Tile, evidence: Evidence, loop: dict[str, int]) -> TileWork:
     """Stream's work: the loop's rounds of a step, and with jitter what a step does around the loop as well."""
     layout, program = stream_layout(job.shape), evidence.program
     jittered = job.jitter != "none"
@@ -123,3 +120,11 @@ def wide_counts(program: Program) -> dict[str, float]:
     if bound_loops:
         counts["state_block"] = max(bound_loops)
     return counts
+
+
+WORK: dict[str, Callable[[Job, Any, Evidence, dict[str, int]], TileWork]] = {
+    "narrow": narrow_estimate,
+    "stream": stream_estimate,
+    "wide": wide_estimate,
+}
+"""Work by kernel. The graph path's is the library's: its fused kernel alone has no estimate."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kaleido_kernels.choice import AnyTile, choose, kernel_of
-from kaleido_kernels.graph.plan import GraphTile
+from kaleido_kernels.choice import choose
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.shapes import NETWORKS, NetShape
-from kaleido_kernels.wide.plan import WideTile
+from kaleido_kernels.tile import AnyTile
 
 FORMS = ("fp16x3", "fp16", "bf16")
 FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}
@@ -33,17 +32,7 @@ class Job:
 
     @property
     def kernel(self) -> str:
-        return kernel_of(self.tile)
-
-    @property
-    def tile_text(self) -> str:
-        tile = self.tile
-        if isinstance(tile, WideTile):
-            path = "" if tile.use_tma else " pointers"
-            return f"{tile.rows}x{tile.cols}/{tile.last_cols}x{tile.inner} w{tile.warps} s{tile.stages}{path}"
-        if isinstance(tile, GraphTile):
-            return f"{tile.rows}x{tile.cols} w{tile.warps}, blocks of {tile.block_chains}"
-        return f"{tile.block_chains} w{tile.num_warps} s{tile.num_stages}"
+        return self.tile.kernel
 
 
 def planned_jobs(

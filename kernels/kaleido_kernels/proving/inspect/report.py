@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from kaleido_kernels.proving.inspect.compiling import Compiled, compile_job, disassemble
 from kaleido_kernels.proving.inspect.estimating import estimate_job
@@ -19,8 +19,6 @@ from kaleido_kernels.proving.verdicts import (
     register_file,
     shared_memory,
 )
-from kaleido_kernels.tile import Tile
-from kaleido_kernels.wide.plan import WideTile
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Report:
         return {
             "net": self.job.net,
             "kernel": self.job.kernel,
-            "tile": asdict(self.job.tile),
+            "tile": asdict(cast("Any", self.job.tile)),
             "precision": self.job.precision,
             "variant": self.job.variant,
             "arch": self.arch,
@@ -86,7 +84,6 @@ def inspect_job(job: Job, arch: str) -> Report:
 def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
     """What the verdicts are about."""
     tile = job.tile
-    rows = tile.block_chains if isinstance(tile, Tile) else tile.rows
     return Evidence(
         kernel=job.kernel,
         precision=job.precision,
@@ -96,9 +93,9 @@ def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
         registers=compiled.registers,
         stack=compiled.stack,
         shared=compiled.shared,
-        use_tma=isinstance(tile, WideTile) and tile.use_tma,
+        use_tma=tile.use_tma,
         ttir=compiled.ttir,
         ttgir=compiled.ttgir,
         program=disassemble(compiled.binary),
-        warp_groups=compiled.warps % 4 == 0 and rows >= 64,
+        warp_groups=compiled.warps % 4 == 0 and tile.chains >= 64,
     )

@@ -27,7 +27,7 @@ def table(reports: Sequence[Report]) -> str:
         verdict = "-" if not report.verdicts else "ok" if not report.failed else f"{len(report.failed)} FAILED"
         tail = f"{range_text(guess):>13}  {guess.limit:13}{share_text(guess):>7}" if guess else " " * 35
         lines.append(
-            f"{job.net:9}{job.kernel:7}{job.tile_text:31}{job.precision:8}{job.variant:8}{report.registers:5}"
+            f"{job.net:9}{job.kernel:7}{job.tile.short_name:31}{job.precision:8}{job.variant:8}{report.registers:5}"
             f"{report.stack:6}{report.shared:8}{report.loop.get('all', 0):6}  {verdict:10}{tail}  {inside} | {outside}"
         )
         lines += [f"    FAILED {verdict.name}: {verdict.detail}" for verdict in report.failed]

@@ -16,7 +16,7 @@ from kaleido_kernels.wide.plan import (
     WideTile,
     output_width,
     padded_products,
-    scratch_bytes,
+    program_bytes,
     state_width,
     step_bytes,
     wide_layers,
@@ -227,5 +227,5 @@ def wide_reuses(shape: NetShape, tile: WideTile, precision: str) -> tuple[Reuse,
         beside, weights_before = read, weights * layer.col_tiles
     found.append(Reuse(own=2 * raw, between=raw + beside, beside=weights_before))
     every_weight = padded_products(shape, tile) * item
-    found.append(Reuse(common=every_weight, between=scratch_bytes(shape, tile, precision), beside=every_weight))
+    found.append(Reuse(common=every_weight, between=program_bytes(shape, tile, precision), beside=every_weight))
     return tuple(found)
