@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kaleido_kernels.kernels import plan
-from kaleido_kernels.precision import usual_precision
+from kaleido_kernels.precision import in_words, usual_precision
 from kaleido_kernels.shapes import KERNELS, NetShape
 from kaleido_kernels.tile import AnyTile, GpuFacts
 from kaleido_kernels.tuned import tile_from_json, tuned_key
@@ -77,7 +77,7 @@ def choose(
     form = usual_precision(precision)
     if form != "ieee" and facts.capability < (8, 0):
         raise ValueError(
-            f"precision {precision!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
+            f"precision {in_words(form)!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
             f"{facts.capability[1]}: use engine='cpu' or another GPU"
         )
     measured = (tuned or {}).get(tuned_key(shape, form))
@@ -88,14 +88,16 @@ def choose(
     refused: list[str] = []
     possible = candidates(shape, form, facts) if kernel == "auto" else plan(kernel).candidates(shape, form, facts)
     if kernel != "auto" and not possible:
-        raise ValueError(f"kernel {kernel!r} does not compute {precision}" + (" this way" if form == "ieee" else ""))
+        raise ValueError(f"kernel {kernel!r} does not compute {in_words(form)}: leave kernel out")
     for tile in possible:
         reason = refusal(shape, form, tile, facts)
         if reason is None:
             return Choice(tile, tuple(dict.fromkeys(refused)), forced=kernel != "auto")
         refused.append(reason)
     what = "no tile" if kernel == "auto" else f"no tile of kernel {kernel!r}"
-    raise ValueError(f"{what} fits this GPU for {shape.widths} in {precision}: " + "; ".join(dict.fromkeys(refused)))
+    raise ValueError(
+        f"{what} fits this GPU for {shape.widths} in {in_words(form)}: " + "; ".join(dict.fromkeys(refused))
+    )
 
 
 def force(shape: NetShape, precision: str, facts: GpuFacts, tile: AnyTile) -> Choice:

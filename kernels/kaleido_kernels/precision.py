@@ -69,6 +69,11 @@ def usual_precision(precision: str) -> DevicePrecision:
     return cast("DevicePrecision", precision) if precision in OPERAND_BYTES else device_precision(precision, USUAL)
 
 
+def in_words(precision: DevicePrecision | str) -> str:
+    """A device precision as a person knows it."""
+    return {"fp16x3": "fp32", "ieee": "fp32 by plain products"}.get(precision, precision)
+
+
 def operand_parts(precision: DevicePrecision | str) -> int:
     """Operands that hold one value: high and low part of split fp32, else one."""
     return 2 if precision == "fp16x3" else 1

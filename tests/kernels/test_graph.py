@@ -27,7 +27,8 @@ from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import make_plan
 from kaleido_kernels.choice import choose
-from kaleido_kernels.graph import GraphRunner, pack_graph
+from kaleido_kernels.graph.kernel import GraphRunner
+from kaleido_kernels.graph.pack import pack_graph
 from kaleido_kernels.graph.plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.packing import OPERAND_TYPES
