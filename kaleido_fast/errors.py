@@ -1,4 +1,4 @@
-"""Errors that a person can act on."""
+"""Errors that the user can act on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class GeneralModuleWarning(UserWarning):
-    """A module is run as it is, by the reference engine, for it is not understood exactly; the text says why."""
+    """A module is run as it is, by the reference engine, because it is not understood exactly; the text says why."""
 
 
 class WorkerError(InputError):

@@ -45,7 +45,7 @@ def measure_first_call(task: dict[str, Any], caches: Path | None = None) -> Firs
 
     Args:
         task: name, network, path, n_chains, engine, precision, device, threads: plain values.
-        caches: folder for compiled code; an empty one makes a cold start, None uses the person's own.
+        caches: folder for compiled code; an empty one makes a cold start, None uses the user's own.
 
     Raises:
         InputError: the process failed; with its last line of error text.

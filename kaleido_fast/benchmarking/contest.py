@@ -1,4 +1,4 @@
-"""Who is timed: engines and peers behind one call, each checked against the reference before it is."""
+"""What is timed: engines and peers behind one call, each checked against the reference before it is."""
 
 from __future__ import annotations
 

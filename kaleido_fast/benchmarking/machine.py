@@ -83,7 +83,7 @@ def command_line(argv: list[str]) -> str:
 def source_commit(package: Path) -> tuple[str | None, bool | None]:
     """(commit, whether files differ from it) of the repository that tracks this package; (None, None) for a wheel.
 
-    An installed package inside somebody's repository is not tracked there, so that commit is not taken for ours.
+    An installed package may lie inside another repository, which does not track it: that commit is not ours.
     """
     if _output("git", "-C", str(package), "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None

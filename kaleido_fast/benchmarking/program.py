@@ -16,8 +16,8 @@ REFUSED, INTERRUPTED = 2, 130
 def run_program(command: click.Command, name: str, kept: str) -> NoReturn:
     """Run a command line and end this process with its exit status.
 
-    Bad input ends it with status 2, Ctrl-C with 130, each after one line on standard error. Lines that nobody reads any
-    more end it with status 1, which click does.
+    Bad input ends it with status 2, Ctrl-C with 130, each after one line on standard error. Where its output is no
+    longer read, click ends it with status 1.
 
     Args:
         command: what to run; an int that it returns is the exit status.

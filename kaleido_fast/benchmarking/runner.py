@@ -299,9 +299,7 @@ def _prepare(
             contestant = build()
             built = time.perf_counter() - began
             deviation = checker.check(contestant, z0)
-        except (
-            Exception
-        ) as problem:  # a peer is somebody else's library: whatever it raises is a reason to leave it out
+        except Exception as problem:  # of another project's library: any error is a reason to leave it out
             _refuse_lost(name, request.device, problem)
             if name in engines:
                 raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 # Thread pools of BLAS and inference libraries keep their threads spinning for some milliseconds after a call, which
-# would be charged to whoever runs next.
+# would be charged to the contestant that runs next.
 SETTLE_SECONDS = 0.03
 
 Timed = Callable[[], float]
@@ -67,7 +67,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 def turn_order(names: Sequence[str], round_number: int) -> list[str]:
     """Order of one round: every second one runs backwards, so that a drift of the machine's clock falls on all alike.
 
-    The starting place moves on by one every two rounds, so that nobody is always first.
+    The starting place moves on by one every two rounds, so that none is always first.
     """
     shift = (round_number // 2) % max(1, len(names))
     order = [*names[shift:], *names[:shift]]

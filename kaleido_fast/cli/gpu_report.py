@@ -119,7 +119,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _measure(request: ReportRequest) -> Path:
-    """Make the report in processes of their own, whose table of tiles is nobody's but theirs."""
+    """Make the report in processes of their own, with a table of tiles of their own."""
     with tempfile.TemporaryDirectory(prefix="kaleido-fast-") as data:
         environment = {"XDG_DATA_HOME": data, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # JAX would take all memory
         if request.interpreter:

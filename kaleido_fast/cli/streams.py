@@ -1,4 +1,4 @@
-"""Standard output and standard error as they may be: closed, full, a pipe that nobody reads, of any encoding."""
+"""Standard output and standard error as they may be: closed, full, a pipe without a reader, of any encoding."""
 
 from __future__ import annotations
 

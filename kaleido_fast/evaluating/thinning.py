@@ -130,7 +130,7 @@ def with_thin(card: ModelCard, facts: Mapping[str, Any] | None) -> ModelCard:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the module."""
+    """The program that the module describes."""
     about = "Measure how many steps let draws of a jittered chain pass for independent."
     parser = argparse.ArgumentParser(prog="python -m kaleido_fast.evaluating.thinning", description=about)
     parser.add_argument("checkpoint", help="path of a checkpoint, or the name of a bundled model")

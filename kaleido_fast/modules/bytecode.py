@@ -98,7 +98,7 @@ def _used(code: types.CodeType, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_module(path: str, module: types.ModuleType, names: Iterable[str], above: set[int]) -> dict[str, Any]:
-    """What code may mean by attributes of a module: of the person's own modules and packages the things themselves."""
+    """What code may mean by attributes of a module: of the user's own modules and packages the things themselves."""
     library = library_of(module.__name__)
     if library is not None or id(module) in above:
         return {path: f"{module.__name__} {library}"}
@@ -149,7 +149,7 @@ def tell_class(walk: Walk, kind: type) -> bytes:
 
 
 def _set_from_outside(kind: type) -> dict[str, Any]:
-    """Methods of a library's class that are a person's own code, set on it or on one that it is derived from."""
+    """Methods of a library's class that are the user's own code, set on it or on a class it is derived from."""
     return {
         f"{owner.__qualname__}.{name}": value
         for owner in kind.__mro__
@@ -168,7 +168,7 @@ def _finds(named: Any) -> bool:
 
 @functools.cache
 def library_of(name: str | None) -> str | None:
-    """Version of the library that a module belongs to ("" for none known); None for a person's own code."""
+    """Version of the library that a module belongs to ("" for none known); None for the user's own code."""
     root = (name or "__main__").partition(".")[0]
     if root == "__main__":  # even where that is a program of a package
         return None

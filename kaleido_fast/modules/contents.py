@@ -54,7 +54,7 @@ def tell_module(walk: Walk, module: nn.Module) -> bytes:
         own, parts = tensors, [hash_of("graph", module.code.encode())]
     elif "_orig_mod" in module._modules and hasattr(module, "dynamo_ctx"):
         own, parts = {}, [hash_of("compiled")]
-    for hook in module._forward_pre_hooks.values():  # these compute a weight anew at each call
+    for hook in module._forward_pre_hooks.values():  # these compute a weight again at each call
         if type(hook).__module__.startswith("torch.nn.utils."):
             skipped.add(str(getattr(hook, "_tensor_name", None) or getattr(hook, "name", "")))
     parts += [

@@ -105,7 +105,7 @@ def _read_otherwise(cls: type) -> list[str]:
 
 
 def own_methods(module: nn.Module) -> list[str]:
-    """Methods of its class that were replaced on the module itself."""
+    """Methods of a module's class that were replaced on the module itself."""
     cls = type(module)
     return [name for name in vars(module) if callable(_of_class(cls, name))]
 

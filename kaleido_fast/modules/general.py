@@ -26,7 +26,7 @@ from kaleido_fast.modules.linear_layers import uncached
 from kaleido_fast.modules.wrappers import as_written, is_compiled, why_more_than_compiled
 
 _MOST_ITEMS = 10_000  # of a list or dictionary that is searched for modules: longer ones hold data
-_BORROWING = threading.RLock()  # whoever runs a module of the caller's restores its mode, under nobody else's feet
+_BORROWING = threading.RLock()  # one thread at a time runs a module of the caller's and restores its mode
 
 
 def check_data_range(data_range: object) -> tuple[float, float]:
@@ -208,13 +208,13 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
         with contextlib.suppress(ValueError):  # an empty cell
             held.append(cell.cell_contents)
     used = used_by(function)
-    if library_of(function.__module__) is not None:  # what else it uses has no state of the person's
+    if library_of(function.__module__) is not None:  # whatever else it uses holds no state of the user's
         used = [value for value in used if isinstance(value, nn.Module)]
     return held + used
 
 
 def _class_parts(cls: type, names: Iterable[str]) -> list[Any]:
-    """What a person's own class holds, of its methods those of these names and all that they name in turn."""
+    """What a class of the user's holds; of its methods those of these names and all that they name in turn."""
     own: dict[str, Any] = {}
     for kind in reversed(cls.__mro__):
         if kind.__module__ != "builtins" and library_of(kind.__module__) is None:

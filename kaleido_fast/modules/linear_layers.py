@@ -96,7 +96,7 @@ def _weights_in_force(layer: nn.Module, name: str) -> tuple[Tensor, Tensor | Non
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Let copies of modules compute their weights anew inside of `torch.nn.utils.parametrize.cached`.
+    """Let copies of modules compute their own weights inside of `torch.nn.utils.parametrize.cached`.
 
     It keeps weights by where a module lies in memory, also those of a copy that is gone, whose place another one takes.
     """

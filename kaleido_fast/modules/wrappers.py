@@ -32,7 +32,7 @@ def is_compiled(module: object) -> bool:
 
 
 def why_more_than_compiled(module: nn.Module) -> str:
-    """What was added to that which ``torch.compile`` returned, which no copy of it has; empty for nothing."""
+    """What was added to the module that ``torch.compile`` returned, which a copy would not have; empty if nothing."""
     forward = module.forward
     lazy = isinstance(forward, types.MethodType) and forward.__func__ in vars(type(module)).values()
     if not lazy and not hasattr(forward, "_torchdynamo_orig_callable"):  # dynamo's own has that mark

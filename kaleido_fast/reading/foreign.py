@@ -51,7 +51,7 @@ _TORCH = (
 
 
 def describe_foreign(path: Path, start: bytes) -> tuple[str, str] | None:
-    """What a file is that begins with ``start``, and what to do; None for what nobody knows."""
+    """What a file is that begins with ``start``, and what to do; None for an unknown kind."""
     ending = path.suffix.lower()
     if ending in (".pt", ".pth", ".ckpt"):
         return _TORCH

@@ -30,7 +30,7 @@ class Picture:
 
     Args:
         name: where it comes from, for messages.
-        values: as said.
+        values: bytes, or the wider type.
         value_range: raw values of black and white; None where the format does not define them.
         from_palette: a grey picture out of a format that knows colours only: it may join coloured ones.
         transparent: whether it was laid over the background.

@@ -46,7 +46,7 @@ TREATMENTS = (
 
 
 def run(job: Job, report: Report) -> None:
-    """Train, measure, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    """Train, measure, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     rows = study(job)
     matched = [row for row in rows if row["reached"]]
     report.text(_setting(job, rows))

@@ -22,7 +22,7 @@ BANNER_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
 
 
 def run(job: Job, report: Report) -> None:
-    """Sample the bundled model and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    """Sample the bundled model and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     checkpoint = load_checkpoint(bundled_path("digits"))
     reference = find_reference(checkpoint, "digits")
     assert reference.train is not None and reference.held_out is not None

@@ -72,7 +72,7 @@ def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
     Args:
         job: settings.
         report: where they go.
-        who: the model.
+        who: the model to show.
         slug: what their file names begin with.
     """
     report.heading(who.title)

@@ -36,7 +36,7 @@ HELD_SHARE = 5  # of fewer examples, one in this many is kept back
 
 
 def run(job: Job, report: Report) -> None:
-    """Train both, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    """Train both, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     spec, preset = network_spec(NETWORKS["mnist"]), PRESETS["mnist"]
     rest, held_out = _load(job, spec)
     few = evenly_taken(rest, preset.limit)

@@ -20,7 +20,7 @@ COBWEB_STEPS = 12
 
 
 def run(job: Job, report: Report) -> None:
-    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     data, made = train_points(job, "points1d")
     spec = made.checkpoint.model.spec
     steps = tuple(sorted({*SHOWN_STEPS, *frame_steps(max(SHOWN_STEPS))}))

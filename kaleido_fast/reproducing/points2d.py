@@ -21,7 +21,7 @@ GRID = 200
 
 
 def run(job: Job, report: Report) -> None:
-    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduce`."""
+    """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     data, made = train_points(job, "points2d")
     model, spec = made.checkpoint.model, made.checkpoint.model.spec
     steps = (*range(21), 50)

@@ -19,7 +19,7 @@ NOTEBOOK_WIDTH = 100
 
 
 def progress_bar() -> Progress:
-    """A bar with a description, a rate field and the time left; silent where nobody would see it move."""
+    """A bar with a description, a rate field and the time left; silent where it could not be seen moving."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -46,7 +46,7 @@ def notebook_display() -> Callable[..., Any] | None:
 
 
 class NotebookProgress(Progress):
-    """Bars as text below the cell: needs IPython alone, where rich's own need ipywidgets and are nothing without.
+    """Bars as text below the cell: needs IPython alone, while rich's own need ipywidgets and show nothing without it.
 
     Args:
         display: as IPython's.

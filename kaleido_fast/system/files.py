@@ -58,7 +58,7 @@ def check_folder(path: Path) -> None:
     """Refuse an output path whose folder does not exist or cannot be written, or whose name is too long.
 
     Raises:
-        InputError: as said.
+        InputError: the path is one of these.
     """
     check_name(path)
     target = follow(path)
@@ -80,7 +80,7 @@ def check_room(path: Path, n_bytes: int) -> None:
     """Refuse an output of ``n_bytes`` that its disk cannot hold now.
 
     Raises:
-        InputError: as said.
+        InputError: the disk has less.
     """
     free = shutil.disk_usage(follow(path).parent).free
     if n_bytes > free:
@@ -93,7 +93,7 @@ def check_name(path: Path) -> None:
     """Refuse a path that the file system cannot hold, also with what is added to it while it is written.
 
     Raises:
-        InputError: as said.
+        InputError: the name is too long, or is none.
     """
     if "\0" in str(path):
         raise InputError(f"output {str(path)!r} holds a zero byte: give another name")

@@ -1,4 +1,4 @@
-"""Folders of a person, after each platform's custom."""
+"""Folders of the user, after each platform's custom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def user_cache() -> Path | None:
 
 
 def user_data() -> Path:
-    """The folder for what the program keeps for a person; it need not exist."""
+    """The folder for what the program keeps for the user; it need not exist."""
     return _folder("XDG_DATA_HOME", Path(".local", "share"), "Application Support")
 
 

@@ -1,4 +1,4 @@
-"""One writer an output: an advisory lock that dies with its process and says who holds it."""
+"""One writer an output: an advisory lock that dies with its process and names the process that holds it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lock_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def output_lock(path: Path) -> Iterator[str]:
-    """Hold the lock of an output; gives a random word that is in the lock's file as long as it is held.
+    """Hold the lock of an output; yields a random word that is in the lock's file as long as it is held.
 
     Raises:
         InputError: another process holds it (it is named), or the folder cannot be written.
@@ -46,7 +46,7 @@ def output_lock(path: Path) -> Iterator[str]:
 
 
 def _name_holder(handle: int, path: Path, folder: Path, token: str) -> None:
-    """Write into the lock's file who holds it."""
+    """Write into the lock's file which process holds it."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
     try:
         os.ftruncate(handle, 0)

@@ -38,7 +38,7 @@ class _DefaultType:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
-            # What somebody has set in the meantime is theirs.
+            # Another value was set in the meantime: it stays.
             if self._inside == 0 and torch.get_default_dtype() is torch.float32 is not self._before:
                 torch.set_default_dtype(self._before)
 

@@ -18,13 +18,13 @@ TUNED = Path(kaleido_kernels.__file__).parent / "tuned"
 
 
 def tuned_tiles(gpu: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
-    """Tiles measured best on a GPU, from table NAME.json of each folder that has one, the first folder winning.
+    """Tiles measured best on a GPU, from table NAME.json of each folder that has one; the first folder wins.
 
     A table that is malformed, or of another GPU or Triton, is passed over with one line of warning.
 
     Args:
         gpu: name of the GPU.
-        folders: None for the person's own tables and then the shipped ones.
+        folders: None for the user's own tables and then the shipped ones.
     """
     triton = library_versions("triton")["triton"]
     tiles: dict[str, Any] = {}

@@ -170,8 +170,8 @@ class TrainingRun:
     def advance(self, stop: bool = False) -> bool:
         """One optimiser step; after every ``self.every`` of them, and the last, an evaluation.
 
-        Gives whether to stop: that is ``stop`` of any process of the team. Where another process is lost, it raises
-        `RuntimeError` and the run is still as it was.
+        Returns whether to stop: whether ``stop`` was given to any process of the team. Where another process is lost,
+        it raises `RuntimeError` and the run is still as it was.
         """
         clean = self.data[self.batches.rows(self.step).to(self.device)]
         inputs = corrupt(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))

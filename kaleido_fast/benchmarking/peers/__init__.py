@@ -172,7 +172,7 @@ def fastest(variants: Mapping[str, Callable[[], Run]], z0: Tensor, seconds: floa
         try:
             run = build()
             runs[name] = (two_steps_seconds(run, z0), run)
-        except Exception as problem:  # somebody else's compiler: whatever it raises is a reason to take another variant
+        except Exception as problem:  # another project's compiler: any error is a reason to take another variant
             problems[name] = one_line(problem)
     failed = [f"{name} failed: {text}" for name, text in problems.items()]
     if not runs:

@@ -15,7 +15,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def build(setting: Setting) -> Contestant:
-    """A session with all graph optimisations, on as many threads as everybody has."""
+    """A session with all graph optimisations, on as many threads as every contestant has."""
     kind, shape = setting.device.type, (setting.n_chains, setting.model.spec.dim)
     if PROVIDERS[kind] not in onnxruntime.get_available_providers():
         raise InputError(f"this build of onnxruntime has no {PROVIDERS[kind]}")

@@ -16,7 +16,7 @@ EPS = 0.01  # as published
 
 
 def build(setting: Setting) -> Contestant:
-    """Each step: forward, loss (nobody reads it), uniform noise on [high, 2 high - low), clamp.
+    """Each step: forward, loss (never read), uniform noise on [high, 2 high - low), clamp.
 
     Timed with noise drawn where the states are (published: on the CPU); checked with that of ``noise="upstream"``.
     """
