@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 
 from kaleido_fast import ModelCard, fast_sample, open_draws, sample_to, save_checkpoint
 from kaleido_fast.cli import main
+from kaleido_fast.storing.draws import read_draws
 
 pytest.importorskip("zarr")
 
@@ -199,3 +202,24 @@ def test_outputs_and_chunks_that_do_not_fit_are_refused(stores, monkeypatch, cap
     assert {path: path.stat().st_mtime_ns for path in stores.rglob("*") if path != stores} == {
         path: value for path, value in before.items() if path != stores
     }
+
+
+def test_draws_are_indexed_like_an_array_and_are_a_data_set(tmp_path):
+    model, run = (
+        random_mlp(3, 5, 3),
+        {"n_chains": 4096 * 3 + 77, "burn_in": 1, "n_draws": 2, "seed": 3, "device": "cpu"},
+    )
+    sample_to(tmp_path / "a.zarr", model, **run, chunk_chains=4096)
+    draws = pickle.loads(pickle.dumps(open_draws(tmp_path / "a.zarr")))
+    whole = fast_sample(model, **run).draws
+    rng = random.Random(0)
+    picks = [rng.randrange(len(whole)) for _ in range(50)]
+    for index in (0, -1, slice(4000, 4200, 3), slice(-5, None), picks, (slice(0, 9), 1), (3, 0, 2)):
+        assert torch.equal(draws[index], whole[index]), index
+    with pytest.raises(IndexError):
+        draws[len(whole)]
+    loader = torch.utils.data.DataLoader(draws, batch_size=1000)
+    assert torch.equal(torch.cat(list(loader)), whole)
+    values = read_draws(tmp_path / "a.zarr").draws
+    assert np.array_equal(np.asarray(values), whole.numpy())
+    assert values.shape == tuple(whole.shape)

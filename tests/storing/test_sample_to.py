@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import random
 import shutil
 import signal
 import subprocess
@@ -23,10 +21,7 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws, sample_to, save_checkpoint
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError, TerminatedError
-from kaleido_fast.running.result import outcome_shares, quantiles, steps_histogram
 from kaleido_fast.storing import filling
-from kaleido_fast.storing.draws import read_draws
-from kaleido_fast.storing.tally import Tally
 
 pytest.importorskip("zarr")
 
@@ -213,41 +208,6 @@ def test_chunk_sizes_that_do_not_fit_are_rounded_and_said_or_refused(tmp_path):
     with pytest.raises(InputError, match="chunk_chains is 0"):
         sample_to(tmp_path / "b.zarr", MODEL, **{**RUN, "chunk_chains": 0})
     assert not (tmp_path / "b.zarr").exists()
-
-
-def test_draws_are_indexed_like_an_array_and_are_a_data_set(tmp_path):
-    sample_to(tmp_path / "a.zarr", MODEL, **RUN)
-    draws = pickle.loads(pickle.dumps(open_draws(tmp_path / "a.zarr")))
-    whole = fast_sample(MODEL, **SAMPLE).draws
-    rng = random.Random(0)
-    picks = [rng.randrange(len(whole)) for _ in range(50)]
-    for index in (0, -1, slice(4000, 4200, 3), slice(-5, None), picks, (slice(0, 9), 1), (3, 0, 2)):
-        assert torch.equal(draws[index], whole[index]), index
-    with pytest.raises(IndexError):
-        draws[len(whole)]
-    loader = torch.utils.data.DataLoader(draws, batch_size=1000)
-    assert torch.equal(torch.cat(list(loader)), whole)
-    values = read_draws(tmp_path / "a.zarr").draws
-    assert np.array_equal(np.asarray(values), whole.numpy())
-    assert values.shape == tuple(whole.shape)
-
-
-@given(st.lists(st.tuples(st.floats(0, 2**60, width=32), st.integers(1, 300), st.integers(0, 3)), max_size=60))
-def test_tallies_are_those_of_all_chains(rows):
-    residual = np.array([row[0] for row in rows], np.float32)
-    steps, outcome = (np.array([row[i] for row in rows], kind) for i, kind in ((1, np.int32), (2, np.int8)))
-    tally = Tally()
-    for part in np.array_split(np.arange(len(rows)), 3):
-        tally.add(residual[part], steps[part], outcome[part])
-    tensors = torch.from_numpy(steps), torch.from_numpy(outcome)
-    assert tally.outcome_shares() == outcome_shares(tensors[1])
-    assert tally.steps_histogram() == steps_histogram(*tensors)
-    assert list(tally.steps_quantiles().values()) == pytest.approx(
-        list(quantiles(tensors[0].float()).values()), nan_ok=True
-    )
-    assert list(tally.residual_quantiles().values()) == pytest.approx(
-        list(quantiles(torch.from_numpy(residual)).values()), rel=1e-3, abs=1e-38, nan_ok=True
-    )
 
 
 @pytest.fixture

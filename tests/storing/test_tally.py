@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import ModelCard, fast_sample, save_checkpoint
+from kaleido_fast.running.result import outcome_shares, quantiles, steps_histogram
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.zarr_output import ZarrOutput
 
@@ -42,6 +44,24 @@ def test_tallies_sent_to_another_process_add_up(parts):
         assert np.array_equal(
             list(getattr(whole, name)().values()), list(getattr(want, name)().values()), equal_nan=True
         ), name
+
+
+@given(st.lists(st.tuples(st.floats(0, 2**60, width=32), st.integers(1, 300), st.integers(0, 3)), max_size=60))
+def test_tallies_are_those_of_all_chains(rows):
+    residual = np.array([row[0] for row in rows], np.float32)
+    steps, outcome = (np.array([row[i] for row in rows], kind) for i, kind in ((1, np.int32), (2, np.int8)))
+    tally = Tally()
+    for part in np.array_split(np.arange(len(rows)), 3):
+        tally.add(residual[part], steps[part], outcome[part])
+    tensors = torch.from_numpy(steps), torch.from_numpy(outcome)
+    assert tally.outcome_shares() == outcome_shares(tensors[1])
+    assert tally.steps_histogram() == steps_histogram(*tensors)
+    assert list(tally.steps_quantiles().values()) == pytest.approx(
+        list(quantiles(tensors[0].float()).values()), nan_ok=True
+    )
+    assert list(tally.residual_quantiles().values()) == pytest.approx(
+        list(quantiles(torch.from_numpy(residual)).values()), rel=1e-3, abs=1e-38, nan_ok=True
+    )
 
 
 def sample_with_two(folder: Path) -> dict:
