@@ -1,5 +1,4 @@
-"""``kaleido-fast join``: interruptions, damage, and parts that do not fit; tests/system/test_workers.py has the
-bytes."""
+"""``kaleido-fast join``: the bytes of one run, interruptions, damage, and parts that do not fit."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from conftest import random_mlp
 
-from kaleido_fast import fast_sample, open_draws, sample_to
+from kaleido_fast import InputError, ModelCard, fast_sample, open_draws, sample_to, save_checkpoint
 from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.storing.joining import join_stores
@@ -23,6 +22,7 @@ pytest.importorskip("zarr")
 MODEL = random_mlp(3, 5, 3)
 RUN: dict[str, Any] = {"burn_in": 1, "chunk_chains": 4096, "seed": 3, "device": "cpu"}
 SIZES = (4096 * 2, 4096 + 10, 500)
+ALL_CHAINS = 4096 * 5 + 77
 
 
 @pytest.fixture
@@ -116,3 +116,39 @@ def test_what_does_not_fit_is_one_line_and_touches_nothing(parts, tmp_path, monk
     assert (status, out, errors.count("\n")) == (2, "", 1), errors
     assert text in errors
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "cut", [[4096 * 2, 4096 * 3 + 77], pytest.param([100, 4096, ALL_CHAINS - 4196], marks=pytest.mark.slow)]
+)
+def test_jobs_of_an_array_join_to_one_run(tmp_path, cut):
+    save_checkpoint(tmp_path / "m.safetensors", MODEL, ModelCard("m", sampling={"burn_in": 1}))
+    sample_to(tmp_path / "one.zarr", tmp_path / "m.safetensors", n_chains=ALL_CHAINS, **RUN)
+    parts, first = [], 0
+    for i, n_chains in enumerate(cut):
+        parts.append(tmp_path / f"{i}.zarr")
+        options = {**RUN, "n_chains": n_chains, "first_chain": first}
+        sample_to(parts[-1], tmp_path / "m.safetensors", **options)
+        first += n_chains
+    output = join_stores(tmp_path / "all.zarr", parts[::-1])
+    if cut[0] == 4096 * 2:
+        assert contents(tmp_path / "all.zarr") == contents(tmp_path / "one.zarr")
+    assert output.layout.n_chains == ALL_CHAINS
+    before = contents(tmp_path / "all.zarr")
+    (tmp_path / "all.zarr" / "blocks" / "c.1.0").unlink()
+    join_stores(tmp_path / "all.zarr", parts)
+    assert contents(tmp_path / "all.zarr") == before
+    with pytest.raises(InputError, match="overlap"):
+        join_stores(tmp_path / "b.zarr", [*parts, parts[0]])
+    with pytest.raises(InputError, match="is read by this run"):
+        join_stores(parts[0], parts)
+    if len(parts) > 2:
+        with pytest.raises(InputError, match="leave a gap"):
+            join_stores(tmp_path / "b.zarr", [parts[0], parts[2]])
+    sample_to(tmp_path / "x.zarr", tmp_path / "m.safetensors", **{**RUN, "seed": 4}, n_chains=9, first_chain=first)
+    with pytest.raises(InputError, match=r"different runs: request.seed was 3, is now 4"):
+        join_stores(tmp_path / "b.zarr", [*parts, tmp_path / "x.zarr"])
+    (parts[0] / "blocks" / "c.0.0").unlink()
+    with pytest.raises(InputError, match="is unfinished: 1 blocks"):
+        join_stores(tmp_path / "b.zarr", parts)
+    assert not (tmp_path / "b.zarr").exists()
