@@ -31,4 +31,5 @@ DEFAULT_PATIENCE = 1
 DEFAULT_CHECK_EVERY = 4
 DEFAULT_MAX_PERIOD = 64
 OUTPUT_ENDINGS = (".npy", ".npz", ".safetensors", ".zarr")
+BLOCK_ENDINGS = (".zarr", ".npy")  # of outputs that are written block by block
 STORED_DTYPES = ("float32", "float16", "uint8")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kaleido_fast.storing.sample_to import StreamResult
 
 PICTURE_CHAINS = 1000
-BLOCK_ENDINGS = (".zarr", ".npy")
 
 
 @click.command(name="sample", short_help="Start chains from noise, iterate, write draws and a picture.")
@@ -179,7 +178,7 @@ def command(
     elif picture:
         check_pictures(spec)
     sheet_path = out.with_suffix(".png")
-    write = _write_in_blocks if out.suffix in BLOCK_ENDINGS else _write_at_once
+    write = _write_in_blocks if out.suffix in names.BLOCK_ENDINGS else _write_at_once
     with _plain_warnings():
         made = write(checkpoint, out, sheet_path if picture else None, progress=not (quiet or as_json), **options)
     if made is None:
@@ -228,7 +227,7 @@ def _write_at_once(
     for name, unset in (("repair", False), ("dtype", None), ("chunk_chains", None)):
         if options.pop(name) != unset:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} is for outputs written in blocks ({', '.join(BLOCK_ENDINGS)}), not {out}")
+            raise InputError(f"{flag} is for outputs written in blocks ({', '.join(names.BLOCK_ENDINGS)}), not {out}")
     outputs, inputs = {"output": out, "picture": picture}, {"model": checkpoint.path}
     check_outputs(outputs, inputs, overwrite=True)
     if out.exists() and not overwrite:

@@ -1,4 +1,4 @@
-"""Files that are written at once, at the end of a run: whether one that is there is what a run would write."""
+"""Whether a file of draws that is there is what a run would write: then nothing is left to compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.storing.draws import read_draws
+from kaleido_fast.storing.npy_output import read_finished, read_partial, remove_rest
+from kaleido_fast.storing.opening import StoringTask
 from kaleido_fast.storing.record import difference, planned_record, short_record
+from kaleido_fast.storing.zarr_output import is_store
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class FinishedDraws:
 
 
 def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraws | None:
-    """The file of draws at ``path``, if it is what ``run`` would write; None if there is none.
+    """The file of draws at ``path``, if it is what ``run`` would write at its end; None if there is none.
 
     Raises:
         InputError: the file is another run's, or it does not say whose it is.
@@ -42,7 +45,33 @@ def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraw
     except (InputError, AttributeError):
         found = "it holds no draws that can be read"
     if found:
-        raise InputError(
-            f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it"
-        )
+        raise _of_another_run(path, found)
     return FinishedDraws(path, run.request, stored)
+
+
+def find_finished_npy(task: StoringTask) -> dict[str, Any] | None:
+    """The record of an .npy that was written block by block, if it is whole and of this very run.
+
+    None where there is something to compute.
+
+    Raises:
+        InputError: the file is another run's, or no record says whose it is.
+    """
+    path = task.path
+    if is_store(path) or task.overwrite or not path.exists() or read_partial(path) is not None:
+        return None
+    stored = read_finished(path)
+    found = "no record that fits is beside it"
+    try:
+        if stored is not None:
+            found = task.difference(stored)
+    except InputError:
+        found = "the record beside it is of something else"
+    if found:
+        raise _of_another_run(path, found)
+    remove_rest(path)
+    return stored
+
+
+def _of_another_run(path: Path, found: str) -> InputError:
+    return InputError(f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it")

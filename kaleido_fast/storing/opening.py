@@ -10,14 +10,16 @@ from typing import Any
 
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name, warn_caller
+from kaleido_fast.names import BLOCK_ENDINGS
 from kaleido_fast.planning.blocks import streamed_block
 from kaleido_fast.planning.request import MAX_COUNT
 from kaleido_fast.running.blocks import Run
+from kaleido_fast.sampling import Run
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.durable import import_zarr
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import BlockOutput, Layout
-from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_finished, read_partial, remove_rest
+from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_partial
 from kaleido_fast.storing.record import as_begun, difference, stored_record
 from kaleido_fast.storing.store_metadata import read_metadata
 from kaleido_fast.storing.writers import record_path
@@ -26,7 +28,6 @@ from kaleido_fast.system.files import follow, write_error
 from kaleido_fast.system.locks import read_token
 from kaleido_fast.system.outputs import check_outputs
 
-ENDINGS = (".zarr", ".npy")
 _REMEDY = "give another --out or move it away"
 
 
@@ -116,8 +117,8 @@ def check_task(task: StoringTask, n_workers: int) -> None:
         InputError: it cannot be stored, or not there, or not by so many workers.
     """
     path = task.path
-    if path.suffix not in ENDINGS:
-        raise unknown_name("format of draws that are written in blocks", path.suffix or path.name, ENDINGS)
+    if path.suffix not in BLOCK_ENDINGS:
+        raise unknown_name("format of draws that are written in blocks", path.suffix or path.name, BLOCK_ENDINGS)
     subject = task.run.subject
     if not subject.model_hash:
         raise InputError(
@@ -137,30 +138,6 @@ def check_task(task: StoringTask, n_workers: int) -> None:
         raise InputError(f"{n_workers} workers cannot share {path}: give a .zarr store, or one process or --alone")
     if task.repair:
         raise InputError(f"{path} has no checksums: --repair is for .zarr stores; --overwrite starts anew")
-
-
-def find_finished_npy(task: StoringTask) -> dict[str, Any] | None:
-    """The record of an .npy that is whole and of this very run; None where there is something to compute.
-
-    Raises:
-        InputError: the file is another run's, or no record says whose.
-    """
-    path = task.path
-    if is_store(path) or task.overwrite or not path.exists() or read_partial(path) is not None:
-        return None
-    stored = read_finished(path)
-    found = "no record that fits is beside it"
-    try:
-        if stored is not None:
-            found = task.difference(stored)
-    except InputError:
-        found = "the record beside it is of something else"
-    if found:
-        raise InputError(
-            f"{path} is there and not of this run: {found}; give another --out, or --overwrite replaces it"
-        )
-    remove_rest(path)
-    return stored
 
 
 def open_output(task: StoringTask) -> tuple[BlockOutput, list[str]]:

@@ -26,12 +26,12 @@ from kaleido_fast.running.blocks import Run
 from kaleido_fast.running.result import SampleStats
 from kaleido_fast.sampling import prepare_run
 from kaleido_fast.storing.filling import Spent, fill, stored_mixing
+from kaleido_fast.storing.finished import find_finished_npy
 from kaleido_fast.storing.layout import BlockOutput
 from kaleido_fast.storing.opening import (
     OutputFiles,
     StoringTask,
     check_task,
-    find_finished_npy,
     open_output,
     open_shared_store,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kaleido_fast.planning.plan import WAITING_BLOCKS
+from kaleido_fast.planning.blocks import WAITING_BLOCKS
 from kaleido_fast.storing.write_behind import WriteBehind
 
 BLOCKS: list[Any] = list(range(20))  # it looks into none of them
