@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaleido_fast.engines.base import Advanced, Report
-from kaleido_fast.engines.reference import ReferenceEngine, residual_of
+from kaleido_fast.engines.reference import ReferenceEngine, add_noise, run
 from kaleido_fast.errors import InputError
 from kaleido_fast.modules.general import Evaluated, damaged_weight, weight_type
 from kaleido_fast.planning.request import SampleRequest
@@ -55,8 +56,8 @@ class ModuleEngine(ReferenceEngine):
         tile_rows: int,
         device: torch.device,
     ) -> None:
-        self.request, self.dim, self.device, self.tile_rows = request, dim, device, tile_rows
-        self.low, self.high = data_range
+        self.request, self.dim, self.data_range, self.device = request, dim, data_range, device
+        self.tile_rows = tile_rows
         self.dtype = torch.float64 if request.precision == "fp64" else torch.float32
         self.answers = Answers(Evaluated.of(module), dim, data_range, self.dtype, device)
         self.step_map = self.answers
@@ -88,15 +89,17 @@ class ModuleEngine(ReferenceEngine):
                 filled = rows[:1].repeat(self.tile_rows)
                 filled[places] = rows
                 tile_ids = chain_ids[filled]
-                x = self.start(tile_ids) if state is None else state[filled].to(self.dtype)
-                for step in range(first_step, last_step):
-                    x, change = self._step(x, tile_ids, step)
-                    draw = self.request.schedule.draw_after(step + 1)
-                    if draws is not None and draw is not None:
-                        with torch.inference_mode():  # where they may have been made
-                            draws[rows, draw] = x[places]
-                    report(len(rows))
-                final[rows], residual[rows] = x[places], residual_of(change)[places]
+                x, tile_residual = run(
+                    self.step_map,
+                    self.start(tile_ids) if state is None else state[filled].to(self.dtype),
+                    tile_ids,
+                    range(first_step, last_step),
+                    self.request,
+                    self.data_range,
+                    partial(_keep, draws, rows, places),
+                    partial(report, len(rows)),
+                )
+                final[rows], residual[rows] = x[places], tile_residual[places]
                 self.answers.refuse_outside()
         return Advanced(final, residual)
 
@@ -107,7 +110,7 @@ class ModuleEngine(ReferenceEngine):
         if len(x) < self.tile_rows:
             x = x[torch.arange(self.tile_rows, device=self.device) % len(x)]
         if self.request.schedule.is_jittered(step):
-            x = self._add_noise(x, some, step)
+            x = add_noise(x, some, step, self.request, self.data_range)
         far = torch.arange(self.tile_rows, device=self.device) + _FAR
         self.answers.meet(x, self.start(far))
 
@@ -123,6 +126,12 @@ class ModuleEngine(ReferenceEngine):
         _, sizes = tile[order].unique_consecutive(return_counts=True)
         for rows in order.split(sizes.tolist()):
             yield rows, places[rows]
+
+
+def _keep(draws: Tensor | None, rows: Tensor, places: Tensor, draw: int, states: Tensor) -> None:
+    if draws is not None:
+        with torch.inference_mode():  # where they may have been made
+            draws[rows, draw] = states[places]
 
 
 class Answers:

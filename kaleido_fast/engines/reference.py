@@ -1,4 +1,7 @@
-"""The reference engine: the recursion in plain torch. It defines the right answer for every other engine."""
+"""The reference engine: the recursion in plain torch. It defines the right answer for every other engine.
+
+`step` and `run` are the whole recursion. What follows holds the weights and cuts the chains into tiles.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,79 @@ from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.packing import round_operand
 
+StepMap = Callable[[Tensor], Tensor]
+"""The network f: states (n, D) to states (n, D)."""
+
+
+def step(
+    f: StepMap, x: Tensor, chain_ids: Tensor, t: int, request: SampleRequest, data_range: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """One step of the recursion: x <- f(clamp(x + jitter * noise)), and x <- f(x) where step ``t`` has no jitter.
+
+    With "upstream" noise each step is x <- clamp(f(x) + jitter * noise).
+
+    Args:
+        f: the network.
+        x: (n, D), states after ``t`` steps.
+        chain_ids: (n,) int64; with the seed and the step they select the noise.
+        t: steps done before.
+        request: seed, noise, jitter and the schedule of steps that have it.
+        data_range: (low, high), to which noisy states are clamped.
+
+    Returns:
+        The states after ``t + 1`` steps, and what f changed of its input, (n, D) each.
+    """
+    schedule = request.schedule
+    if schedule.is_jittered(t):
+        x = add_noise(x, chain_ids, t, request, data_range)
+    y = f(x)
+    change = y - x
+    if schedule.noise == "upstream" and schedule.jitter > 0:
+        y = add_noise(y, chain_ids, t + 1, request, data_range)
+    return y, change
+
+
+def add_noise(x: Tensor, chain_ids: Tensor, t: int, request: SampleRequest, data_range: tuple[float, float]) -> Tensor:
+    """Clamp(x + jitter * noise), with the noise that these chains have at step ``t``."""
+    low, high = data_range
+    noise = jitter_noise(request.seed, chain_ids, x.shape[1], t, request.noise, low, high)
+    return (x + request.jitter * noise.to(x.dtype)).clamp(low, high)
+
+
+def run(
+    f: StepMap,
+    x: Tensor,
+    chain_ids: Tensor,
+    steps: range,
+    request: SampleRequest,
+    data_range: tuple[float, float],
+    keep: Callable[[int, Tensor], None],
+    report: Callable[[], None],
+) -> tuple[Tensor, Tensor]:
+    """These steps of the recursion, from ``x``, the states before them; other arguments are those of `step`.
+
+    Args:
+        keep: called with the number of each draw that falls into the range, and its states (n, D).
+        report: called after each step.
+
+    Returns:
+        The states after the last step, (n, D), and its residual, (n,) fp32.
+    """
+    schedule = request.schedule
+    for t in steps:
+        x, change = step(f, x, chain_ids, t, request, data_range)
+        draw = schedule.draw_after(t + 1)
+        if draw is not None:
+            keep(draw, x)
+        report()
+    return x, residual_of(change)
+
+
+def residual_of(change: Tensor) -> Tensor:
+    """The largest change (n, D) of each chain: (n,) fp32."""
+    return change.abs().amax(dim=1).to(torch.float32)
+
+
 # A BLAS rounds a row's sums differently by its place in the batch unless the widths are whole vectors: measured with 10
 # outputs, gone with 16.
 _WIDTH_MULTIPLE = 16
@@ -27,7 +103,6 @@ _WIDTH_MULTIPLE = 16
 _FEWEST_ROWS = 16
 _WORTH_STEPS = 8
 
-StepMap = Callable[[Tensor], Tensor]
 Layer = tuple[Tensor, Tensor]
 """Weight (out, in) and bias (out,), widths padded by zeros."""
 
@@ -54,8 +129,7 @@ class ReferenceEngine:
         tile_rows: int,
         device: torch.device,
     ) -> None:
-        self.request, self.dim, self.device = request, dim, device
-        self.low, self.high = data_range
+        self.request, self.dim, self.data_range, self.device = request, dim, data_range, device
         self.tile_rows = tile_rows
         self.dtype = torch.float64 if request.precision == "fp64" else torch.float32
         self.layers = [_packed_layer(layer, request.precision, self.dtype, device) for layer in model.linears]
@@ -102,17 +176,24 @@ class ReferenceEngine:
         report: Report,
     ) -> Advanced:
         n = len(chain_ids)
-        schedule = self.request.schedule
         idle = self._rows_for(n) - n
         chain_ids = F.pad(chain_ids, (0, idle))
-        x = self.start(chain_ids) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, idle))
-        for step in range(first_step, last_step):
-            x, change = self._step(x, chain_ids, step)
-            draw = schedule.draw_after(step + 1)
-            if draws is not None and draw is not None:
-                draws[:, draw] = x[:n]
-            report(n)
-        return Advanced(x[:n], residual_of(change[:n]))
+
+        def keep(draw: int, states: Tensor) -> None:
+            if draws is not None:
+                draws[:, draw] = states[:n]
+
+        x, residual = run(
+            self.step_map,
+            self.start(chain_ids) if state is None else F.pad(state.to(self.dtype), (0, 0, 0, idle)),
+            chain_ids,
+            range(first_step, last_step),
+            self.request,
+            self.data_range,
+            keep,
+            partial(report, n),
+        )
+        return Advanced(x[:n], residual[:n])
 
     def _rows_for(self, n: int) -> int:
         """Rows of a tile of ``n`` chains: so few that their products are seen to have the bits of whole tiles'."""
@@ -143,28 +224,7 @@ class ReferenceEngine:
     def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
         request = self.request
-        return start_noise(request.seed, chain_ids, self.dim, request.init, self.low, self.high).to(self.dtype)
-
-    def _step(self, x: Tensor, chain_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """x_t -> (x_{t+1}, what the map changed of its input)."""
-        schedule = self.request.schedule
-        if schedule.is_jittered(step):
-            x = self._add_noise(x, chain_ids, step)
-        y = self.step_map(x)
-        change = y - x
-        if schedule.noise == "upstream" and schedule.jitter > 0:
-            y = self._add_noise(y, chain_ids, step + 1)
-        return y, change
-
-    def _add_noise(self, x: Tensor, chain_ids: Tensor, step: int) -> Tensor:
-        request = self.request
-        e = jitter_noise(request.seed, chain_ids, self.dim, step, request.noise, self.low, self.high)
-        return (x + request.jitter * e.to(self.dtype)).clamp(self.low, self.high)
-
-
-def residual_of(change: Tensor) -> Tensor:
-    """The largest change (n, D) of each chain: (n,) fp32."""
-    return change.abs().amax(dim=1).to(torch.float32)
+        return start_noise(request.seed, chain_ids, self.dim, request.init, *self.data_range).to(self.dtype)
 
 
 def _rounded(x: Tensor, precision: str) -> Tensor:
