@@ -156,6 +156,10 @@ class Running:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def everyone(self) -> Tensor:
+        """(m,) int64, the places of all of them."""
+        return torch.arange(len(self), device=self.rows.device)
+
     def part(self, places: Tensor) -> Running:
         """Some of them; copied only where they are not all."""
         if len(places) == len(self):
@@ -199,13 +203,8 @@ class _Block:
 
         From here on there is a state; there is no earlier one yet, so that none is back.
         """
-        n, device = len(self.chain_ids), self.chain_ids.device
-        places = torch.arange(n, device=device)
-        passed = torch.zeros(n, dtype=torch.int32, device=device)
-        made = self._advance(window, window.first, self.chain_ids, z0, self.policy.checks(window.last, passed, None))
-        running = Running(places, self.chain_ids, made.state, passed)
-        running.take(places, made)
-        staying, _ = self._sort(window, window.first, running, places, made)
+        running, halts = self._start(window, z0)
+        staying, _ = self._sort(window, window.first, running, running.everyone(), halts)
         self._finish(window, running, staying)
         return running
 
@@ -220,17 +219,29 @@ class _Block:
         # is back at each check until it has passed enough of them, one on a cycle longer than is looked for comes near
         # by chance. They go on from there, in launches of their own, and may be back again before the window ends: so
         # it takes a stack. Its order is free, as chains do not depend on their company.
-        waiting = [(window.first, torch.arange(len(running), device=running.rows.device))]
+        waiting = [(window.first, running.everyone())]
         while waiting:
             first, places = waiting.pop()
-            group = running.part(places)
-            checks = self.policy.checks(window.last, group.checks_passed, group.earlier_state)
-            made = self._advance(window, first, group.chain_ids, group.state, checks)
-            running.take(places, made)
-            stay, halted = self._sort(window, first, running, places, made)
+            halts = self._go_on(window, first, running, places)
+            stay, halted = self._sort(window, first, running, places, halts)
             staying += stay
             waiting += halted
         self._finish(window, running, staying)
+
+    def _start(self, window: Window, z0: Tensor | None) -> tuple[Running, Halts | None]:
+        """All chains after the first window, and how they halted; see `_advance`."""
+        n, device = len(self.chain_ids), self.chain_ids.device
+        passed = torch.zeros(n, dtype=torch.int32, device=device)
+        made = self._advance(window, window.first, self.chain_ids, z0, self.policy.checks(window.last, passed, None))
+        running = Running(torch.arange(n, device=device), self.chain_ids, made.state, passed)
+        return running, self._take(running, running.rows, made)
+
+    def _go_on(self, window: Window, first: int, running: Running, places: Tensor) -> Halts | None:
+        """Run some of the chains on from ``first``; says how they halted, see `_advance`."""
+        group = running.part(places)
+        checks = self.policy.checks(window.last, group.checks_passed, group.earlier_state)
+        made = self._advance(window, first, group.chain_ids, group.state, checks)
+        return self._take(running, places, made)
 
     def _advance(self, window: Window, first: int, chain_ids: Tensor, state: Tensor | None, checks: Checks) -> Advanced:
         """Run chains from ``first`` to the window's end or to where they halt; `Checked` if there was a check."""
@@ -240,21 +251,25 @@ class _Block:
         made = engine.advance(chain_ids, state, first, last, None, self.report)
         return check_chains(made, checks, last) if self.policy.is_check(last) else made
 
+    def _take(self, running: Running, places: Tensor, made: Advanced) -> Halts | None:
+        """Note what an engine made of some of the chains; returns how they halted, None without a check."""
+        running.take(places, made)
+        self.end.residual[running.rows[places]] = made.residual
+        return made.halts if isinstance(made, Checked) else None
+
     def _sort(
-        self, window: Window, first: int, running: Running, places: Tensor, made: Advanced
+        self, window: Window, first: int, running: Running, places: Tensor, halts: Halts | None
     ) -> tuple[list[Tensor], list[tuple[int, Tensor]]]:
         """What becomes of chains that were run from ``first`` on.
 
         Returns:
             Places of those that stay, and (step, places) of those that halted before the window's end and go on.
         """
-        end, last = self.end, window.last
-        end.residual[running.rows[places]] = made.residual
-        if not isinstance(made, Checked):
-            end.chain_steps += (last - first) * len(places)
+        last = window.last
+        if halts is None:
+            self.end.chain_steps += (last - first) * len(places)
             return [places], []
-        halts = made.halts
-        end.chain_steps += last * len(halts.running) + halts.steps_sum - first * len(places)
+        self.end.chain_steps += last * len(halts.running) + halts.steps_sum - first * len(places)
         staying, halted = [places[halts.running]], []
         if len(halts.settled):
             first_draw = self.policy.schedule.draws_done(first)  # a window ends at the next draw, if not before
