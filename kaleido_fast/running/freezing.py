@@ -90,10 +90,10 @@ class Policy:
 
     @classmethod
     def of(cls, request: SampleRequest, phases: Sequence[Phase]) -> Policy:
-        """Of a request that freezes; ``phases`` with polish: what settles in a low precision has not arrived yet."""
+        """The policy of a request that freezes chains, over the phases of its run."""
         assert request.tol is not None
         n_steps = request.schedule.n_steps
-        freeze_from = phases[-1].first
+        freeze_from = phases[-1].first  # what settles in a low precision is not yet a fixed point of the network
         return cls(
             tol=request.tol,
             patience=request.patience,
