@@ -14,7 +14,6 @@ from kaleido_fast.names import BLOCK_ENDINGS
 from kaleido_fast.planning.blocks import streamed_block
 from kaleido_fast.planning.request import MAX_COUNT
 from kaleido_fast.running.blocks import Run
-from kaleido_fast.sampling import Run
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.durable import import_zarr
 from kaleido_fast.storing.encoding import Encoding
