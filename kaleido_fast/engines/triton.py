@@ -18,7 +18,8 @@ from kaleido_fast.planning.plan import KernelPlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
 from kaleido_kernels import kernels
-from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs, kind_of
+from kaleido_kernels.arguments import LaunchKind
+from kaleido_kernels.launch import LaunchRequest, Outputs, kind_of
 from kaleido_kernels.schedule import Checks
 
 

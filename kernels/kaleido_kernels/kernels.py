@@ -17,7 +17,8 @@ from kaleido_kernels.tile import AnyTile, GpuFacts
 if TYPE_CHECKING:
     import torch
 
-    from kaleido_kernels.launch import LaunchKind, LaunchRequest, Outputs
+    from kaleido_kernels.arguments import LaunchKind
+    from kaleido_kernels.launch import LaunchRequest, Outputs
     from kaleido_kernels.packing import Layers
     from kaleido_kernels.variant import Variant
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kaleido_kernels.arguments import QUIET, LaunchKind
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import INITS, NetShape
 from kaleido_kernels.tile import Tile
@@ -73,6 +73,11 @@ class LaunchRequest:
         return self.run_steps if self.run_steps is not None else 0
 
     @property
+    def jitter(self) -> float:
+        """Scale of the noise; 0 is off."""
+        return float(self.schedule.jitter)
+
+    @property
     def signed_seed(self) -> int:
         """The seed as the kernels take it: int64, two's complement."""
         return self.seed - 2**64 if self.seed >= 2**63 else self.seed
@@ -113,8 +118,10 @@ def allocate_outputs(request: LaunchRequest, shape: NetShape, device: torch.devi
 def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device, outputs: Outputs) -> None:
     """Refuse tensors of another shape, type, layout or device than `LaunchRequest` and `Outputs` say."""
     n, dim, checks = request.n_chains, shape.dim, request.checks
-    if checks is not None and (outputs.draws is not None or outputs.calm is None or outputs.halt is None):
-        raise ValueError("a launch with checks fills calm and halt, and no draws")
+    if checks is not None:
+        filled = outputs.calm is not None and outputs.halt is not None and outputs.draws is None
+        if not filled or checks.saved is None:
+            raise ValueError("a launch with checks has saved states, fills calm and halt, and no draws")
     expected: list[tuple[str, Tensor | None, tuple[int, ...], torch.dtype]] = [
         ("chain_ids", request.chain_ids, (n,), torch.int64),
         ("start", request.start, (n, dim), torch.float32),
@@ -140,36 +147,8 @@ def check_tensors(request: LaunchRequest, shape: NetShape, device: torch.device,
             )
 
 
-class LaunchKind(NamedTuple):
-    """What of a request is compiled into a kernel: the kernels' constants of the same names in capitals."""
-
-    jitter: str = "none"
-    init: str = "uniform"
-    has_start: bool = False
-    has_ids: bool = True
-    keep_draws: bool = True
-    checks: bool = False
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """The compile-time constants."""
-        return {name.upper(): value for name, value in self._asdict().items()}
-
-
-QUIET = LaunchKind()
-"""The commonest launch: from start noise through all steps."""
-
-CHECKED = LaunchKind(has_start=True, keep_draws=False, checks=True)
-"""The launch that takes chains out of the work."""
-
 OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 """Type of a pointer to weights for each device precision."""
-
-# Not specialised, or a value of 1 and every multiple of 16 would compile a kernel of its own.
-UNSPECIALISED = (
-    *("n_chains", "first_chain", "seed", "burn_in", "n_draws", "thin", "settle", "first_step", "run_steps"),
-    *("patience", "every"),
-)
 
 
 def kind_of(request: LaunchRequest, outputs: Outputs) -> LaunchKind:
@@ -188,39 +167,3 @@ def check_tile(tile: Tile, kernel: str) -> None:
     """Refuse a tile that was made for another kernel."""
     if tile.kernel != kernel:
         raise ValueError(f"the tile is for kernel {tile.kernel!r}: pass one of tiles.candidates() for {kernel!r}")
-
-
-def pointer_arguments(
-    high: Tensor, low: Tensor, bias: Tensor, request: LaunchRequest, outputs: Outputs
-) -> list[Tensor]:
-    """The pointers of narrow and stream in order; what is not there is stood in for by ``final`` and never touched."""
-    final = outputs.final
-    draws = final if outputs.draws is None else outputs.draws
-    return [draws, final, outputs.residual, high, low, bias, *input_pointers(request, outputs)]
-
-
-def input_pointers(request: LaunchRequest, outputs: Outputs) -> list[Tensor]:
-    """The pointers of every kernel from ``start_ptr`` to ``halt_ptr``, in order."""
-    checks = request.checks
-    there = [request.start, request.chain_ids]
-    there += [None] * 4 if checks is None else [checks.saved, checks.checks_passed, outputs.calm, outputs.halt]
-    return [outputs.final if tensor is None else tensor for tensor in there]
-
-
-def scalar_arguments(request: LaunchRequest) -> list[int | float]:
-    """The scalars of every kernel, n_chains to every, in order."""
-    s, checks = request.schedule, request.checks
-    counts = [s.burn_in, s.n_draws, s.thin, s.settle, request.first_step, request.n_run]
-    looks = [0.0, 1, 1] if checks is None else [float(checks.tol), checks.patience, checks.every]
-    return [request.n_chains, request.first_chain, request.signed_seed, float(s.jitter), *counts, *looks]
-
-
-def argument_types(operand: str, bias: str, kind: LaunchKind) -> dict[str, str]:
-    """Name -> type of the arguments of narrow and stream; what is not there has the type of ``final``, its stand-in."""
-    types = dict.fromkeys(("draws_ptr", "final_ptr", "residual_ptr", "start_ptr", "saved_ptr"), "*fp32")
-    types |= {"w_high_ptr": operand, "w_low_ptr": operand, "bias_ptr": bias}
-    types |= {"chain_ids_ptr": "*i64" if kind.has_ids else "*fp32"}
-    types |= dict.fromkeys(("calm_in_ptr", "calm_ptr", "halt_ptr"), "*i32" if kind.checks else "*fp32")
-    types |= {"n_chains": "i64", "first_chain": "i64", "seed": "i64", "jitter": "fp32", "tol": "fp32"}
-    counts = ("burn_in", "n_draws", "thin", "settle", "first_step", "run_steps", "patience", "every")
-    return types | dict.fromkeys(counts, "i32")

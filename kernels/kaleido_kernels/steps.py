@@ -1,20 +1,70 @@
 """The device steps that every kernel shares. Variants are chosen by constexpr names; there is one copy of each step.
 
-Names used throughout:
-    ACTIVATION  "relu" | "leaky_relu" | "gelu" | "gelu_tanh" | "silu" | "tanh"
-    BOUND       "tanh" | "sigmoid"
-    PRECISION   "fp16x3" (fp32 by three fp16 products) | "ieee" | "tf32" | "fp16" | "bf16"
-    JITTER      "none" | "normal" | "uniform" | "upstream"
+What is compiled in has names in capitals:
+    MAP         a `kaleido_kernels.arguments.Map`: the step that is iterated
+    PRECISION   its precision: "fp16x3" (fp32 by three fp16 products) | "ieee" | "tf32" | "fp16" | "bf16"
     USE_ASM     True on NVIDIA devices; False under the interpreter and on AMD, which run the twin of each instruction
 An operand of a product is a pair (high, low); low is used by "fp16x3" only and is high itself otherwise.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from kaleido_kernels.philox import noise_tile
+
+
+class Timing(NamedTuple):
+    """The schedule, 32-bit: see `kaleido_kernels.schedule.Schedule`."""
+
+    burn_in: Any
+    n_draws: Any
+    thin: Any
+    settle: Any
+
+
+class Noise(NamedTuple):
+    """Key of the noise (int64) and scale of the jitter."""
+
+    seed: Any
+    jitter: Any
+
+
+class Chains(NamedTuple):
+    """The chains of a tile: rows of the launch's tensors (int64), which of them exist, and absolute ids (int64)."""
+
+    rows: Any
+    exist: Any
+    ids: Any
+
+
+class Stored(NamedTuple):
+    """What a launch fills: see the arguments of these names. Without draws ``draws_ptr`` is None."""
+
+    draws_ptr: Any
+    final_ptr: Any
+    residual_ptr: Any
+
+
+class Checking(NamedTuple):
+    """What chains are checked with, and where it is noted: see `kaleido_kernels.schedule.Checks`.
+
+    Without checks all pointers but ``residual_ptr`` are None.
+    """
+
+    saved_ptr: Any
+    calm_in_ptr: Any
+    residual_ptr: Any
+    calm_ptr: Any
+    halt_ptr: Any
+    n_steps: Any
+    every: Any
+    tol: Any
+    patience: Any
+
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -74,27 +124,26 @@ def erf_polynomial(x):
 
 
 @triton.jit
-def hidden_activation(
-    x, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, PRECISION: tl.constexpr, USE_ASM: tl.constexpr
-):
+def hidden_activation(x, MAP: tl.constexpr, USE_ASM: tl.constexpr):
     """The activation between layers, fp32 to fp32. NaN stays NaN, as in torch (a plain maximum would make it 0)."""
-    SHORT: tl.constexpr = USE_ASM and (PRECISION == "fp16" or PRECISION == "bf16")
-    if ACTIVATION == "relu":
+    ROUNDED: tl.constexpr = MAP.precision == "fp16" or MAP.precision == "bf16"
+    SHORT: tl.constexpr = USE_ASM and ROUNDED
+    if MAP.activation == "relu":
         return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "leaky_relu":
-        return tl.where(x > 0, x, NEGATIVE_SLOPE * x)
-    elif ACTIVATION == "tanh":
+    elif MAP.activation == "leaky_relu":
+        return tl.where(x > 0, x, MAP.negative_slope * x)
+    elif MAP.activation == "tanh":
         if SHORT:
             return fast_tanh(x)
         else:
             return tanh(x, USE_ASM)
-    elif ACTIVATION == "silu":
+    elif MAP.activation == "silu":
         if SHORT:
             half = 0.5 * x
             return half + half * fast_tanh(half)
         else:
             return x * sigmoid(x, USE_ASM)
-    elif ACTIVATION == "gelu_tanh":
+    elif MAP.activation == "gelu_tanh":
         inner = GELU_SCALE * x * (1.0 + 0.044715 * x * x)
         if SHORT:
             half = 0.5 * x
@@ -102,20 +151,20 @@ def hidden_activation(
         else:
             return x * sigmoid(inner, USE_ASM)
     else:
-        tl.static_assert(ACTIVATION == "gelu", "unknown activation")
-        if PRECISION == "fp16" or PRECISION == "bf16":
+        tl.static_assert(MAP.activation == "gelu", "unknown activation")
+        if ROUNDED:
             return 0.5 * x * (1.0 + erf_polynomial(x * SQRT_HALF))
         else:
             return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
 
 
 @triton.jit
-def bound_output(x, BOUND: tl.constexpr, USE_ASM: tl.constexpr):
+def bound_output(x, MAP: tl.constexpr, USE_ASM: tl.constexpr):
     """The bound after the last layer, fp32, within 1e-7. Large inputs give the bound exactly; NaN stays NaN."""
-    if BOUND == "tanh":
+    if MAP.bound == "tanh":
         return tanh(x, USE_ASM)
     else:
-        tl.static_assert(BOUND == "sigmoid", "unknown bound")
+        tl.static_assert(MAP.bound == "sigmoid", "unknown bound")
         return sigmoid(x, USE_ASM)
 
 
@@ -150,13 +199,13 @@ def relu_to_operand(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, PRECISION: tl.constexpr, USE_ASM: tl.constexpr):
+def activate(x, MAP: tl.constexpr, USE_ASM: tl.constexpr):
     """Accumulator of a hidden layer -> operand pair of the next one."""
-    if USE_ASM and ACTIVATION == "relu" and (PRECISION == "fp16" or PRECISION == "bf16"):
-        high = relu_to_operand(x, PRECISION)
+    if USE_ASM and MAP.activation == "relu" and (MAP.precision == "fp16" or MAP.precision == "bf16"):
+        high = relu_to_operand(x, MAP.precision)
         return high, high
     else:
-        return to_operand(hidden_activation(x, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM), PRECISION)
+        return to_operand(hidden_activation(x, MAP, USE_ASM), MAP.precision)
 
 
 @triton.jit
@@ -180,37 +229,89 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def start_tile(
-    seed, chains, first_col, LOW: tl.constexpr, HIGH: tl.constexpr, INIT: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Start noise (ROWS, COLS) fp32 from the counters of step 0. INIT: "uniform" | "normal"."""
-    step = tl.full([], 0, tl.int32)
-    value = noise_tile(seed, chains, first_col, step, DIM, ROWS, COLS, INIT)
-    if INIT == "uniform":
-        return LOW + (HIGH - LOW) * value
-    else:
-        return clamp((LOW + HIGH) / 2 + (HIGH - LOW) / 2 * value, LOW, HIGH)
+def tile_rows(first_row, n_chains, ROWS: tl.constexpr):
+    """Rows ``first_row`` .. (int64) of a tile, and which of them exist."""
+    rows = first_row + tl.arange(0, ROWS)
+    return rows, rows < n_chains
 
 
 @triton.jit
-def add_jitter(
-    x, jitter, seed, chains, first_col, step, LOW: tl.constexpr, HIGH: tl.constexpr, JITTER: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """x with the noise of counter ``step``, clamped to the data range, in columns below DIM; the others as they are."""
-    KIND: tl.constexpr = "normal" if JITTER == "normal" else "uniform"
-    value = noise_tile(seed, chains, first_col, step, DIM, ROWS, COLS, KIND)
-    if JITTER == "normal":
-        noise = (HIGH - LOW) / 2 * value
-    elif JITTER == "uniform":
-        noise = (HIGH - LOW) / 2 * (2.0 * value - 1.0)
+def tile_chains(first_row, n_chains, first_chain, chain_ids_ptr, ROWS: tl.constexpr):
+    """The chains of rows ``first_row`` .. (int64): ids from memory, or the rows' numbers from ``first_chain``."""
+    rows, exist = tile_rows(first_row, n_chains, ROWS)
+    if chain_ids_ptr is not None:
+        return Chains(rows, exist, tl.load(chain_ids_ptr + rows, mask=exist, other=0))
     else:
-        tl.static_assert(JITTER == "upstream", "unknown jitter")
-        noise = (HIGH - LOW) * value + HIGH  # the published sampler's formula, its drift upward included
-    moved = clamp(x + jitter * noise, LOW, HIGH)
+        return Chains(rows, exist, first_chain + rows)
+
+
+@triton.jit
+def place_columns(chains, first_col, DIM: tl.constexpr, COLS: tl.constexpr):
+    """(offsets, mask) of columns ``first_col`` .. of a tile's chains in (n_chains, DIM) row-major; (ROWS, COLS)."""
+    cols = first_col + tl.arange(0, COLS)
+    return chains.rows[:, None] * DIM + cols[None, :], chains.exist[:, None] & (cols < DIM)[None, :]
+
+
+@triton.jit
+def columns_at(ptr, chains, first_col, DIM: tl.constexpr, COLS: tl.constexpr):
+    """(pointers, mask) of columns ``first_col`` .. of a tile's chains in ``ptr``, (n_chains, DIM) row-major."""
+    cols = first_col + tl.arange(0, COLS)
+    return ptr + chains.rows[:, None] * DIM + cols[None, :], chains.exist[:, None] & (cols < DIM)[None, :]
+
+
+@triton.jit
+def start_tile(seed, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Start noise (ROWS, COLS) fp32 from the counters of step 0."""
+    step = tl.full([], 0, tl.int32)
+    value = noise_tile(seed, ids, first_col, step, MAP.dim, ROWS, COLS, MAP.init)
+    if MAP.init == "uniform":
+        return MAP.low + (MAP.high - MAP.low) * value
+    else:
+        return clamp((MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * value, MAP.low, MAP.high)
+
+
+@triton.jit
+def first_state(start_ptr, seed, chains, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The states that a launch begins with, (ROWS, COLS) fp32: those in memory, or start noise where there are none."""
+    if start_ptr is not None:
+        start, mask = columns_at(start_ptr, chains, first_col, MAP.dim, COLS)
+        return tl.load(start, mask=mask, other=0.0)
+    else:
+        return start_tile(seed, chains.ids, first_col, MAP, ROWS, COLS)
+
+
+@triton.jit
+def add_jitter(x, noise, ids, first_col, step, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """x with the noise of counter ``step``, clamped to the data range, in columns below D; the others as they are."""
+    KIND: tl.constexpr = "normal" if MAP.jitter == "normal" else "uniform"
+    value = noise_tile(noise.seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
+    if MAP.jitter == "normal":
+        moved = (MAP.high - MAP.low) / 2 * value
+    elif MAP.jitter == "uniform":
+        moved = (MAP.high - MAP.low) / 2 * (2.0 * value - 1.0)
+    else:
+        tl.static_assert(MAP.jitter == "upstream", "unknown jitter")
+        moved = (MAP.high - MAP.low) * value + MAP.high  # the published sampler's formula, its drift upward included
+    moved = clamp(x + noise.jitter * moved, MAP.low, MAP.high)
     col = first_col + tl.arange(0, COLS)
-    return tl.where(col[None, :] < DIM, moved, x)
+    return tl.where(col[None, :] < MAP.dim, moved, x)
+
+
+@triton.jit
+def jitter_input(x, step, jittered, noise, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The input of ``step`` from the state before it: with noise on the input where the step is ``jittered``."""
+    if MAP.jitter == "normal" or MAP.jitter == "uniform":
+        if jittered:
+            x = add_jitter(x, noise, ids, first_col, step, MAP, ROWS, COLS)
+    return x
+
+
+@triton.jit
+def jitter_output(y, done, noise, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The state after ``done`` steps from the last one's output: with the published sampler's noise, if on."""
+    if MAP.jitter == "upstream":
+        y = add_jitter(y, noise, ids, first_col, done, MAP, ROWS, COLS)
+    return y
 
 
 @triton.jit
@@ -224,19 +325,33 @@ def row_residual(change, first_col, DIM: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS: tl.constexpr):
-    """Absolute chain ids of a tile's rows, int64."""
-    if HAS_IDS:
-        return tl.load(chain_ids_ptr + rows, mask=row_mask, other=0)
-    else:
-        return first_chain + rows
+def draw_at(step, timing):
+    """The draw that ``step`` works towards."""
+    return tl.maximum(step - timing.burn_in, 0) // timing.thin
 
 
 @triton.jit
-def is_jittered(step, burn_in, thin, settle):
+def draw_end(draw, timing):
+    """Number of steps after which the state is draw ``draw``."""
+    return timing.burn_in + (draw + 1) * timing.thin
+
+
+@triton.jit
+def is_draw(done, timing):
+    """Whether the state after ``done`` steps, at least 1, is a draw."""
+    return done == draw_end(draw_at(done - 1, timing), timing)
+
+
+@triton.jit
+def is_jittered_before(step, end, timing):
+    """`is_jittered` where the step's draw is known to end after ``end`` steps."""
+    return (step > 0) & (step < end - timing.settle)
+
+
+@triton.jit
+def is_jittered(step, timing):
     """Whether the schedule puts noise on the input of ``step``: not on step 0 nor in the last ``settle`` of a draw."""
-    draw = tl.maximum(step - burn_in, 0) // thin
-    return (step > 0) & (step < burn_in + (draw + 1) * thin - settle)
+    return is_jittered_before(step, draw_end(draw_at(step, timing), timing), timing)
 
 
 @triton.jit
@@ -246,26 +361,30 @@ def next_check(step, every):
 
 
 @triton.jit
-def check_rows(
-    residual, distance, calm, step, n_steps, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr
-):  # fmt: skip
+def worst(a, b):
+    """The larger of two; NaN if one is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def check_rows(residual, distance, calm, step, rows, checking):
     """Stores what is known of a tile's chains after ``step`` steps; a check where one falls there.
 
-    See `kaleido_kernels.launch.Checks`.
+    See `kaleido_kernels.schedule.Checks`.
 
     Args:
         residual, distance: (ROWS,) fp32, largest change in the step, and largest distance to the saved state.
         calm: (ROWS,) int32, checks passed in a row so far; -1 for rows that have halted, or are none.
-        residual_ptr, calm_ptr, halt_ptr: the launch's outputs, stored for the others.
+        rows: (ROWS,) int64, where the others' outputs are stored.
 
     Returns ``calm`` after it.
     """
-    is_check = (step % every == 0) & (step < n_steps)
+    is_check = (step % checking.every == 0) & (step < checking.n_steps)
     live = calm >= 0
-    calm = tl.where(is_check, tl.where(residual < tol, calm + 1, 0), calm)
-    settled = (calm >= patience) | (residual != residual)
-    halting = is_check & (settled | (distance < tol))
-    tl.store(residual_ptr + rows, residual, mask=live)
-    tl.store(calm_ptr + rows, calm, mask=live)
-    tl.store(halt_ptr + rows, tl.where(halting, tl.where(settled, step, -step), 0), mask=live)
+    calm = tl.where(is_check, tl.where(residual < checking.tol, calm + 1, 0), calm)
+    settled = (calm >= checking.patience) | (residual != residual)
+    halting = is_check & (settled | (distance < checking.tol))
+    tl.store(checking.residual_ptr + rows, residual, mask=live)
+    tl.store(checking.calm_ptr + rows, calm, mask=live)
+    tl.store(checking.halt_ptr + rows, tl.where(halting, tl.where(settled, step, -step), 0), mask=live)
     return tl.where(live & ~halting, calm, -1)

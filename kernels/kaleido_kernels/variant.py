@@ -28,8 +28,8 @@ class Variant:
 
     Args:
         kernel: the ``triton.jit`` function; its compile-time constants come last.
-        signature: name -> type of each argument of a launch, in any order: "*fp16", "i64", "fp32", or
-            "tensordesc<fp16[128,64]>" for a copy descriptor.
+        signature: name -> type of each argument of a launch, in any order: "*fp16", "i64", "fp32", "none" for a tensor
+            that is not there, or "tensordesc<fp16[128,64]>" for a copy descriptor.
         constants: name -> value of each compile-time constant.
         num_warps, num_stages: the compiler's options.
 

@@ -95,7 +95,8 @@ from kaleido_kernels.graph import kernel as graph
 from kaleido_kernels.graph.pack import pack_graph
 from kaleido_kernels.proving.fake_driver import keys_only, variant_key
 from kaleido_kernels.graph.plan import GraphTile
-from kaleido_kernels.launch import QUIET, LaunchRequest, allocate_outputs
+from kaleido_kernels.arguments import QUIET
+from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
 
@@ -129,7 +130,7 @@ from kaleido_kernels.narrow import kernel as narrow
 from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import compile_only, compile_variant, variant_key
 from kaleido_kernels.graph.plan import GraphTile
-from kaleido_kernels.launch import QUIET
+from kaleido_kernels.arguments import QUIET
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import Tile
 from kaleido_kernels.wide.plan import WideTile
@@ -171,7 +172,7 @@ from kaleido_kernels.stream import kernel as stream
 from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import variant_key
 from kaleido_kernels.graph.plan import GraphTile
-from kaleido_kernels.launch import QUIET
+from kaleido_kernels.arguments import QUIET
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import Tile
 from kaleido_kernels.wide.plan import WideTile
@@ -203,7 +204,7 @@ from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.proving.fake_driver import compile_only, fake_device, keys_only
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.launch import (LaunchRequest, allocate_outputs)
+from kaleido_kernels.launch import LaunchRequest, allocate_outputs
 from kaleido_kernels.narrow.kernel import launch_narrow
 from kaleido_kernels.narrow.pack import pack_narrow
 from kaleido_kernels.shapes import NetShape
@@ -279,7 +280,7 @@ from kaleido_kernels.launch import LaunchRequest, Outputs
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.proving.fake_driver import fake_device
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.launch import (LaunchRequest, Outputs)
+from kaleido_kernels.launch import LaunchRequest, Outputs
 from kaleido_kernels.narrow.kernel import launch_narrow, narrow_kernel
 from kaleido_kernels.narrow.pack import pack_narrow
 from kaleido_kernels.shapes import NetShape

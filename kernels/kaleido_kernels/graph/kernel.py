@@ -17,28 +17,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kaleido_kernels.arguments import QUIET, LaunchKind, compiled_map
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.graph.pack import GraphWeights, allocate_buffers, pack_graph
 from kaleido_kernels.graph.plan import GRAPH_FORMS, GraphTile, padded_width
-from kaleido_kernels.launch import OPERANDS, QUIET, LaunchKind, LaunchRequest, Outputs, check_tensors
+from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
-    add_jitter,
+    Chains,
+    Noise,
+    Timing,
     bound_output,
+    first_state,
     hidden_activation,
+    is_draw,
     is_jittered,
+    jitter_input,
+    jitter_output,
+    place_columns,
     row_residual,
-    start_tile,
     to_operand,
+    worst,
 )
 from kaleido_kernels.variant import Variant, use_asm_on
 
@@ -48,19 +56,39 @@ ACTIVATE_WARPS = 4
 NUM_STAGES = 1  # neither kernel has loads to pipeline
 
 
+class Block(NamedTuple):
+    """The memory of a block of chains: see the kernel's arguments of these names."""
+
+    raw_ptr: Any
+    bias_ptr: Any
+    operand_ptr: Any
+    state_ptr: Any
+    result_ptr: Any
+
+
 @triton.jit
 def write_input(
-    x, operand_ptr, state_ptr, place, operand_place, mask, first_col, step, burn_in, thin, settle, jitter, seed, chains,
-    LOW: tl.constexpr, HIGH: tl.constexpr, JITTER: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    x, block, chains, place, first_col, step, timing, noise,
+    MAP: tl.constexpr, DIM_PADDED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Stores the input of ``step`` from x: jittered where the schedule says so, as fp32 and as operand."""
-    if JITTER == "normal" or JITTER == "uniform":
-        if is_jittered(step, burn_in, thin, settle):
-            x = add_jitter(x, jitter, seed, chains, first_col, step, LOW, HIGH, JITTER, DIM, ROWS, COLS)
-    tl.store(state_ptr + place, x, mask=mask)
-    high, _ = to_operand(x, PRECISION)
-    tl.store(operand_ptr + operand_place, high, mask=mask)
+    """Stores the input of ``step`` from x, of all rows: jittered where the schedule says so, as fp32 and as operand."""
+    jittered = is_jittered(step, timing)
+    x = jitter_input(x, step, jittered, noise, chains.ids, first_col, MAP, ROWS, COLS)
+    col = first_col + tl.arange(0, COLS)
+    mask = tl.broadcast_to((col < MAP.dim)[None, :], (ROWS, COLS))
+    tl.store(block.state_ptr + place, x, mask=mask)
+    high, _ = to_operand(x, MAP.precision)
+    tl.store(block.operand_ptr + chains.rows[:, None] * DIM_PADDED + col[None, :], high, mask=mask)
+
+
+@triton.jit
+def step_output(block, chains, used, first_col, MAP: tl.constexpr, DIM_PADDED: tl.constexpr, COLS: tl.constexpr,
+                USE_ASM: tl.constexpr):  # fmt: skip
+    """Columns ``first_col`` .. of what the step gives, from the products' sums."""
+    col = first_col + tl.arange(0, COLS)
+    x = tl.load(block.raw_ptr + chains.rows[:, None] * DIM_PADDED + col[None, :], mask=used, other=0.0)
+    x = x + tl.load(block.bias_ptr + col, mask=col < MAP.dim, other=0.0)[None, :]
+    return bound_output(x, MAP, USE_ASM)
 
 
 @triton.jit(do_not_specialize=("burn_in", "thin", "settle"))
@@ -68,85 +96,56 @@ def graph_step_kernel(
     raw_ptr,  # (block, DIM_PADDED) fp32: sums of the last layer without bias; unused with FIRST
     bias_ptr,  # (DIM_PADDED,) fp32 of the last layer; unused with FIRST
     operand_ptr,  # (block, DIM_PADDED): the input of the next step; its padding stays zero
-    state_ptr,  # (block, DIM) fp32: the input of the step that ends, then that of the next
-    result_ptr,  # (block, DIM) fp32: with FIRST == "given" the states to start from, else the state after the step
+    state_ptr,  # (block, D) fp32: the input of the step that ends, then that of the next
+    result_ptr,  # (block, D) fp32: with FIRST == "given" the states to start from, else the state after the step
     residual_ptr,  # (block,) fp32
     chains_ptr,  # (block,) int64
     control_ptr,  # (CONTROL_VALUES,) int64: step, end of the launch, rows in use, seed
-    jitter,
-    burn_in: tl.int32,
-    thin: tl.int32,
-    settle: tl.int32,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    BOUND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    JITTER: tl.constexpr,
-    INIT: tl.constexpr,
-    FIRST: tl.constexpr,
-    USE_ASM: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
+    jitter: tl.float32, burn_in: tl.int32, thin: tl.int32, settle: tl.int32,
+    MAP: tl.constexpr, DIM_PADDED: tl.constexpr, FIRST: tl.constexpr, USE_ASM: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Grid: (block / ROWS,). FIRST: "" ends a step; "noise" and "given" make the input of the launch's first step."""
-    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    rows = local.to(tl.int64)
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     step = tl.load(control_ptr + STEP).to(tl.int32)
     end_step = tl.load(control_ptr + END).to(tl.int32)
     seed = tl.load(control_ptr + SEED)
-    row_mask = rows < tl.load(control_ptr + ROWS_USED)
-    chains = tl.load(chains_ptr + rows, mask=row_mask, other=0)
+    exist = rows < tl.load(control_ptr + ROWS_USED)
+    chains = Chains(rows, exist, tl.load(chains_ptr + rows, mask=exist, other=0))
+    block = Block(raw_ptr, bias_ptr, operand_ptr, state_ptr, result_ptr)
+    timing, noise = Timing(burn_in, None, thin, settle), Noise(seed, jitter)
     residual = tl.zeros([ROWS], tl.float32)
-    past = step + 1 - burn_in
-    keep = (step + 1 == end_step) | ((past > 0) & (past % thin == 0))
-    for block in range((DIM + COLS - 1) // COLS):
-        first_col = block * COLS
-        col = first_col + tl.arange(0, COLS)
+    next_step = step + 1 if FIRST == "" else step
+    keep = (next_step == end_step) | is_draw(next_step, timing)
+    for number in range((MAP.dim + COLS - 1) // COLS):
+        first_col = number * COLS
         # Rows that are not in use get zeros for a state: what is left there of other chains might be NaN.
-        used = row_mask[:, None] & (col < DIM)[None, :]
-        mask = tl.broadcast_to((col < DIM)[None, :], (ROWS, COLS))
-        place = rows[:, None] * DIM + col[None, :]
-        operand_place = rows[:, None] * DIM_PADDED + col[None, :]
-        if FIRST == "noise":
-            x = start_tile(seed, chains, first_col, LOW, HIGH, INIT, DIM, ROWS, COLS)
-            next_step = step
-        elif FIRST == "given":
-            x = tl.load(result_ptr + place, mask=used, other=0.0)
-            next_step = step
-        else:
-            x = tl.load(raw_ptr + operand_place, mask=used, other=0.0)
-            x = x + tl.load(bias_ptr + col, mask=col < DIM, other=0.0)[None, :]
-            x = bound_output(x, BOUND, USE_ASM)
-            next_step = step + 1
-            if step + 1 == end_step:
+        place, used = place_columns(chains, first_col, MAP.dim, COLS)
+        if FIRST == "":
+            x = step_output(block, chains, used, first_col, MAP, DIM_PADDED, COLS, USE_ASM)
+            if next_step == end_step:
                 change = x - tl.load(state_ptr + place, mask=used, other=0.0)
-                residual = tl.maximum(
-                    residual, row_residual(change, first_col, DIM, COLS), propagate_nan=tl.PropagateNan.ALL
-                )
-            if JITTER == "upstream":
-                x = add_jitter(x, jitter, seed, chains, first_col, next_step, LOW, HIGH, JITTER, DIM, ROWS, COLS)
+                residual = worst(residual, row_residual(change, first_col, MAP.dim, COLS))
+            x = jitter_output(x, next_step, noise, chains.ids, first_col, MAP, ROWS, COLS)
             if keep:
                 tl.store(result_ptr + place, x, mask=used)
+        elif FIRST == "given":
+            x = first_state(result_ptr, seed, chains, first_col, MAP, ROWS, COLS)
+        else:
+            x = first_state(None, seed, chains, first_col, MAP, ROWS, COLS)
         # Not after the last step, where the state before it is still to be read by other threads.
         if next_step != end_step:
-            write_input(
-                x, operand_ptr, state_ptr, place, operand_place, mask, first_col, next_step, burn_in, thin, settle,
-                jitter, seed, chains, LOW, HIGH, JITTER, DIM, PRECISION, ROWS, COLS,
-            )  # fmt: skip
+            write_input(x, block, chains, place, first_col, next_step, timing, noise, MAP, DIM_PADDED, ROWS, COLS)
     if FIRST == "":
-        if step + 1 == end_step:
-            tl.store(residual_ptr + rows, residual, mask=row_mask)
+        if next_step == end_step:
+            tl.store(residual_ptr + rows, residual, mask=exist)
 
 
 @triton.jit(do_not_specialize=("n_values",))
 def activate_kernel(
     h_ptr,  # (n_values,) operands
     n_values: tl.int32,  # a multiple of 16, as padded widths are
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MAP: tl.constexpr,
     USE_ASM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -154,7 +153,7 @@ def activate_kernel(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < tl.multiple_of(n_values, 16)
     x = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    high, _ = to_operand(hidden_activation(x, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM), PRECISION)
+    high, _ = to_operand(hidden_activation(x, MAP, USE_ASM), MAP.precision)
     tl.store(h_ptr + place, high, mask=mask)
 
 
@@ -168,14 +167,8 @@ def variant(
     """
     form = GRAPH_FORMS[precision]
     constants = {
-        "DIM": shape.dim,
+        "MAP": compiled_map(shape, form, kind),
         "DIM_PADDED": padded_width(shape.dim),
-        "LOW": shape.low,
-        "HIGH": shape.high,
-        "BOUND": shape.bound,
-        "PRECISION": form,
-        "JITTER": kind.jitter,
-        "INIT": kind.init,
         "FIRST": first,
         "USE_ASM": use_asm,
         "ROWS": tile.rows,
@@ -192,9 +185,7 @@ def activation_variant(shape: NetShape, precision: str, use_asm: bool = True) ->
     """The kernel of a hidden activation as it is launched; ``precision`` as in `variant`."""
     form = GRAPH_FORMS[precision]
     constants = {
-        "ACTIVATION": shape.activation,
-        "NEGATIVE_SLOPE": shape.negative_slope,
-        "PRECISION": form,
+        "MAP": compiled_map(shape, form, QUIET),
         "USE_ASM": use_asm,
         "BLOCK": ACTIVATE_BLOCK,
     }

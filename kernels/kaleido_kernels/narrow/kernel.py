@@ -12,39 +12,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from kaleido_kernels.launch import (
-    OPERANDS,
+from kaleido_kernels.arguments import (
     QUIET,
     UNSPECIALISED,
     LaunchKind,
-    LaunchRequest,
-    Outputs,
-    argument_types,
-    check_tensors,
-    check_tile,
-    kind_of,
-    pointer_arguments,
-    scalar_arguments,
+    common_arguments,
+    common_types,
+    compiled_map,
 )
+from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
 from kaleido_kernels.narrow.pack import PackedNarrow, pack_narrow
 from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
+    Checking,
+    Noise,
+    Timing,
     activate,
-    add_jitter,
     bound_output,
     check_rows,
     dense_layer,
-    row_chains,
+    draw_at,
+    draw_end,
+    first_state,
+    is_jittered_before,
+    jitter_input,
+    jitter_output,
+    place_columns,
     row_residual,
-    start_tile,
+    tile_chains,
     to_operand,
 )
 from kaleido_kernels.tile import Tile
@@ -81,143 +85,140 @@ def load_bias_rows(ptr, N_LAYERS: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH:
     return layers + (load_matrix(ptr + (N_LAYERS - 1) * 16 * WIDTH, 16, DIM_PADDED),)  # noqa: RUF005
 
 
+class Network(NamedTuple):
+    """All layers in registers: tuples of operands, the bias rows and the ones that they are multiplied by."""
+
+    high: Any
+    low: Any
+    bias_rows: Any
+    ones: Any
+
+
+@triton.jit
+def load_network(
+    w_high_ptr, w_low_ptr, bias_ptr, PRECISION: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The whole network, which stays in shared memory and registers from then on."""
+    DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
+    WIDTH: tl.constexpr = LAYOUT.width
+    high = load_layers(w_high_ptr, N_LAYERS, DIM_PADDED, WIDTH)
+    low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if PRECISION == "fp16x3" else high
+    bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if LAYOUT.bias == "mma" else high
+    ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
+    return Network(high, low, bias_rows, ones)
+
+
+@triton.jit
+def layer_sums(h_high, h_low, net, layer: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
+               BIAS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """(BLOCK, OUT) fp32: a layer before its activation."""
+    acc = tl.zeros([BLOCK, OUT], tl.float32)
+    if BIAS == "mma":
+        acc = tl.dot(net.ones, net.bias_rows[layer], acc, input_precision="ieee")
+    return dense_layer(h_high, h_low, net.high[layer], net.low[layer], acc, PRECISION)
+
+
 @triton.jit
 def network(
-    x, w_high, w_low, bias_rows, ones,
-    N_LAYERS: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, BOUND: tl.constexpr,
-    PRECISION: tl.constexpr, BIAS: tl.constexpr, USE_ASM: tl.constexpr,
-):  # fmt: skip
+    x, net, MAP: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr
+):
     """bound(MLP(x)) of a tile, (BLOCK, DIM_PADDED) fp32."""
-    h_high, h_low = to_operand(x, PRECISION)
+    WIDTH: tl.constexpr = LAYOUT.width
+    DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
+    h_high, h_low = to_operand(x, MAP.precision)
     for layer in tl.static_range(N_LAYERS - 1):
-        acc = tl.zeros([BLOCK, WIDTH], tl.float32)
-        if BIAS == "mma":
-            acc = tl.dot(ones, bias_rows[layer], acc, input_precision="ieee")
-        acc = dense_layer(h_high, h_low, w_high[layer], w_low[layer], acc, PRECISION)
-        h_high, h_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
-    out = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
-    if BIAS == "mma":
-        out = tl.dot(ones, bias_rows[N_LAYERS - 1], out, input_precision="ieee")
-    out = dense_layer(h_high, h_low, w_high[N_LAYERS - 1], w_low[N_LAYERS - 1], out, PRECISION)
-    return bound_output(out, BOUND, USE_ASM)
+        acc = layer_sums(h_high, h_low, net, layer, WIDTH, MAP.precision, LAYOUT.bias, BLOCK)
+        h_high, h_low = activate(acc, MAP, USE_ASM)
+    out = layer_sums(h_high, h_low, net, N_LAYERS - 1, DIM_PADDED, MAP.precision, LAYOUT.bias, BLOCK)
+    return bound_output(out, MAP, USE_ASM)
+
+
+@triton.jit
+def store_draw(
+    x, draws_ptr, row0, rows, n_kept, n_draws, draw, DIM: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Stores a tile's states as draw ``draw`` of the first ``n_kept`` chains."""
+    cols = tl.arange(0, COLS)
+    offsets = (rows[:, None] * n_draws + draw) * DIM + cols[None, :]
+    # A mask of its own: kept through the steps it costs registers, and with ieee products one that is spilled.
+    kept = (tl.arange(0, BLOCK) < n_kept - row0)[:, None] & (cols < DIM)[None, :]
+    tl.store(draws_ptr + offsets, x, mask=kept)
+
+
+@triton.jit
+def check_chains(
+    x, change, calm, step, rows, offsets, mask, final_ptr, checking, DIM: tl.constexpr, COLS: tl.constexpr
+):
+    """Stores the states after ``step`` steps and looks at them; returns ``calm`` after it.
+
+    Halted rows are computed on beside the others, and their states stay as they were stored.
+    """
+    live = mask & (calm >= 0)[:, None]
+    tl.store(final_ptr + offsets, x, mask=live)
+    saved = tl.load(checking.saved_ptr + offsets, mask=live, other=0.0)
+    residual, distance = row_residual(change, 0, DIM, COLS), row_residual(x - saved, 0, DIM, COLS)
+    return check_rows(residual, distance, calm, step, rows, checking)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def narrow_kernel(
-    draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
-    final_ptr,  # (n_chains, DIM) fp32, row-major
-    residual_ptr,  # (n_chains,) fp32
     w_high_ptr,  # all matrices (in, out) one after another, operand type
-    w_low_ptr,  # the same of the low halves; w_high_ptr itself unless PRECISION is "fp16x3"
-    bias_ptr,  # (16, out) rows a layer, operand type; unused unless BIAS is "mma"
-    start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
-    chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
-    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
-    calm_in_ptr,  # (n_chains,) int32
-    calm_ptr,  # (n_chains,) int32
-    halt_ptr,  # (n_chains,) int32
-    n_chains: tl.int64,
-    first_chain: tl.int64,
-    seed: tl.int64,
-    jitter,
-    burn_in: tl.int32,
-    n_draws: tl.int32,
-    thin: tl.int32,
-    settle: tl.int32,
-    first_step: tl.int32,
-    run_steps: tl.int32,
-    tol,
-    patience: tl.int32,
-    every: tl.int32,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    N_LAYERS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    BOUND: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BIAS: tl.constexpr,
-    JITTER: tl.constexpr,
-    INIT: tl.constexpr,
-    HAS_START: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    KEEP_DRAWS: tl.constexpr,
-    CHECKS: tl.constexpr,
-    USE_ASM: tl.constexpr,
-):
+    w_low_ptr,  # the same of the low halves; w_high_ptr itself unless the precision is "fp16x3"
+    bias_ptr,  # (16, out) rows a layer, operand type; unused unless the layout's bias is "mma"
+    draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
+    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
+    tol: tl.float32, patience: tl.int32, every: tl.int32,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
+    CHECKS: tl.constexpr = saved_ptr is not None
+    DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    n_steps = burn_in + n_draws * thin
+    checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
-    rows = row0 + tl.arange(0, BLOCK)
-    cols = tl.arange(0, DIM_PADDED)
-    row_mask = rows < n_chains
-    mask = row_mask[:, None] & (cols < DIM)[None, :]
-    chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
-
-    if HAS_START:
-        x = tl.load(start_ptr + rows[:, None] * DIM + cols[None, :], mask=mask, other=1.0)
-    else:
-        x = start_tile(seed, chains, 0, LOW, HIGH, INIT, DIM, BLOCK, DIM_PADDED)
+    chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
+    offsets, mask = place_columns(chains, 0, MAP.dim, DIM_PADDED)
+    x = first_state(start_ptr, seed, chains, 0, MAP, BLOCK, DIM_PADDED)
     # Padded columns begin as 1: two of them carry the folded bias through the layers, the others meet zero weights.
-    x = tl.where((cols < DIM)[None, :], x, 1.0)
+    x = tl.where((tl.arange(0, DIM_PADDED) < MAP.dim)[None, :], x, 1.0)
+    net = load_network(w_high_ptr, w_low_ptr, bias_ptr, MAP.precision, LAYOUT, N_LAYERS, BLOCK)
 
-    w_high = load_layers(w_high_ptr, N_LAYERS, DIM_PADDED, WIDTH)
-    w_low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if PRECISION == "fp16x3" else w_high
-    bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if BIAS == "mma" else w_high
-    ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
-
-    offsets = rows[:, None] * DIM + cols[None, :]
     end = first_step + run_steps
     # Steps are run in stretches: up to each draw, or up to each check.
-    stretch = tl.maximum(first_step - burn_in, 0) // thin
-    last_stretch = tl.maximum(end - 1 - burn_in, 0) // thin
+    length = every if CHECKS else thin
+    stretch = first_step // every if CHECKS else draw_at(first_step, timing)
+    last_stretch = (end - 1) // every if CHECKS else draw_at(end - 1, timing)
     if CHECKS:
-        stretch, last_stretch = first_step // every, (end - 1) // every
-        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
+        calm = tl.load(calm_in_ptr + chains.rows, mask=chains.exist, other=-1)
     change = tl.zeros([BLOCK, DIM_PADDED], tl.float32)
     for number in range(stretch, last_stretch + 1):
-        stretch_end = (number + 1) * every if CHECKS else burn_in + (number + 1) * thin
+        stretch_end = (number + 1) * every if CHECKS else draw_end(number, timing)
         stop = tl.minimum(stretch_end, end)
         # Not carried from stretch to stretch: Triton 3.6 and 3.7 take a carried value for dead that is only the bound
         # of an inner loop, and every stretch would begin at first_step.
-        begin = tl.where(number == stretch, first_step, stretch_end - (every if CHECKS else thin))
+        begin = tl.where(number == stretch, first_step, stretch_end - length)
         for t in range(begin, stop):
-            if JITTER == "normal" or JITTER == "uniform":
-                if (t > 0) & (t < stretch_end - settle):
-                    x = add_jitter(x, jitter, seed, chains, 0, t, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
-            y = network(
-                x, w_high, w_low, bias_rows, ones, N_LAYERS, DIM_PADDED, WIDTH, BLOCK,
-                ACTIVATION, NEGATIVE_SLOPE, BOUND, PRECISION, BIAS, USE_ASM,
-            )  # fmt: skip
+            jittered = is_jittered_before(t, stretch_end, timing)
+            x = jitter_input(x, t, jittered, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
+            y = network(x, net, MAP, LAYOUT, N_LAYERS, BLOCK, USE_ASM)
             change = y - x
-            x = y
-            if JITTER == "upstream":
-                x = add_jitter(y, jitter, seed, chains, 0, t + 1, LOW, HIGH, JITTER, DIM, BLOCK, DIM_PADDED)
-        if KEEP_DRAWS:
-            draw_offsets = (rows[:, None] * n_draws + number) * DIM + cols[None, :]
-            # A mask of its own: kept through the steps it costs registers, and with ieee products one that is spilled.
-            n_kept = tl.where(stop == stretch_end, n_chains, 0) - row0
-            kept = (tl.arange(0, BLOCK) < n_kept)[:, None] & (cols < DIM)[None, :]
-            tl.store(draws_ptr + draw_offsets, x, mask=kept)
+            x = jitter_output(y, t + 1, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
+        if draws_ptr is not None:
+            n_kept = tl.where(stop == stretch_end, n_chains, 0)
+            store_draw(x, draws_ptr, row0, chains.rows, n_kept, n_draws, number, MAP.dim, DIM_PADDED, BLOCK)
         if CHECKS:
-            # Halted rows are computed on beside the others, and their states stay as they were stored. When all have
-            # halted, the stretches that are left are empty.
-            live = mask & (calm >= 0)[:, None]
-            tl.store(final_ptr + offsets, x, mask=live)
-            saved = tl.load(saved_ptr + offsets, mask=live, other=0.0)
-            calm = check_rows(
-                row_residual(change, 0, DIM, DIM_PADDED), row_residual(x - saved, 0, DIM, DIM_PADDED), calm,
-                stop, burn_in + n_draws * thin, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr,
-            )  # fmt: skip
+            calm = check_chains(
+                x, change, calm, stop, chains.rows, offsets, mask, final_ptr, checking, MAP.dim, DIM_PADDED
+            )
+            # When all have halted, the stretches that are left are empty.
             end = tl.where(tl.max(calm, axis=0) >= 0, end, stop)
 
     if not CHECKS:
         tl.store(final_ptr + offsets, x, mask=mask)
-        tl.store(residual_ptr + rows, row_residual(change, 0, DIM, DIM_PADDED), mask=row_mask)
+        tl.store(residual_ptr + chains.rows, row_residual(change, 0, MAP.dim, DIM_PADDED), mask=chains.exist)
 
 
 @functools.lru_cache(maxsize=256)
@@ -225,23 +226,14 @@ def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIE
     """What `launch_narrow` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
     form, layout = usual_precision(precision), narrow_layout(shape)
     constants = {
-        "DIM": shape.dim,
-        "DIM_PADDED": layout.dim_padded,
-        "WIDTH": layout.width,
+        "MAP": compiled_map(shape, form, kind),
+        "LAYOUT": layout,
         "N_LAYERS": shape.n_layers,
         "BLOCK": tile.block_chains,
-        "ACTIVATION": shape.activation,
-        "NEGATIVE_SLOPE": shape.negative_slope,
-        "BOUND": shape.bound,
-        "LOW": shape.low,
-        "HIGH": shape.high,
-        "PRECISION": form,
-        "BIAS": layout.bias,
         "USE_ASM": use_asm,
-        **kind.constants,
     }
-    signature = argument_types(OPERANDS[form], OPERANDS[form], kind)
-    return Variant(narrow_kernel, signature, constants, tile.num_warps, tile.num_stages)
+    own = dict.fromkeys(("w_high_ptr", "w_low_ptr", "bias_ptr"), OPERANDS[form])
+    return Variant(narrow_kernel, own | common_types(kind), constants, tile.num_warps, tile.num_stages)
 
 
 def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
@@ -256,8 +248,8 @@ def launch_narrow(packed: PackedNarrow, request: LaunchRequest, tile: Tile, outp
     if request.n_chains == 0:
         return
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
-    pointers = pointer_arguments(packed.high, packed.low, packed.bias_rows, request, outputs)
-    chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, *scalar_arguments(request)])
+    arguments = [packed.high, packed.low, packed.bias_rows, *common_arguments(request, outputs)]
+    chosen.launch(-(-request.n_chains // tile.block_chains), arguments)
 
 
 def launcher(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
@@ -28,8 +28,7 @@ BIAS_COLUMNS = 2
 """Spare columns that a folded bias takes: high and low part."""
 
 
-@dataclass(frozen=True)
-class NarrowLayout:
+class NarrowLayout(NamedTuple):
     """Sizes of the narrow kernel's operands, from the shape alone.
 
     Args:

@@ -182,6 +182,8 @@ def _stand_ins(variant: Variant) -> list[Any]:
 
 
 def _stand_in(kind: str) -> Any:
+    if kind == "none":
+        return None
     if kind.startswith("*"):
         return torch.empty(1, dtype=TORCH_TYPES[kind[1:]])
     if found := re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", kind):

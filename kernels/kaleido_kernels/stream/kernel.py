@@ -20,39 +20,47 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from kaleido_kernels.launch import (
-    OPERANDS,
+from kaleido_kernels.arguments import (
     QUIET,
     UNSPECIALISED,
     LaunchKind,
-    LaunchRequest,
-    Outputs,
-    argument_types,
-    check_tensors,
-    check_tile,
-    kind_of,
-    pointer_arguments,
-    scalar_arguments,
+    common_arguments,
+    common_types,
+    compiled_map,
 )
+from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
+    Chains,
+    Checking,
+    Noise,
+    Timing,
     activate,
-    add_jitter,
     bound_output,
     check_rows,
+    columns_at,
     dense_layer,
+    draw_at,
+    draw_end,
+    first_state,
+    is_jittered_before,
+    jitter_input,
+    jitter_output,
     next_check,
-    row_chains,
+    place_columns,
     row_residual,
-    start_tile,
+    tile_chains,
+    tile_rows,
     to_operand,
+    worst,
 )
 from kaleido_kernels.stream.pack import PackedStream, pack_stream
 from kaleido_kernels.stream.plan import stream_layout
@@ -66,153 +74,163 @@ def join_halves(left, right, BLOCK: tl.constexpr, TILE: tl.constexpr):
     return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BLOCK, 2 * TILE))
 
 
-@triton.jit
-def jitter_input(
-    x, t, quiet_from, first_col, jitter, seed, chains, LOW: tl.constexpr, HIGH: tl.constexpr,
-    JITTER: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """input_t from x_t: with noise if step t is jittered, that is if 0 < t < quiet_from."""
-    if JITTER == "normal" or JITTER == "uniform":
-        if (t > 0) & (t < quiet_from):
-            x = add_jitter(x, jitter, seed, chains, first_col, t, LOW, HIGH, JITTER, DIM, BLOCK, TILE)
-    return x
+class Weights(NamedTuple):
+    """The network in memory; see the kernel's arguments of these names."""
+
+    high_ptr: Any
+    low_ptr: Any
+    bias_ptr: Any
 
 
 @triton.jit
 def layer_columns(
-    tile, first_col, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    tile, first_col, h_high, h_low, weights, PRECISION: tl.constexpr, LAYOUT: tl.constexpr, COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK, COLS) fp32 before the activation: columns first_col .. of what weight tile ``tile`` makes of h."""
     cols = first_col + tl.arange(0, COLS)
-    offsets = tl.arange(0, WIDTH)[:, None] * TILE + cols[None, :]
-    w_high = tl.load(w_high_ptr + tile * (WIDTH * TILE) + offsets)
-    w_low = tl.load(w_low_ptr + tile * (WIDTH * TILE) + offsets) if PRECISION == "fp16x3" else w_high
-    bias = tl.load(bias_ptr + tile * TILE + cols)
+    offsets = tl.arange(0, LAYOUT.width)[:, None] * LAYOUT.tile + cols[None, :]
+    place = tile * (LAYOUT.width * LAYOUT.tile)
+    w_high = tl.load(weights.high_ptr + place + offsets)
+    w_low = tl.load(weights.low_ptr + place + offsets) if PRECISION == "fp16x3" else w_high
+    bias = tl.load(weights.bias_ptr + tile * LAYOUT.tile + cols)
     acc = tl.broadcast_to(bias[None, :], (BLOCK, COLS))
     return dense_layer(h_high, h_low, w_high, w_low, acc, PRECISION)
 
 
 @triton.jit
 def store_first_input(
-    start_ptr, input_ptr, rows, row_mask, chains, t, end, quiet_from, jitter, seed,
-    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    JITTER: tl.constexpr, INIT: tl.constexpr, HAS_START: tl.constexpr,
+    start_ptr, input_ptr, chains, t, end, first_draw_end, timing, noise,
+    MAP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The input of the launch's first step into memory: given states or start noise, jittered where that step is."""
     # t < end always. A count known at compile time would be unrolled and the noise of all pieces made at once: with
     # D = 64 and width 128 in 152 registers instead of 128, too many for two programs on a multiprocessor.
-    pieces = tl.where(t < end, (DIM + EDGE - 1) // EDGE, 0)
+    pieces = tl.where(t < end, (MAP.dim + EDGE - 1) // EDGE, 0)
     for piece in tl.range(pieces, num_stages=1):
-        cols = piece * EDGE + tl.arange(0, EDGE)
-        mask = row_mask[:, None] & (cols < DIM)[None, :]
-        offsets = rows[:, None] * DIM + cols[None, :]
-        if HAS_START:
-            x = tl.load(start_ptr + offsets, mask=mask, other=0.0)
-        else:
-            x = start_tile(seed, chains, piece * EDGE, LOW, HIGH, INIT, DIM, BLOCK, EDGE)
-        x = jitter_input(x, t, quiet_from, piece * EDGE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
+        offsets, mask = place_columns(chains, piece * EDGE, MAP.dim, EDGE)
+        x = first_state(start_ptr, noise.seed, chains, piece * EDGE, MAP, BLOCK, EDGE)
+        jittered = is_jittered_before(t, first_draw_end, timing)
+        x = jitter_input(x, t, jittered, noise, chains.ids, piece * EDGE, MAP, BLOCK, EDGE)
         tl.store(input_ptr + offsets, x, mask=mask)
 
 
 @triton.jit
-def load_input(
-    input_ptr, rows, row_mask, first_col,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def load_input(input_ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constexpr):
     """Columns first_col .. of a step's input in memory, as an operand (BLOCK, TILE)."""
-    cols = first_col + tl.arange(0, TILE)
-    mask = row_mask[:, None] & (cols < DIM)[None, :]
-    x = tl.load(input_ptr + rows[:, None] * DIM + cols[None, :], mask=mask, other=0.0)
-    return to_operand(x, PRECISION)
+    inputs, mask = columns_at(input_ptr, chains, first_col, MAP.dim, TILE)
+    return to_operand(tl.load(inputs, mask=mask, other=0.0), MAP.precision)
 
 
 @triton.jit
-def load_step_input(
-    input_ptr, rows, row_mask,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The operand (BLOCK, WIDTH) of a step from its input in memory, which other threads may have written."""
+def load_step_input(input_ptr, chains, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr):
+    """The operand (BLOCK, width) of a step from its input in memory, which other threads may have written."""
     tl.debug_barrier()
-    h_high, h_low = load_input(input_ptr, rows, row_mask, 0, DIM, BLOCK, TILE, PRECISION)
-    if WIDTH > TILE:
-        # With D <= TILE the second half meets zero rows, so that it may be the first once more.
+    h_high, h_low = load_input(input_ptr, chains, 0, MAP, LAYOUT.tile)
+    if LAYOUT.width > LAYOUT.tile:
+        # With D <= tile the second half meets zero rows, so that it may be the first once more.
         r_high, r_low = h_high, h_low
-        if DIM > TILE:
-            r_high, r_low = load_input(input_ptr, rows, row_mask, TILE, DIM, BLOCK, TILE, PRECISION)
-        h_high = join_halves(h_high, r_high, BLOCK, TILE)
-        h_low = join_halves(h_low, r_low, BLOCK, TILE) if PRECISION == "fp16x3" else h_high
+        if MAP.dim > LAYOUT.tile:
+            r_high, r_low = load_input(input_ptr, chains, LAYOUT.tile, MAP, LAYOUT.tile)
+        h_high = join_halves(h_high, r_high, BLOCK, LAYOUT.tile)
+        h_low = join_halves(h_low, r_low, BLOCK, LAYOUT.tile) if MAP.precision == "fp16x3" else h_high
     tl.debug_barrier()
     return h_high, h_low
 
 
 @triton.jit
+def run_tiles(
+    h_high, h_low, weights, n_tiles, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr
+):
+    """The operand of a step's input -> that of the layer ``n_tiles`` weight tiles on, over as many steps as that takes.
+
+    With jitter it is never more than a step, whose output is not made here.
+    """
+    TILE: tl.constexpr = LAYOUT.tile
+    HALVES: tl.constexpr = LAYOUT.width // TILE
+    g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), MAP.precision)
+    tile = 0
+    for _ in range(n_tiles):
+        acc = layer_columns(tile, 0, h_high, h_low, weights, MAP.precision, LAYOUT, TILE, BLOCK)
+        if MAP.jitter != "none":
+            r_high, r_low = activate(acc, MAP, USE_ASM)
+        elif tile < LAYOUT.n_tiles - LAYOUT.last_tiles:
+            r_high, r_low = activate(acc, MAP, USE_ASM)
+        else:
+            r_high, r_low = to_operand(bound_output(acc, MAP, USE_ASM), MAP.precision)
+        if HALVES == 1:
+            h_high, h_low = r_high, r_low
+        else:
+            if tile % 2 == 0:
+                g_high, g_low = r_high, r_low
+            if (tile % 2 == 1) | (tile == LAYOUT.n_tiles - 1):
+                # A last layer of one tile joins it with itself: the second half meets the first layer's zero rows.
+                h_high = join_halves(g_high, r_high, BLOCK, TILE)
+                h_low = join_halves(g_low, r_low, BLOCK, TILE) if MAP.precision == "fp16x3" else h_high
+        tile += 1
+        if tile == LAYOUT.n_tiles:
+            tile = 0
+    return h_high, h_low
+
+
+@triton.jit
 def last_layer(
-    h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
-    rows, row_mask, live, chains, n_draws, draw, is_draw, done, target, quiet_from, jitter, seed,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, EDGE: tl.constexpr, TILES: tl.constexpr,
-    LAST_TILES: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    PRECISION: tl.constexpr, JITTER: tl.constexpr, KEEP_DRAWS: tl.constexpr, CHECKS: tl.constexpr,
+    h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, draw, is_draw, done, target, next_draw_end,
+    timing, noise, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or a final state.
 
     ``done``: steps done when this one is; ``target``: the number of them after which states are final, for ``live``
-    rows.
+    rows; ``next_draw_end``: of the draw that the next step works towards.
     """
-    for piece in tl.static_range((DIM + EDGE - 1) // EDGE):
-        cols = piece * EDGE + tl.arange(0, EDGE)
-        mask = row_mask[:, None] & (cols < DIM)[None, :]
-        offsets = rows[:, None] * DIM + cols[None, :]
+    EDGE: tl.constexpr = LAYOUT.edge
+    FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
+    jittered = is_jittered_before(done, next_draw_end, timing)
+    for piece in tl.static_range((MAP.dim + EDGE - 1) // EDGE):
+        first_col = piece * EDGE
+        offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
         acc = layer_columns(
-            TILES - LAST_TILES + piece * EDGE // TILE, piece * EDGE % TILE,
-            h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, EDGE, BLOCK, PRECISION,
+            FIRST + first_col // LAYOUT.tile, first_col % LAYOUT.tile, h_high, h_low, weights, MAP.precision, LAYOUT,
+            EDGE, BLOCK,
         )  # fmt: skip
-        y = bound_output(acc, BOUND, USE_ASM)
-        x = y
-        if JITTER == "upstream":
-            x = add_jitter(y, jitter, seed, chains, piece * EDGE, done, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
-        if KEEP_DRAWS:
-            draw_offsets = (rows[:, None] * n_draws + draw) * DIM + cols[None, :]
+        y = bound_output(acc, MAP, USE_ASM)
+        x = jitter_output(y, done, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
+        if draws_ptr is not None:
+            cols = first_col + tl.arange(0, EDGE)
+            draw_offsets = (chains.rows[:, None] * timing.n_draws + draw) * MAP.dim + cols[None, :]
             tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
         if done < target:
-            x = jitter_input(
-                x, done, quiet_from, piece * EDGE, jitter, seed, chains, LOW, HIGH, JITTER, DIM, BLOCK, EDGE
-            )
+            x = jitter_input(x, done, jittered, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
         # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
-        kept = tl.where(done == target, y, x) if JITTER == "upstream" else x
+        kept = tl.where(done == target, y, x) if MAP.jitter == "upstream" else x
         stored = mask & (live[:, None] | (done < target)) if CHECKS else mask
         tl.store(tl.where(done == target, final_ptr, input_ptr) + offsets, kept, mask=stored)
 
 
 @triton.jit
 def store_residual(
-    residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
-    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    JITTER: tl.constexpr,
-):  # fmt: skip
+    residual_ptr, final_ptr, input_ptr, chains, end, noise, MAP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr
+):
     """The last step's residual, from memory: with the step's input and output in registers the kernel takes 40 more."""
     tl.debug_barrier()
     residual = tl.zeros([BLOCK], tl.float32)
-    for piece in tl.range((DIM + EDGE - 1) // EDGE, num_stages=1):
-        cols = piece * EDGE + tl.arange(0, EDGE)
-        mask = row_mask[:, None] & (cols < DIM)[None, :]
-        offsets = rows[:, None] * DIM + cols[None, :]
+    for piece in tl.range((MAP.dim + EDGE - 1) // EDGE, num_stages=1):
+        first_col = piece * EDGE
+        offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
         y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
         before = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-        change = row_residual(y - before, piece * EDGE, DIM, EDGE)
-        residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
-        if JITTER == "upstream":
-            x = add_jitter(y, jitter, seed, chains, piece * EDGE, end, LOW, HIGH, JITTER, DIM, BLOCK, EDGE)
+        residual = worst(residual, row_residual(y - before, first_col, MAP.dim, EDGE))
+        if MAP.jitter == "upstream":
+            x = jitter_output(y, end, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
             tl.store(final_ptr + offsets, x, mask=mask)
-    tl.store(residual_ptr + rows, residual, mask=row_mask)
+    tl.store(residual_ptr + chains.rows, residual, mask=chains.exist)
 
 
 @triton.jit
 def check_states(
-    final_ptr, input_ptr, saved_ptr, rows, row_mask, calm, step, n_steps, every, tol, patience,
-    residual_ptr, calm_ptr, halt_ptr,
-    DIM: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
+    final_ptr, input_ptr, chains, calm, step, checking, MAP: tl.constexpr, EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`check_rows` after ``step`` steps, with residuals and distances from memory as in `store_residual`.
 
@@ -221,181 +239,98 @@ def check_states(
     tl.debug_barrier()
     residual = tl.zeros([BLOCK], tl.float32)
     distance = tl.zeros([BLOCK], tl.float32)
-    for piece in tl.range((DIM + EDGE - 1) // EDGE, num_stages=1):
-        cols = piece * EDGE + tl.arange(0, EDGE)
-        mask = row_mask[:, None] & (cols < DIM)[None, :]
-        offsets = rows[:, None] * DIM + cols[None, :]
+    for piece in tl.range((MAP.dim + EDGE - 1) // EDGE, num_stages=1):
+        first_col = piece * EDGE
+        offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
         y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
         before = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-        saved = tl.load(saved_ptr + offsets, mask=mask, other=0.0)
+        saved = tl.load(checking.saved_ptr + offsets, mask=mask, other=0.0)
         tl.debug_barrier()  # a layout of the store that differs from the load's would meet other threads' values
         tl.store(input_ptr + offsets, y, mask=mask)
-        change = row_residual(y - before, piece * EDGE, DIM, EDGE)
-        residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
-        apart = row_residual(y - saved, piece * EDGE, DIM, EDGE)
-        distance = tl.maximum(distance, apart, propagate_nan=tl.PropagateNan.ALL)
-    return check_rows(
-        residual, distance, calm, step, n_steps, every, tol, patience, rows, residual_ptr, calm_ptr, halt_ptr
-    )  # fmt: skip
+        residual = worst(residual, row_residual(y - before, first_col, MAP.dim, EDGE))
+        distance = worst(distance, row_residual(y - saved, first_col, MAP.dim, EDGE))
+    return check_rows(residual, distance, calm, step, chains.rows, checking)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def stream_kernel(
-    draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
-    final_ptr,  # (n_chains, DIM) fp32, row-major
-    residual_ptr,  # (n_chains,) fp32
-    w_high_ptr,  # (TILES, WIDTH, TILE) operand type
-    w_low_ptr,  # the same of the low halves; w_high_ptr itself unless PRECISION is "fp16x3"
-    bias_ptr,  # (TILES, TILE) fp32
-    start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
-    chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
-    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
-    calm_in_ptr,  # (n_chains,) int32
-    calm_ptr,  # (n_chains,) int32
-    halt_ptr,  # (n_chains,) int32
-    input_ptr,  # (n_chains, DIM) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
-    n_chains: tl.int64,
-    first_chain: tl.int64,
-    seed: tl.int64,
-    jitter,
-    burn_in: tl.int32,
-    n_draws: tl.int32,
-    thin: tl.int32,
-    settle: tl.int32,
-    first_step: tl.int32,
-    run_steps: tl.int32,
-    tol,
-    patience: tl.int32,
-    every: tl.int32,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    EDGE: tl.constexpr,
-    TILES: tl.constexpr,
-    LAST_TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    BOUND: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    JITTER: tl.constexpr,
-    INIT: tl.constexpr,
-    HAS_START: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    KEEP_DRAWS: tl.constexpr,
-    CHECKS: tl.constexpr,
-    USE_ASM: tl.constexpr,
-):
+    w_high_ptr,  # (n_tiles, width, tile) operand type
+    w_low_ptr,  # the same of the low halves; w_high_ptr itself unless the precision is "fp16x3"
+    bias_ptr,  # (n_tiles, tile) fp32
+    input_ptr,  # (n_chains, D) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
+    draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
+    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
+    tol: tl.float32, patience: tl.int32, every: tl.int32,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
-    HALVES: tl.constexpr = WIDTH // TILE
+    CHECKS: tl.constexpr = saved_ptr is not None
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    n_steps = burn_in + n_draws * thin
+    checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
+    weights = Weights(w_high_ptr, w_low_ptr, bias_ptr)
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
-    rows = row0 + tl.arange(0, BLOCK)
-    row_mask = rows < n_chains
-    chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
+    first = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
+    rows, exist = first.rows, first.exist
 
     t = first_step
     end = first_step + run_steps
-    draw = tl.maximum(first_step - burn_in, 0) // thin
-    draw_end = burn_in + (draw + 1) * thin
-    live = row_mask
+    draw = draw_at(first_step, timing)
+    this_draw_end = draw_end(draw, timing)
+    live = exist
     if CHECKS:
-        calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
+        calm = tl.load(calm_in_ptr + rows, mask=exist, other=-1)
 
-    store_first_input(
-        start_ptr, input_ptr, rows, row_mask, chains, t, end, draw_end - settle, jitter, seed,
-        DIM, EDGE, BLOCK, LOW, HIGH, JITTER, INIT, HAS_START,
-    )  # fmt: skip
+    store_first_input(start_ptr, input_ptr, first, t, end, this_draw_end, timing, noise, MAP, LAYOUT.edge, BLOCK)
     while t < end:
-        h_high, h_low = load_step_input(input_ptr, rows, row_mask, DIM, BLOCK, WIDTH, TILE, PRECISION)
+        h_high, h_low = load_step_input(input_ptr, Chains(rows, exist, first.ids), MAP, LAYOUT, BLOCK)
         target = tl.minimum(end, next_check(t, every)) if CHECKS else end
         # Up to the next draw, the input of the last step, or the end. With jitter up to the end of this step: noise is
-        # made outside of the loop, EDGE columns at a time; inside it would spill (up to 5 KB of stack at width 256).
-        stop = tl.minimum(draw_end, tl.where(t < target - 1, target - 1, target)) if JITTER == "none" else t + 1
-        g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), PRECISION)
-        tile = 0
-        for _ in range((stop - t) * TILES - LAST_TILES):
-            acc = layer_columns(
-                tile, 0, h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, WIDTH, TILE, TILE, BLOCK, PRECISION
-            )  # fmt: skip
-            if JITTER != "none":
-                r_high, r_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
-            elif tile < TILES - LAST_TILES:
-                r_high, r_low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
-            else:
-                r_high, r_low = to_operand(bound_output(acc, BOUND, USE_ASM), PRECISION)
-            if HALVES == 1:
-                h_high, h_low = r_high, r_low
-            else:
-                if tile % 2 == 0:
-                    g_high, g_low = r_high, r_low
-                if (tile % 2 == 1) | (tile == TILES - 1):
-                    # A last layer of one tile joins it with itself: the second half meets the first layer's zero rows.
-                    h_high = join_halves(g_high, r_high, BLOCK, TILE)
-                    h_low = join_halves(g_low, r_low, BLOCK, TILE) if PRECISION == "fp16x3" else h_high
-            tile += 1
-            if tile == TILES:
-                tile = 0
-                t += 1
-
-        is_draw = stop == draw_end
-        this_draw = draw
+        # made outside of the loop, a few columns at a time; inside it would spill (up to 5 KB of stack at width 256).
+        quiet_stop = tl.minimum(this_draw_end, tl.where(t < target - 1, target - 1, target))
+        stop = quiet_stop if MAP.jitter == "none" else t + 1
+        n_tiles = (stop - t) * LAYOUT.n_tiles - LAYOUT.last_tiles
+        h_high, h_low = run_tiles(h_high, h_low, weights, n_tiles, MAP, LAYOUT, BLOCK, USE_ASM)
+        is_draw = stop == this_draw_end
+        stored_draw = draw
         if is_draw:
             draw += 1
-            draw_end += thin
-        # Never true, and not seen to be: or the compiler would keep all addresses in registers through the loop above
-        # (ROWS_NOTE).
+            this_draw_end += thin
+        # Never true, and not seen to be: or the compiler would keep all addresses in registers through the loop of
+        # `run_tiles`.
         row0 = tl.where(stop > end, row0 + 1, row0)
-        rows = row0 + tl.arange(0, BLOCK)
-        row_mask = rows < n_chains
+        rows, exist = tile_rows(row0, n_chains, BLOCK)
+        chains = Chains(rows, exist, first.ids)
         if CHECKS:
             live = calm >= 0
         last_layer(
-            h_high, h_low, w_high_ptr, w_low_ptr, bias_ptr, draws_ptr, final_ptr, input_ptr,
-            rows, row_mask, live, chains, n_draws, this_draw, is_draw, stop, target, draw_end - settle, jitter, seed,
-            DIM, WIDTH, TILE, EDGE, TILES, LAST_TILES, BLOCK, BOUND, LOW, HIGH, PRECISION, JITTER, KEEP_DRAWS, CHECKS,
-            USE_ASM,
+            h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, stored_draw, is_draw, stop, target,
+            this_draw_end, timing, noise, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
         )  # fmt: skip
         t = stop
         if CHECKS:
             if t == target:
-                calm = check_states(
-                    final_ptr, input_ptr, saved_ptr, rows, row_mask, calm, t, burn_in + n_draws * thin, every,
-                    tol, patience, residual_ptr, calm_ptr, halt_ptr, DIM, EDGE, BLOCK,
-                )  # fmt: skip
+                calm = check_states(final_ptr, input_ptr, chains, calm, t, checking, MAP, LAYOUT.edge, BLOCK)
                 end = tl.where(tl.max(calm, axis=0) >= 0, end, t)
 
     if not CHECKS:
-        store_residual(
-            residual_ptr, final_ptr, input_ptr, rows, row_mask, chains, end, jitter, seed,
-            DIM, EDGE, BLOCK, LOW, HIGH, JITTER,
-        )  # fmt: skip
+        chains = Chains(rows, exist, first.ids)
+        store_residual(residual_ptr, final_ptr, input_ptr, chains, end, noise, MAP, LAYOUT.edge, BLOCK)
 
 
 @functools.lru_cache(maxsize=256)
 def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
     """What `launch_stream` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
-    form, layout = usual_precision(precision), stream_layout(shape)
+    form = usual_precision(precision)
     constants = {
-        "DIM": shape.dim,
-        "WIDTH": layout.width,
-        "TILE": layout.tile,
-        "EDGE": layout.edge,
-        "TILES": layout.n_tiles,
-        "LAST_TILES": layout.last_tiles,
+        "MAP": compiled_map(shape, form, kind),
+        "LAYOUT": stream_layout(shape),
         "BLOCK": tile.block_chains,
-        "ACTIVATION": shape.activation,
-        "NEGATIVE_SLOPE": shape.negative_slope,
-        "BOUND": shape.bound,
-        "LOW": shape.low,
-        "HIGH": shape.high,
-        "PRECISION": form,
         "USE_ASM": use_asm,
-        **kind.constants,
     }
-    signature = argument_types(OPERANDS[form], "*fp32", kind) | {"input_ptr": "*fp32"}
-    return Variant(stream_kernel, signature, constants, tile.num_warps, tile.num_stages)
+    own = dict.fromkeys(("w_high_ptr", "w_low_ptr"), OPERANDS[form]) | {"bias_ptr": "*fp32", "input_ptr": "*fp32"}
+    return Variant(stream_kernel, own | common_types(kind), constants, tile.num_warps, tile.num_stages)
 
 
 def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
@@ -415,9 +350,9 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
     if request.n_chains == 0:
         return
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
-    pointers = pointer_arguments(packed.high, packed.low, packed.bias, request, outputs)
     inputs = torch.empty_like(outputs.final)
-    chosen.launch(-(-request.n_chains // tile.block_chains), [*pointers, inputs, *scalar_arguments(request)])
+    arguments = [packed.high, packed.low, packed.bias, inputs, *common_arguments(request, outputs)]
+    chosen.launch(-(-request.n_chains // tile.block_chains), arguments)
 
 
 def launcher(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
@@ -19,8 +19,7 @@ STREAM_EDGE = 16
 """Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
 
 
-@dataclass(frozen=True)
-class StreamLayout:
+class StreamLayout(NamedTuple):
     """Sizes of the stream kernel's operands, from the shape alone.
 
     Args:

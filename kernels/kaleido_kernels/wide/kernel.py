@@ -11,44 +11,49 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kaleido_kernels.launch import (
-    OPERANDS,
+from kaleido_kernels.arguments import (
     QUIET,
     UNSPECIALISED,
     LaunchKind,
-    LaunchRequest,
-    Outputs,
-    argument_types,
-    check_tensors,
-    input_pointers,
-    kind_of,
-    scalar_arguments,
+    common_arguments,
+    common_types,
+    compiled_map,
 )
+from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, kind_of
 from kaleido_kernels.packing import Layers
-from kaleido_kernels.precision import operand_parts, usual_precision
+from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
+    Checking,
+    Noise,
+    Stored,
+    Timing,
     activate,
-    add_jitter,
     bound_output,
     check_rows,
     dense_layer,
+    draw_at,
+    draw_end,
+    first_state,
     is_jittered,
+    jitter_input,
+    jitter_output,
     next_check,
-    row_chains,
     row_residual,
-    start_tile,
+    tile_chains,
     to_operand,
+    worst,
 )
 from kaleido_kernels.variant import Variant, use_asm_on
 from kaleido_kernels.wide.pack import WideScratch, WideWeights, allocate_scratch, pack_wide
-from kaleido_kernels.wide.plan import STATE_COLS, WideTile, output_width, program_blocks, state_width
+from kaleido_kernels.wide.plan import WideTile, wide_layout
 
 TABLE_COLS = tl.constexpr(6)
 
@@ -87,16 +92,43 @@ def end_stores(USE_TMA: tl.constexpr, USE_ASM: tl.constexpr):
     tl.debug_barrier()
 
 
+class Net(NamedTuple):
+    """The network in memory, and the activations: see the kernel's arguments of these names."""
+
+    act_desc: Any
+    weight_desc: Any
+    last_desc: Any
+    act_ptr: Any
+    weight_ptr: Any
+    last_ptr: Any
+    bias_ptr: Any
+    last_bias_ptr: Any
+    table_ptr: Any
+
+
+class Scratch(NamedTuple):
+    """What a program works in: its number, its first block of activations, memory, and its chains' rows there."""
+
+    program: Any
+    base: Any
+    act_ptr: Any
+    state_ptr: Any
+    raw_row: Any
+    state_row: Any
+
+
 @triton.jit
 def product_tile(
     act_desc, act_ptr, weight_desc, weight_ptr, bias_ptr, in_block, weight_block, bias_tile, inner_blocks,
-    ROWS: tl.constexpr, COLS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, USE_TMA: tl.constexpr,
+    COLS: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, USE_TMA: tl.constexpr,
 ):  # fmt: skip
-    """Input blocks times weight blocks plus bias: (ROWS, COLS) fp32. Weight blocks are (COLS, INNER)."""
+    """Input blocks times weight blocks plus bias: (rows, COLS) fp32. Weight blocks are (COLS, inner)."""
+    ROWS: tl.constexpr = LAYOUT.rows
+    INNER: tl.constexpr = LAYOUT.inner
+    PARTS: tl.constexpr = LAYOUT.parts
     bias = tl.load(bias_ptr + bias_tile * COLS + tl.arange(0, COLS))
     acc = tl.broadcast_to(bias[None, :], (ROWS, COLS))
-    for k in tl.range(0, inner_blocks, num_stages=STAGES):
+    for k in tl.range(0, inner_blocks, num_stages=LAYOUT.stages):
         h = (in_block + k) * PARTS
         w = (weight_block + k) * PARTS
         h_high = load_block(act_desc, act_ptr, h, ROWS, INNER, USE_TMA)
@@ -110,219 +142,189 @@ def product_tile(
 
 
 @triton.jit
-def put_input(
-    x, act_ptr, state_ptr, program, block, jittered, keep, jitter, seed, chains, step,
-    LOW: tl.constexpr, HIGH: tl.constexpr, JITTER: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, PROGRAM_BLOCKS: tl.constexpr,
-    STATE_WIDTH: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Writes columns ``block * COLS`` on of the input of ``step``: x, jittered where the step is."""
+def put_input(x, scratch, ids, block, step, jittered, keep, noise, MAP: tl.constexpr, LAYOUT: tl.constexpr):
+    """Writes columns ``block * state_cols`` on of the input of ``step``: x, jittered where the step is."""
+    COLS: tl.constexpr = LAYOUT.state_cols
     first_col = block * COLS
-    if JITTER == "normal" or JITTER == "uniform":
-        if jittered:
-            x = add_jitter(x, jitter, seed, chains, first_col, step, LOW, HIGH, JITTER, DIM, ROWS, COLS)
+    x = jitter_input(x, step, jittered, noise, ids, first_col, MAP, LAYOUT.rows, COLS)
     col = first_col + tl.arange(0, COLS)
-    x = tl.where(col[None, :] < DIM, x, 0.0)
-    high, low = to_operand(x, PRECISION)
-    first_block = program * PROGRAM_BLOCKS + first_col // INNER
-    store_blocks(act_ptr, first_block, high, low, ROWS, COLS, INNER, PARTS)
+    x = tl.where(col[None, :] < MAP.dim, x, 0.0)
+    high, low = to_operand(x, MAP.precision)
+    first_block = scratch.program * LAYOUT.program_blocks + first_col // LAYOUT.inner
+    store_blocks(scratch.act_ptr, first_block, high, low, LAYOUT.rows, COLS, LAYOUT.inner, LAYOUT.parts)
     if keep:
-        row = (program * ROWS + tl.arange(0, ROWS)).to(tl.int64) * STATE_WIDTH
-        tl.store(state_ptr + row[:, None] + col[None, :], x)
+        row = (scratch.program * LAYOUT.rows + tl.arange(0, LAYOUT.rows)).to(tl.int64) * LAYOUT.state_width
+        tl.store(scratch.state_ptr + row[:, None] + col[None, :], x)
 
 
 @triton.jit
-def run_layers(
-    act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr, raw_row, base,
-    N_LAYERS: tl.constexpr, DIM: tl.constexpr, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr,
-    PRECISION: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    LAST_COLS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """All layers of one step, from the state's blocks in scratch to raw sums at ``raw_row``, ready to be read."""
-    for layer in range(N_LAYERS - 1):
-        entry = table_ptr + layer * TABLE_COLS
+def run_layers(net, scratch, MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr):
+    """All layers of one step, from the state's blocks in scratch to raw sums in it, ready to be read."""
+    COLS: tl.constexpr = LAYOUT.cols
+    LAST_COLS: tl.constexpr = LAYOUT.last_cols
+    for layer in range(LAYOUT.n_layers - 1):
+        entry = net.table_ptr + layer * TABLE_COLS
         inner_blocks = tl.load(entry)
         col_tiles = tl.load(entry + 1)
         weight_block = tl.load(entry + 2)
         bias_tile = tl.load(entry + 3)
-        in_block = base + tl.load(entry + 4)
-        out_block = base + tl.load(entry + 5)
+        in_block = scratch.base + tl.load(entry + 4)
+        out_block = scratch.base + tl.load(entry + 5)
         for n in range(col_tiles):
             acc = product_tile(
-                act_desc, act_ptr, weight_desc, weight_ptr, bias_ptr,
+                net.act_desc, net.act_ptr, net.weight_desc, net.weight_ptr, net.bias_ptr,
                 in_block, weight_block + n * inner_blocks, bias_tile + n, inner_blocks,
-                ROWS, COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
+                COLS, LAYOUT, MAP.precision, USE_TMA,
             )  # fmt: skip
-            high, low = activate(acc, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM)
-            store_blocks(act_ptr, out_block + n * (COLS // INNER), high, low, ROWS, COLS, INNER, PARTS)
+            high, low = activate(acc, MAP, USE_ASM)
+            first_block = out_block + n * (COLS // LAYOUT.inner)
+            store_blocks(net.act_ptr, first_block, high, low, LAYOUT.rows, COLS, LAYOUT.inner, LAYOUT.parts)
         end_stores(USE_TMA, USE_ASM)
-    entry = table_ptr + (N_LAYERS - 1) * TABLE_COLS
+    entry = net.table_ptr + (LAYOUT.n_layers - 1) * TABLE_COLS
     inner_blocks = tl.load(entry)
-    in_block = base + tl.load(entry + 4)
-    for n in range((DIM + LAST_COLS - 1) // LAST_COLS):
+    in_block = scratch.base + tl.load(entry + 4)
+    for n in range((MAP.dim + LAST_COLS - 1) // LAST_COLS):
         acc = product_tile(
-            act_desc, act_ptr, last_desc, last_ptr, last_bias_ptr, in_block, n * inner_blocks, n, inner_blocks,
-            ROWS, LAST_COLS, INNER, PARTS, STAGES, PRECISION, USE_TMA,
+            net.act_desc, net.act_ptr, net.last_desc, net.last_ptr, net.last_bias_ptr,
+            in_block, n * inner_blocks, n, inner_blocks, LAST_COLS, LAYOUT, MAP.precision, USE_TMA,
         )  # fmt: skip
-        tl.store(raw_row + (n * LAST_COLS + tl.arange(0, LAST_COLS))[None, :], acc)
+        tl.store(scratch.raw_row + (n * LAST_COLS + tl.arange(0, LAST_COLS))[None, :], acc)
     tl.debug_barrier()
+
+
+@triton.jit
+def put_first_input(start_ptr, scratch, chains, step, timing, noise, keep, MAP: tl.constexpr, LAYOUT: tl.constexpr):
+    """The input of the launch's first step into scratch: given states or start noise, jittered where the step is."""
+    COLS: tl.constexpr = LAYOUT.state_cols
+    jittered = is_jittered(step, timing)
+    for block in range(LAYOUT.state_width // COLS):
+        x = first_state(start_ptr, noise.seed, chains, block * COLS, MAP, LAYOUT.rows, COLS)
+        put_input(x, scratch, chains.ids, block, step, jittered, keep, noise, MAP, LAYOUT)
+
+
+@triton.jit
+def end_step(
+    scratch, chains, live, stored, saved_ptr, step, done, target, is_target, last_step, timing, noise,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
+    """The pass over the state after the layers of ``step``: bound, residual, noise, draw, and the next step's input.
+
+    Returns (residual, distance to the saved state), both (rows,), where ``is_target``: there states are final, for
+    ``live`` rows.
+    """
+    ROWS: tl.constexpr = LAYOUT.rows
+    COLS: tl.constexpr = LAYOUT.state_cols
+    draw = draw_at(step, timing)
+    is_draw = step + 1 == draw_end(draw, timing)
+    jittered = is_jittered(step + 1, timing)
+    residual = tl.zeros([ROWS], tl.float32)
+    distance = tl.zeros([ROWS], tl.float32)
+    for block in range(LAYOUT.state_width // COLS):
+        first_col = block * COLS
+        col = first_col + tl.arange(0, COLS)
+        mask = chains.exist[:, None] & (col[None, :] < MAP.dim)
+        raw = tl.load(scratch.raw_row + col[None, :], mask=col[None, :] < MAP.dim, other=0.0)
+        x = bound_output(raw, MAP, USE_ASM)
+        if is_target:
+            change = row_residual(x - tl.load(scratch.state_row + col[None, :]), first_col, MAP.dim, COLS)
+            residual = worst(residual, change)
+            if saved_ptr is not None:
+                saved = tl.load(saved_ptr + chains.rows[:, None] * MAP.dim + col[None, :], mask=mask, other=0.0)
+                distance = worst(distance, row_residual(x - saved, first_col, MAP.dim, COLS))
+                tl.debug_barrier()  # with a check at every step, `put_input` writes to where this was read
+        x = jitter_output(x, step + 1, noise, chains.ids, first_col, MAP, ROWS, COLS)
+        if stored.draws_ptr is not None:
+            if is_draw:
+                place = (chains.rows * timing.n_draws + draw)[:, None] * MAP.dim + col[None, :]
+                tl.store(stored.draws_ptr + place, x, mask=mask)
+        if is_target:
+            final = stored.final_ptr + chains.rows[:, None] * MAP.dim + col[None, :]
+            tl.store(final, x, mask=mask & live[:, None])
+        if done < last_step:
+            keep = done == target - 1
+            put_input(x, scratch, chains.ids, block, step + 1, jittered, keep, noise, MAP, LAYOUT)
+    return residual, distance
+
+
+@triton.jit
+def run_tile(
+    net, scratch, chains, start_ptr, stored, checking, timing, noise, first_step, run_steps,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr,
+):  # fmt: skip
+    """All steps of the launch for the chains of one tile."""
+    CHECKS: tl.constexpr = checking.saved_ptr is not None
+    last_step = first_step + run_steps
+    # States are final, and residuals wanted, at the end and at checks; inputs of steps that lead there are kept.
+    target = tl.minimum(last_step, next_check(first_step, checking.every)) if CHECKS else last_step
+    live = chains.exist
+    if CHECKS:
+        calm = tl.load(checking.calm_in_ptr + chains.rows, mask=chains.exist, other=-1)
+    step = tl.full([], 0, tl.int32) + first_step
+    put_first_input(start_ptr, scratch, chains, step, timing, noise, target == first_step + 1, MAP, LAYOUT)
+    end_stores(USE_TMA, USE_ASM)
+    done = first_step
+    while done < last_step:
+        step = tl.full([], 0, tl.int32) + done
+        run_layers(net, scratch, MAP, LAYOUT, USE_ASM, USE_TMA)
+        done += 1
+        is_target = done == target
+        if CHECKS:
+            live = calm >= 0
+            if is_target:
+                target = tl.minimum(last_step, next_check(done, checking.every))
+        residual, distance = end_step(
+            scratch, chains, live, stored, checking.saved_ptr, step, done, target, is_target, last_step, timing,
+            noise, MAP, LAYOUT, USE_ASM,
+        )  # fmt: skip
+        if is_target:
+            if CHECKS:
+                # Halted rows are computed on beside the others, and their states stay as they were stored.
+                calm = check_rows(residual, distance, calm, done, chains.rows, checking)
+                last_step = tl.where(tl.max(calm, axis=0) >= 0, last_step, done)
+            else:
+                tl.store(stored.residual_ptr + chains.rows, residual, mask=chains.exist)
+        end_stores(USE_TMA, USE_ASM)
 
 
 @triton.jit(do_not_specialize=(*UNSPECIALISED, "n_tiles"))
 def wide_kernel(
-    draws_ptr,  # (n_chains, n_draws, DIM) fp32, row-major; unused without KEEP_DRAWS
-    final_ptr,  # (n_chains, DIM) fp32, row-major
-    residual_ptr,  # (n_chains,) fp32
-    act_desc,  # copy descriptor over act_ptr, blocks (ROWS, INNER)
-    weight_desc,  # copy descriptor over weight_ptr, blocks (COLS, INNER)
-    last_desc,  # copy descriptor over last_ptr, blocks (LAST_COLS, INNER)
-    act_ptr,  # (n_programs * PROGRAM_BLOCKS * PARTS, ROWS, INNER) operands, scratch
-    weight_ptr,  # (blocks * PARTS, COLS, INNER) operands
-    last_ptr,  # (blocks * PARTS, LAST_COLS, INNER) operands, last layer
-    bias_ptr,  # (tiles, COLS) fp32
-    last_bias_ptr,  # (tiles, LAST_COLS) fp32
-    table_ptr,  # (N_LAYERS, TABLE_COLS) int32, rows as WideLayer.row
-    raw_ptr,  # (n_programs, ROWS, OUTPUT_WIDTH) fp32, scratch
-    state_ptr,  # (n_programs, ROWS, STATE_WIDTH) fp32, scratch
-    start_ptr,  # (n_chains, DIM) fp32, row-major; unused without HAS_START
-    chain_ids_ptr,  # (n_chains,) int64; unused without HAS_IDS
-    saved_ptr,  # (n_chains, DIM) fp32, row-major; unused without CHECKS, as the next three
-    calm_in_ptr,  # (n_chains,) int32
-    calm_ptr,  # (n_chains,) int32
-    halt_ptr,  # (n_chains,) int32
-    n_chains: tl.int64,
-    first_chain: tl.int64,
-    seed: tl.int64,
-    jitter,
-    burn_in: tl.int32,
-    n_draws: tl.int32,
-    thin: tl.int32,
-    settle: tl.int32,
-    first_step: tl.int32,
-    run_steps: tl.int32,
-    tol,
-    patience: tl.int32,
-    every: tl.int32,
+    act_desc,  # copy descriptor over act_ptr, blocks (rows, inner)
+    weight_desc,  # copy descriptor over weight_ptr, blocks (cols, inner)
+    last_desc,  # copy descriptor over last_ptr, blocks (last_cols, inner)
+    act_ptr,  # (n_programs * program_blocks * parts, rows, inner) operands, scratch
+    weight_ptr,  # (blocks * parts, cols, inner) operands
+    last_ptr,  # (blocks * parts, last_cols, inner) operands, last layer
+    bias_ptr,  # (tiles, cols) fp32
+    last_bias_ptr,  # (tiles, last_cols) fp32
+    table_ptr,  # (n_layers, TABLE_COLS) int32, rows as WideLayer.row
+    raw_ptr,  # (n_programs, rows, output_width) fp32, scratch
+    state_ptr,  # (n_programs, rows, state_width) fp32, scratch
     n_tiles: tl.int32,
-    N_LAYERS: tl.constexpr,
-    DIM: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    BOUND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    JITTER: tl.constexpr,
-    INIT: tl.constexpr,
-    HAS_START: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    KEEP_DRAWS: tl.constexpr,
-    CHECKS: tl.constexpr,
-    USE_ASM: tl.constexpr,
-    USE_TMA: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    LAST_COLS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
-    PROGRAM_BLOCKS: tl.constexpr,
-    STATE_WIDTH: tl.constexpr,
-    OUTPUT_WIDTH: tl.constexpr,
-    STATE_COLS: tl.constexpr,
-):
-    """Grid: (n_programs,); program p owns tiles p, p + n_programs, ... of ROWS chains."""
+    draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
+    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
+    tol: tl.float32, patience: tl.int32, every: tl.int32,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr,
+):  # fmt: skip
+    """Grid: (n_programs,); program p owns tiles p, p + n_programs, ... of ``LAYOUT.rows`` chains."""
+    ROWS: tl.constexpr = LAYOUT.rows
+    net = Net(act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr)
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    stored = Stored(draws_ptr, final_ptr, residual_ptr)
+    n_steps = burn_in + n_draws * thin
+    checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
     program = tl.program_id(0)
-    base = program * PROGRAM_BLOCKS
     local = program * ROWS + tl.arange(0, ROWS)
-    raw_row = raw_ptr + (local.to(tl.int64) * OUTPUT_WIDTH)[:, None]
-    state_row = state_ptr + (local.to(tl.int64) * STATE_WIDTH)[:, None]
-    N_BLOCKS: tl.constexpr = STATE_WIDTH // STATE_COLS
+    raw_row = raw_ptr + (local.to(tl.int64) * LAYOUT.output_width)[:, None]
+    state_row = state_ptr + (local.to(tl.int64) * LAYOUT.state_width)[:, None]
+    scratch = Scratch(program, program * LAYOUT.program_blocks, act_ptr, state_ptr, raw_row, state_row)
     for tile in range(program, n_tiles, tl.num_programs(0)):
-        rows = (tl.full([], 0, tl.int64) + tile) * ROWS + tl.arange(0, ROWS)
-        row_mask = rows < n_chains
-        chains = row_chains(chain_ids_ptr, rows, row_mask, first_chain, HAS_IDS)
-        step = tl.full([], 0, tl.int32) + first_step
-        jittered = is_jittered(step, burn_in, thin, settle)
-        end_step = first_step + run_steps
-        # States are final, and residuals wanted, at the end and at checks; inputs of steps that lead there are kept.
-        target = tl.minimum(end_step, next_check(first_step, every)) if CHECKS else end_step
-        live = row_mask
-        if CHECKS:
-            calm = tl.load(calm_in_ptr + rows, mask=row_mask, other=-1)
-        for block in range(N_BLOCKS):
-            first_col = block * STATE_COLS
-            col = first_col + tl.arange(0, STATE_COLS)
-            mask = row_mask[:, None] & (col[None, :] < DIM)
-            if HAS_START:
-                x = tl.load(start_ptr + rows[:, None] * DIM + col[None, :], mask=mask, other=0.0)
-            else:
-                x = start_tile(seed, chains, first_col, LOW, HIGH, INIT, DIM, ROWS, STATE_COLS)
-            put_input(
-                x, act_ptr, state_ptr, program, block, jittered, target == first_step + 1, jitter, seed, chains, step,
-                LOW, HIGH, JITTER, DIM, PRECISION, ROWS, INNER, PARTS, PROGRAM_BLOCKS, STATE_WIDTH, STATE_COLS,
-            )  # fmt: skip
-        end_stores(USE_TMA, USE_ASM)
-        step_number = first_step
-        while step_number < end_step:
-            step = tl.full([], 0, tl.int32) + step_number
-            run_layers(
-                act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr,
-                raw_row, base, N_LAYERS, DIM, ACTIVATION, NEGATIVE_SLOPE, PRECISION, USE_ASM, USE_TMA,
-                ROWS, COLS, LAST_COLS, INNER, PARTS, STAGES,
-            )  # fmt: skip
-            step_number += 1
-            is_target = step_number == target
-            if CHECKS:
-                live = calm >= 0
-                if is_target:
-                    target = tl.minimum(end_step, next_check(step_number, every))
-            past = step + 1 - burn_in
-            draw = past // thin - 1
-            is_draw = (past > 0) & (past == (draw + 1) * thin)
-            jittered = is_jittered(step + 1, burn_in, thin, settle)
-            residual = tl.zeros([ROWS], tl.float32)
-            distance = tl.zeros([ROWS], tl.float32)
-            for block in range(N_BLOCKS):
-                first_col = block * STATE_COLS
-                col = first_col + tl.arange(0, STATE_COLS)
-                mask = row_mask[:, None] & (col[None, :] < DIM)
-                x = bound_output(tl.load(raw_row + col[None, :], mask=col[None, :] < DIM, other=0.0), BOUND, USE_ASM)
-                if is_target:
-                    change = row_residual(x - tl.load(state_row + col[None, :]), first_col, DIM, STATE_COLS)
-                    residual = tl.maximum(residual, change, propagate_nan=tl.PropagateNan.ALL)
-                    if CHECKS:
-                        saved = tl.load(saved_ptr + rows[:, None] * DIM + col[None, :], mask=mask, other=0.0)
-                        apart = row_residual(x - saved, first_col, DIM, STATE_COLS)
-                        distance = tl.maximum(distance, apart, propagate_nan=tl.PropagateNan.ALL)
-                        tl.debug_barrier()  # with a check at every step, `put_input` writes to where this was read
-                if JITTER == "upstream":
-                    x = add_jitter(
-                        x, jitter, seed, chains, first_col, step + 1, LOW, HIGH, JITTER, DIM, ROWS, STATE_COLS
-                    )
-                if KEEP_DRAWS:
-                    if is_draw:
-                        place = (rows * n_draws + draw)[:, None] * DIM + col[None, :]
-                        tl.store(draws_ptr + place, x, mask=mask)
-                if is_target:
-                    tl.store(final_ptr + rows[:, None] * DIM + col[None, :], x, mask=mask & live[:, None])
-                if step_number < end_step:
-                    put_input(
-                        x, act_ptr, state_ptr, program, block, jittered, step_number == target - 1,
-                        jitter, seed, chains, step + 1,
-                        LOW, HIGH, JITTER, DIM, PRECISION, ROWS, INNER, PARTS, PROGRAM_BLOCKS, STATE_WIDTH, STATE_COLS,
-                    )  # fmt: skip
-            if is_target:
-                if CHECKS:
-                    # Halted rows are computed on beside the others, and their states stay as they were stored.
-                    calm = check_rows(
-                        residual, distance, calm, step_number, burn_in + n_draws * thin, every, tol, patience, rows,
-                        residual_ptr, calm_ptr, halt_ptr,
-                    )  # fmt: skip
-                    end_step = tl.where(tl.max(calm, axis=0) >= 0, end_step, step_number)
-                else:
-                    tl.store(residual_ptr + rows, residual, mask=row_mask)
-            end_stores(USE_TMA, USE_ASM)
+        first_row = (tl.full([], 0, tl.int64) + tile) * ROWS
+        chains = tile_chains(first_row, n_chains, first_chain, chain_ids_ptr, ROWS)
+        run_tile(
+            net, scratch, chains, start_ptr, stored, checking, timing, noise, first_step, run_steps,
+            MAP, LAYOUT, USE_ASM, USE_TMA,
+        )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -330,40 +332,23 @@ def variant(shape: NetShape, precision: str, tile: WideTile, kind: LaunchKind = 
     """What `launch_wide` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
     form = usual_precision(precision)
     constants = {
-        "N_LAYERS": shape.n_layers,
-        "DIM": shape.dim,
-        "LOW": shape.low,
-        "HIGH": shape.high,
-        "ACTIVATION": shape.activation,
-        "NEGATIVE_SLOPE": shape.negative_slope,
-        "BOUND": shape.bound,
-        "PRECISION": form,
+        "MAP": compiled_map(shape, form, kind),
+        "LAYOUT": wide_layout(shape, tile, form),
         "USE_ASM": use_asm,
         "USE_TMA": tile.use_tma,
-        "ROWS": tile.rows,
-        "COLS": tile.cols,
-        "LAST_COLS": tile.last_cols,
-        "INNER": tile.inner,
-        "PARTS": operand_parts(form),
-        "STAGES": tile.stages,
-        "PROGRAM_BLOCKS": program_blocks(shape, tile),
-        "STATE_WIDTH": state_width(shape, tile),
-        "OUTPUT_WIDTH": output_width(shape, tile),
-        "STATE_COLS": STATE_COLS,
-        **kind.constants,
     }
-    return Variant(wide_kernel, wide_signature(OPERANDS[form], tile, kind), constants, tile.warps, tile.stages)
+    own = own_types(OPERANDS[form], tile)
+    return Variant(wide_kernel, own | common_types(kind), constants, tile.warps, tile.stages)
 
 
-def wide_signature(operand: str, tile: WideTile, kind: LaunchKind) -> dict[str, str]:
-    """Name -> type of the arguments of a launch; without the copy engine pointers stand in for its descriptors."""
-    signature = argument_types(operand, "*fp32", kind) | {"table_ptr": "*i32", "n_tiles": "i32"}
-    del signature["w_high_ptr"], signature["w_low_ptr"]
-    signature |= dict.fromkeys(("act_ptr", "weight_ptr", "last_ptr"), operand)
-    signature |= dict.fromkeys(("last_bias_ptr", "raw_ptr", "state_ptr"), "*fp32")
+def own_types(operand: str, tile: WideTile) -> dict[str, str]:
+    """Name -> type of the kernel's own arguments; without the copy engine pointers stand in for its descriptors."""
+    types = dict.fromkeys(("act_ptr", "weight_ptr", "last_ptr"), operand)
+    types |= dict.fromkeys(("bias_ptr", "last_bias_ptr", "raw_ptr", "state_ptr"), "*fp32")
+    types |= {"table_ptr": "*i32", "n_tiles": "i32"}
     for name, rows in (("act_desc", tile.rows), ("weight_desc", tile.cols), ("last_desc", tile.last_cols)):
-        signature[name] = f"tensordesc<{operand[1:]}[{rows},{tile.inner}]>" if tile.use_tma else operand
-    return signature
+        types[name] = f"tensordesc<{operand[1:]}[{rows},{tile.inner}]>" if tile.use_tma else operand
+    return types
 
 
 def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, scratch: WideScratch) -> None:
@@ -382,15 +367,10 @@ def launch_wide(packed: WideWeights, request: LaunchRequest, outputs: Outputs, s
     blocks = ((scratch.act, tile.rows), (packed.weight, tile.cols), (packed.last, tile.last_cols))
     sources = [TensorDescriptor.from_tensor(t, [rows, tile.inner]) if tile.use_tma else t for t, rows in blocks]
     arguments = [
-        outputs.draws if outputs.draws is not None else outputs.final,
-        outputs.final,
-        outputs.residual,
         *sources,
         *(scratch.act, packed.weight, packed.last, packed.bias, packed.last_bias, packed.table),
-        *(scratch.raw, scratch.state),
-        *input_pointers(request, outputs),
-        *scalar_arguments(request),
-        n_tiles,
+        *(scratch.raw, scratch.state, n_tiles),
+        *common_arguments(request, outputs),
     ]
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
     chosen.launch(min(n_tiles, scratch.n_programs), arguments)

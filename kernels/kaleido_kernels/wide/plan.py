@@ -7,6 +7,7 @@ weights, so that one copy descriptor over all blocks of a kind serves every laye
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape
@@ -163,6 +164,29 @@ def wide_candidates(shape: NetShape, precision: str, use_tma: bool = True) -> li
     stages = 2 if precision == "fp16x3" else 3
     tiles = [WideTile(128, cols, last, inner, 8, stages) for cols in (256, 128, 64) for last in (256, 128, 64)]
     return sorted(tiles, key=lambda tile: (tile_cost(shape, tile), -tile.cols - tile.last_cols))
+
+
+class WideLayout(NamedTuple):
+    """Sizes that are compiled in: of the tile, and of what `state_width` and the functions beside it give."""
+
+    n_layers: int
+    rows: int
+    cols: int
+    last_cols: int
+    inner: int
+    parts: int
+    stages: int
+    program_blocks: int
+    state_width: int
+    output_width: int
+    state_cols: int
+
+
+def wide_layout(shape: NetShape, tile: WideTile, precision: str) -> WideLayout:
+    """The sizes of a tile for a network in a device precision."""
+    sizes = (tile.rows, tile.cols, tile.last_cols, tile.inner, operand_parts(precision), tile.stages)
+    widths = (program_blocks(shape, tile), state_width(shape, tile), output_width(shape, tile))
+    return WideLayout(shape.n_layers, *sizes, *widths, STATE_COLS)
 
 
 def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTile]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kaleido_kernels.arguments import CHECKED, QUIET
 from kaleido_kernels.kernels import device_code
-from kaleido_kernels.launch import CHECKED, QUIET
 from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.sass.program import Program, parse_program
 
