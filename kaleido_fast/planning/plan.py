@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
@@ -27,6 +28,7 @@ from kaleido_kernels.choice import Choice, choose, force
 from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import AnyTile
+from kaleido_kernels.tuned import tile_to_json
 
 NOT_COMPILED = "numba compiles nothing in this process (NUMBA_DISABLE_JIT): unset it, or use engine='reference'"
 
@@ -101,6 +103,18 @@ class SamplePlan:
             return f"fused loop over tiles of {self.loop_chains} chains"
         kernels = [phase.kernel.explain() for phase in self.phases if phase.kernel is not None]
         return f"; from step {self.phases[-1].first:,} on ".join(kernels) or f"tiles of {self.tile_rows:,} chains"
+
+    @property
+    def kernels(self) -> dict[str, dict[str, Any]]:
+        """What decides the bits of engine "triton", for records: tile and device precision, by the first step."""
+        return {
+            f"from step {phase.first}": {
+                **tile_to_json(phase.kernel.choice.tile),
+                "precision": phase.kernel.precision,
+            }
+            for phase in self.phases
+            if phase.kernel is not None
+        }
 
     def explain(self) -> str:
         """The plan in one line."""

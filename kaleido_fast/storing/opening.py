@@ -19,7 +19,7 @@ from kaleido_fast.storing.durable import import_zarr
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import BlockOutput, Layout
 from kaleido_fast.storing.npy_output import Begun, NpyOutput, read_partial
-from kaleido_fast.storing.record import as_begun, difference, stored_record
+from kaleido_fast.storing.record import as_begun, difference, names_no_kernel, stored_record
 from kaleido_fast.storing.store_metadata import read_metadata
 from kaleido_fast.storing.writers import record_path
 from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
@@ -235,6 +235,12 @@ def _refuse_difference(task: StoringTask, stored: dict[str, Any]) -> None:
     if found:
         raise InputError(
             f"{task.path} belongs to another run: {found}; ask for the same to go on, or --overwrite starts anew"
+        )
+    if names_no_kernel(stored):
+        warn_caller(
+            f"{task.path} was begun by an earlier version, which could record a wrong kernel: whether the same one goes "
+            "on is not checked",
+            UserWarning,
         )
 
 

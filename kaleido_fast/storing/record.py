@@ -30,7 +30,7 @@ _COMPARED = (
     "data_range",
     "engine",
     "arithmetic",
-    "kernel",
+    "kernels",
     "device",
     "threads",
     "versions",
@@ -72,7 +72,7 @@ def stored_record(run: Run, encoding: Encoding, scaling: Scaling | None) -> dict
         "encoding": encoding.as_dict(),
     }
     if engine == "triton":
-        record["kernel"] = run.plan.kernel
+        record["kernels"] = run.plan.kernels
     if engine == "cpu" and cpu_arithmetic():
         record["arithmetic"] = cpu_arithmetic()
     if engine == "reference" and deciding_threads(device) is not None:
@@ -97,11 +97,19 @@ def short_record(stored: dict[str, Any]) -> dict[str, Any]:
 
 def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     """What two records do not have in common, as far as bits depend on it; empty where they agree."""
-    left, right = (_flat({name: record.get(name) for name in _COMPARED}) for record in (stored, asked))
+    compared = [
+        name for name in _COMPARED if name != "kernels" or not (names_no_kernel(stored) or names_no_kernel(asked))
+    ]
+    left, right = (_flat({name: record.get(name) for name in compared}) for record in (stored, asked))
     keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
     keys = [key for key in keys if key not in _NOT_COMPARED]
     named = [f"{key} was {left.get(key)}, is now {right.get(key)}" for key in keys[:3]]
     return ", ".join(named) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def names_no_kernel(record: dict[str, Any]) -> bool:
+    """Whether a record is of an earlier version, which kept the kernel as a sentence that could be wrong."""
+    return "kernel" in record
 
 
 def as_begun(asked: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

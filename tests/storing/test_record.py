@@ -79,3 +79,13 @@ def test_a_run_goes_on_with_the_threads_of_its_record_where_they_count(began, no
     stored, asked = (bare if n is None else {**bare, "threads": n} for n in (began, now))
     refused = began is not None and now is None
     assert (difference(stored, as_begun(asked, stored)) != "") == refused
+
+
+def test_a_kernel_in_words_counts_as_unknown():
+    """Earlier versions recorded the kernel that was planned before the weights were looked at."""
+    now = {"engine": "triton", "kernels": {"from step 0": {"kernel": "wide", "rows": 64}}}
+    assert difference({"engine": "triton", "kernel": "narrow 64 chains"}, now) == ""
+    assert difference({"engine": "cpu", "kernel": "narrow 64 chains"}, now).startswith("engine was cpu")
+    other = {**now, "kernels": {"from step 0": {"kernel": "wide", "rows": 128}}}
+    assert difference(other, now) == "kernels.from step 0.rows was 128, is now 64"
+    assert difference({"engine": "triton"}, now), "a record that says nothing of a kernel is not of an earlier version"
