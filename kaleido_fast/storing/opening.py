@@ -238,8 +238,8 @@ def _refuse_difference(task: StoringTask, stored: dict[str, Any]) -> None:
         )
     if names_no_kernel(stored):
         warn_caller(
-            f"{task.path} was begun by an earlier version, which could record a wrong kernel: whether the same one goes "
-            "on is not checked",
+            f"{task.path} was begun by an earlier version, which could record a wrong kernel: whether the same one "
+            "goes on is not checked",
             UserWarning,
         )
 

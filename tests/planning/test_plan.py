@@ -6,17 +6,23 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from conftest import random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelSpec, SampleRequest
+from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.facts import DeviceFacts
-from kaleido_fast.planning.plan import make_plan
+from kaleido_fast.planning.plan import make_plan, plan_kernel
 from kaleido_fast.planning.request import merge_options
 from kaleido_fast.presets import NETWORKS
+from kaleido_fast.running.subject import resolve_subject
 from kaleido_fast.system.versions import library_versions
+from kaleido_kernels.precision import WeightsRange
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.tile import GpuFacts
+from kaleido_kernels.tile import GpuFacts, Tile
+from kaleido_kernels.tuned import tile_to_json
 
 LAPTOP = DeviceFacts("cpu", "laptop", has_numba=True, has_triton=True)
 BARE = DeviceFacts("cpu", "bare")
@@ -132,3 +138,78 @@ def test_blocks_are_whole_tiles_and_memory_counts_the_draws(n_chains, name):
     plan = plan_for(facts, name, n_chains=n_chains)
     assert plan.block_chains % plan.tile_rows == 0
     assert plan.draws_bytes >= n_chains * NETWORKS[name].dim * 4
+
+
+def with_faint_layer() -> KaleidoMLP:
+    """One layer so small that split fp16 loses bits of it: fp32 runs by plain products, which narrow does not take."""
+    model = random_mlp(64, 128, 128, 128, 64)
+    with torch.no_grad():
+        model.linears[1].weight.mul_(2.0**-10)
+    return model
+
+
+def test_one_plan_says_what_runs_and_runs():
+    """Plan, engine, explanation, record and doctor give one answer for weights that decide the kernel."""
+    from kaleido_fast.cli import doctor
+    from kaleido_fast.engines.triton import TritonEngine
+
+    subject = resolve_subject(with_faint_layer())
+    request = SampleRequest(n_chains=100_000, engine="triton")
+    plan = make_plan(request, subject.spec, H200, subject.dim, weights=subject.weights_range)
+    (phase,) = plan.phases
+    assert phase.kernel.precision == "ieee" and phase.kernel.choice.kernel == "wide"
+    engine = TritonEngine(subject.module, request, phase.kernel, torch.device("cpu"))
+    assert engine.plan is phase.kernel
+    assert plan.kernel in plan.explain() and plan.kernel.startswith("wide 64x64x16")
+    assert plan.kernels["from step 0"] == {**tile_to_json(phase.kernel.choice.tile), "precision": "ieee"}
+    said = doctor._kernels(subject.spec, subject.weights_range, H200)
+    assert said["fp32 on H200"] == plan.kernel
+    usual = make_plan(request, subject.spec, H200, subject.dim)
+    assert usual.phases[0].kernel.precision == "fp16x3" and usual.kernel.startswith("narrow")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
+@pytest.mark.parametrize("largest", [1.0, 1e6, float("inf")])
+def test_auto_falls_back_where_weights_do_not_fit_and_a_name_is_refused(precision, largest):
+    spec = spec_of("points2d")
+    request = SampleRequest(n_chains=100, precision=precision)
+    plan = make_plan(request, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
+    fits = largest < (6e4 if precision == "fp16" else float("inf"))
+    assert plan.engine == ("triton" if fits else "reference")
+    if not fits:
+        assert "triton cannot run this" in plan.reason and "weight" in plan.reason
+        with pytest.raises(InputError, match="engine 'triton' cannot run this"):
+            named = replace(request, engine="triton")
+            make_plan(named, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 3), st.integers(1, 5))
+def test_phases_cover_every_step_once_and_the_polish_is_fp32(burn_in, polish, n_draws, thin):
+    polish = min(polish, burn_in + thin)
+    options = {"burn_in": burn_in, "n_draws": n_draws, "thin": thin, "polish": polish}
+    plan = plan_for(H200, "points2d", precision="bf16", **options)
+    steps = [step for phase in plan.phases for step in range(phase.first, phase.last)]
+    assert steps == list(range(burn_in + n_draws * thin))
+    exact = [phase.precision for phase in plan.phases for step in range(phase.first, phase.last)]
+    assert (
+        exact == ["bf16"] * (burn_in + thin - polish) + ["fp32"] * (len(steps) - burn_in - thin + polish) or not polish
+    )
+    assert all(phase.kernel.precision == ("bf16" if phase.precision == "bf16" else "fp16x3") for phase in plan.phases)
+
+
+def test_a_polish_counts_in_memory():
+    """Both phases' weights and scratch lie there at once."""
+    plain = plan_for(H200, "cifar", precision="bf16")
+    both = plan_for(H200, "cifar", precision="bf16", polish=10)
+    scratch = both.phases[1].kernel.scratch_bytes
+    assert scratch > 0
+    assert both.working_bytes - plain.working_bytes == scratch + 4 * spec_of("cifar").n_parameters
+
+
+def test_a_tile_that_is_named_runs_or_is_refused():
+    tuned = replace(H200, tuned={"any": "thing"})
+    tile = Tile("narrow", 128, 8)
+    spec = spec_of("points2d")
+    assert plan_kernel(spec, "fp16", tuned, tile=tile).choice.tile == tile
+    with pytest.raises(ValueError, match="at most 128"):
+        plan_kernel(spec_of("digits"), "fp16", tuned, tile=tile)
