@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,10 +30,8 @@ from kaleido_kernels.proving.emulation.ptx import (
     Vector,
     registers_of,
 )
+from kaleido_kernels.proving.emulation.surroundings import Surroundings
 from kaleido_kernels.proving.emulation.threads import Mask, Threads, chosen
-
-if TYPE_CHECKING:
-    from kaleido_kernels.proving.emulation.block import Block
 
 Handler = Callable[[Mask], None]
 Source = Callable[[], Array]
@@ -101,7 +98,7 @@ class Warps:
         rules: what each instruction does.
     """
 
-    def __init__(self, block: Block, number: int, first: int, n_threads: int, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, block: Surroundings, number: int, first: int, n_threads: int, rules: Mapping[str, Rule]) -> None:
         self.block, self.number, self.n_threads = block, number, n_threads
         self.kernel: Kernel = block.kernel
         self.thread = np.arange(first, first + n_threads, dtype=np.uint32)
