@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kaleido_fast.model import ModelSpec
@@ -30,18 +27,16 @@ def plan_here(
     Raises:
         InputError: as there.
     """
-    facts = _as_far_as_known(facts)
-    plan = make_plan(request, spec, facts, dim, **options)
-    if plan.engine != "cpu":
-        return plan
-    known = _with_loops(facts)
-    return plan if known == facts else make_plan(request, spec, known, dim, **options)
+    return make_plan(
+        request, spec, _with_loops(facts) if _asks_for_loops(request, spec, facts) else facts, dim, **options
+    )
 
 
-def _as_far_as_known(facts: DeviceFacts) -> DeviceFacts:
-    """Facts with why numba cannot be used, as far as that is known without loading it."""
-    asked = facts.kind == "cpu" and facts.has_numba and not facts.numba_problem
-    return replace(facts, numba_problem=_numba_problem()) if asked else facts
+def _asks_for_loops(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts) -> bool:
+    """Whether the plan depends on what the compiled loops can do."""
+    wanted = request.kernel == "auto" and request.engine in ("auto", "cpu")
+    computed = request.precision == "fp32" or (request.precision == "bf16" and facts.has_bf16)
+    return spec is not None and facts.kind == "cpu" and facts.has_numba and wanted and computed
 
 
 def _with_loops(facts: DeviceFacts) -> DeviceFacts:
@@ -54,14 +49,6 @@ def cpu_arithmetic() -> str:
     """How the loops of engine 'cpu' differ from what they compute elsewhere; empty where they do not."""
     loops, problem = _load_loops()
     return "" if problem or loops.fuses() else "products are rounded before they are added (no fused multiply-add)"
-
-
-def _numba_problem() -> str:
-    """Why numba cannot be used here, as far as is known without loading it for nothing."""
-    told = "NUMBA_DISABLE_JIT" in os.environ or Path(".numba_config.yaml").is_file()
-    if not (told or "kaleido_fast.engines.cpu_kernels" in sys.modules):
-        return ""
-    return _load_loops()[1]
 
 
 @functools.cache

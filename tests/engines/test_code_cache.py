@@ -152,14 +152,22 @@ def plan(**options):
 
 @pytest.mark.parametrize("problem", ["numba cannot be loaded (Numba needs NumPy 2.2 or less)", "compiles nothing"])
 def test_where_numba_does_not_work_auto_takes_the_reference_and_says_why(monkeypatch, problem):
-    """Known before it is loaded or only afterwards, with the same end."""
     monkeypatch.setattr(available, "_load_loops", lambda: (None, problem))
-    for before in (problem, ""):
-        monkeypatch.setattr(available, "_numba_problem", lambda before=before: before)
-        assert plan().engine == "reference"
-        assert problem in plan().reason
-        with pytest.raises(InputError, match="engine 'cpu' cannot run this: " + problem[:20]):
-            plan(engine="cpu")
+    assert plan().engine == "reference"
+    assert problem in plan().reason
+    with pytest.raises(InputError, match="engine 'cpu' cannot run this: " + problem[:20]):
+        plan(engine="cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "cpu"}, {"engine": "reference"}, {"precision": "fp64"}])
+def test_a_plan_is_made_once_and_loads_numba_only_for_its_engine(monkeypatch, options):
+    made, loaded = [], []
+    make, load = available.make_plan, available._load_loops
+    monkeypatch.setattr(available, "make_plan", lambda *args, **given: made.append(1) or make(*args, **given))
+    monkeypatch.setattr(available, "_load_loops", lambda: loaded.append(1) or load())
+    engine = plan(**options).engine
+    assert made == [1]
+    assert bool(loaded) == (engine == "cpu")
 
 
 def test_bf16_that_numba_was_not_told_of_takes_the_reference(monkeypatch):
