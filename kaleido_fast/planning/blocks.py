@@ -9,6 +9,7 @@ from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import SampleRequest
 
 STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
+ORBIT_VALUES = 2**24  # values of cycles held at once: 64 MiB of fp32
 WAITING_BLOCKS = 2  # of a run that is stored: computed, not yet written
 HELD_BLOCKS = 1 + WAITING_BLOCKS + 1  # at work, waiting and being written
 
@@ -72,7 +73,7 @@ def block_bytes(request: SampleRequest, dim: int, block: int) -> int:
     states = 5 if request.freezes else 3  # before, after, between; saved, and being gathered, where chains are frozen
     orbits = 0
     if request.freezes and request.max_period > 1:  # searched for their period in parts of about 64 MiB, held twice
-        orbits = 2 * item * min(2**24, at_work * (request.max_period + 1) * dim)
+        orbits = 2 * item * min(ORBIT_VALUES, at_work * (request.max_period + 1) * dim)
     return at_work * (states * dim * item + 64) + orbits
 
 

@@ -52,8 +52,8 @@ class KernelPlan:
 
     def explain(self) -> str:
         """The kernel in words."""
-        plain = self.precision == "ieee" and self.choice.kernel != "graph"
-        return self.choice.explain() + ("; plain fp32 products, for the weights' range" if plain else "")
+        why_plain = "; plain fp32 products, because of the weights' range" if self.precision == "ieee" else ""
+        return self.choice.explain() + why_plain
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.engines.base import Engine
-
-_ORBIT_VALUES = 2**24  # values of orbits held at once: 64 MiB of fp32
+from kaleido_fast.planning.blocks import ORBIT_VALUES
 
 
 def renewals(first: int, check_every: int, most_checks: int) -> Iterator[int]:
@@ -82,7 +81,7 @@ def follow(engine: Engine, chain_ids: Tensor, state: Tensor, tol: float, max_per
 
 def chains_at_once(max_period: int, dim: int) -> int:
     """How many chains of ``dim`` values to follow at once: their orbits stay in memory."""
-    return max(1, _ORBIT_VALUES // ((max_period + 1) * dim))
+    return max(1, ORBIT_VALUES // ((max_period + 1) * dim))
 
 
 @dataclass(frozen=True)
