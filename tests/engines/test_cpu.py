@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains, workspace_bytes
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_fast.presets import NETWORKS
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
 from kaleido_fast.engines import cpu_kernels
@@ -334,40 +332,6 @@ def test_draws_may_lie_anywhere(form):
     draws = torch.zeros(3, 40, 5).transpose(0, 1) if form == "strided" else torch.zeros(40, 3, 5, dtype=torch.float64)
     engine.advance(chains, None, 0, 4, draws, lambda _: None)
     assert torch.equal(draws.float(), want)
-
-
-def test_tiles_are_whole_register_blocks_and_small_runs_occupy_all_threads():
-    for shape in NETWORKS.values():
-        assert tile_chains(shape.widths, 32) == (256 if shape.hidden > 1024 else 128)
-    assert tile_chains((2, 2**20, 2), 32) == 32
-    assert [tile_chains((8, 8), 32, n, 4) for n in (1, 128, 129, 10_000)] == [32, 32, 64, 128]
-
-
-@given(
-    n=st.integers(1, 10**6), tile=st.sampled_from([16, 128]), threads=st.integers(1, 64), flops=st.integers(1, 10**15)
-)
-def test_units_are_whole_tiles_and_calls_make_progress(n, tile, threads, flops):
-    unit = unit_chains(n, tile, threads, flops)
-    assert unit % tile == 0 and unit >= tile
-    assert unit == tile or unit * threads <= n + tile * threads, "no thread is left without work"
-    assert steps_per_call(flops, unit) >= 1
-
-
-@given(n=st.integers(1, 10**6), threads=st.integers(1, 64), steps=st.integers(1, 300))
-def test_units_shrink_towards_the_end_and_are_not_many(n, threads, steps):
-    units, left = [], n
-    while left > 0:
-        units.append(unit_chains(left, 128, threads, 25_300 * steps))
-        left -= units[-1]
-    assert units == sorted(units, reverse=True)
-    assert len(units) <= 1 + n * 25_300 * steps / 2e9 + 2 * threads * (2 + math.log2(1 + n))
-
-
-@pytest.mark.parametrize("widths", [(1, 10, 1), (64, 256, 256, 64), (3072, 2000, 3072)])
-def test_memory_of_a_thread_is_what_is_planned(widths):
-    tile = make_tile(ModelSpec(widths), 128, "bf16", cpu_kernels)
-    buffers = (tile.state, tile.moved, tile.hidden, tile.other, tile.pairs)
-    assert sum(buffer.nbytes for buffer in buffers) == workspace_bytes(widths, 128)
 
 
 def test_philox_words_of_the_loops_are_those_of_the_torch_code():
