@@ -1,4 +1,4 @@
-"""Modules of any kind are told apart, the same way in every process, and a store takes draws of one alone."""
+"""Modules of any kind are told apart, the same way in every process."""
 
 from __future__ import annotations
 
@@ -11,52 +11,16 @@ import sys
 import warnings
 from types import FunctionType, MethodType
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_mlp
+from told_modules import RUN, Net, net, squash
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from kaleido_fast import InputError, fast_sample, open_draws, sample_to
-from kaleido_fast.errors import StreamInterruptedError
+from kaleido_fast import InputError, fast_sample, sample_to
 from kaleido_fast.modules.identity import identify
-from kaleido_fast.storing.store_metadata import read_metadata
-
-GAIN = 1.5
-RUN = {"n_chains": 4096 * 2 + 9, "burn_in": 1, "chunk_chains": 4096, "dim": 3, "data_range": (-1.0, 1.0)}
-
-
-def squash(x: torch.Tensor) -> torch.Tensor:
-    """A helper that a module calls."""
-    return torch.tanh(x)
-
-
-class Net(nn.Module):
-    """A module with settings of many kinds."""
-
-    words = frozenset(("some", "words", "in", "no", "order"))
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        self.register_buffer("shift", torch.zeros(3))
-        self.scale = scale
-        self.activation = functools.partial(F.gelu, approximate="tanh")
-        self.names = set(self.words)
-        self.table = np.arange(3)
-        self.shape = {"rows": [1, (2, None)]}
-
-    def forward(self, x, bias=0.25):
-        return squash(self.activation(self.inner(x)) * self.scale * GAIN + self.shift + bias)
-
-
-def net(scale: float = 1.0, seed: int = 0) -> Net:
-    """A module of given weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Net(scale).eval()
 
 
 def modules() -> dict[str, nn.Module]:
@@ -129,7 +93,7 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(2 * x)
 
 
-HERE = sys.modules[__name__]
+HERE = sys.modules[Net.__module__]
 
 
 @pytest.mark.parametrize(
@@ -295,90 +259,6 @@ def test_a_module_without_weights_yet_has_no_identity():
     assert "a parameter without values: run the module once" in identify(nn.LazyLinear(3)).untold
 
 
-# --- stores
-
-
-def stop_after(chains: int, act):
-    """A callback that does something once so many chains are done."""
-
-    def callback(state) -> None:
-        if state.chains_done >= chains:
-            act()
-
-    return callback
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize(
-    ("module", "change", "text"),
-    [
-        (net(seed=1), {}, "model_hash was"),
-        (net(scale=2.0), {}, "model_hash was"),
-        (net(), {"data_range": (-1.0, 0.5)}, r"data_range was \[-1.0, 1.0\], is now \[-1.0, 0.5\]"),
-        (nn.Tanh(), {"dim": 4}, r"dim was 3, is now 4"),
-        (random_mlp(3, 5, 3), {"dim": None, "data_range": None}, r"data_range was \[-1.0, 1.0\], is now None"),
-    ],
-    ids=["weights", "setting", "range", "dim", "mlp"],
-)
-def test_a_store_takes_draws_of_one_model_alone(tmp_path, name, finished, module, change, text):
-    pytest.importorskip("zarr")
-    path, run = tmp_path / name, {**RUN, "device": "cpu", "engine": "reference"}
-    with contextlib.nullcontext() if finished else pytest.raises(StreamInterruptedError):
-        sample_to(path, net(), **run, callback=None if finished else stop_after(4096, interrupt))
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=text):
-        sample_to(path, module, **{**run, **change})
-    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    sample_to(path, net(), **run)
-    want = fast_sample(net(), **{key: value for key, value in run.items() if key != "chunk_chains"})
-    assert open_draws(path).record["model_hash"] == want.model_hash == identify(net()).digest
-
-
-def through_a_closure(part: nn.Module) -> nn.Module:
-    """A module that calls another one which no copy of it can reach."""
-    module = nn.Identity()
-    module.register_forward_hook(lambda _, inputs, output: part(output))
-    return module
-
-
-def test_weights_that_change_while_a_store_is_written_are_noticed(tmp_path):
-    pytest.importorskip("zarr")
-    part = net()
-    change = stop_after(8192, lambda: part.inner[0].weight.data.mul_(2))
-    with pytest.raises(InputError, match=r"inner\.0\.weight of the model changed while it was sampled") as caught:
-        sample_to(tmp_path / "a.zarr", through_a_closure(part), **RUN, device="cpu", callback=change)
-    assert "\n" not in str(caught.value)
-    result = sample_to(tmp_path / "a.zarr", through_a_closure(net()), **RUN, device="cpu")
-    assert 0 < result.stats.new_chains < RUN["n_chains"], "blocks from before the change are kept"
-    sample_to(tmp_path / "b.zarr", through_a_closure(net()), **RUN, device="cpu")
-    assert torch.equal(open_draws(tmp_path / "a.zarr")[:], open_draws(tmp_path / "b.zarr")[:])
-
-
-class TrainedMeanwhile(Net):
-    """Changes between the moment when it is named and that when it is copied, as by a training beside."""
-
-    def __deepcopy__(self, memo):
-        with torch.no_grad():
-            self.inner[0].weight.mul_(2)
-        new = self.__class__.__new__(self.__class__)
-        vars(new).update(copy.deepcopy(vars(self), memo))
-        return new
-
-
-def test_a_store_never_names_another_model_than_that_which_was_copied(tmp_path):
-    pytest.importorskip("zarr")
-    module = net()
-    module.__class__ = TrainedMeanwhile
-    with pytest.raises(InputError, match="the model changed while the output was prepared"):
-        sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu")
-    sample_to(tmp_path / "a.zarr", net(), **RUN, device="cpu", overwrite=True)
-
-
 @pytest.mark.parametrize(("kind", "name"), [(nn.Linear, "forward"), (nn.Module, "__call__"), (nn.Tanh, "forward")])
 def test_a_persons_code_set_on_a_class_of_torch_belongs_to_the_identity(kind, name):
     module = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
@@ -388,23 +268,3 @@ def test_a_persons_code_set_on_a_class_of_torch_belongs_to_the_identity(kind, na
         changed = identify(module)
     assert changed.digest not in (before.digest, "")
     assert identify(module) == before
-
-
-def test_a_module_that_is_trained_while_its_store_is_written_changes_nothing(tmp_path):
-    pytest.importorskip("zarr")
-    module = net()
-    change = stop_after(8192, lambda: module.inner[0].weight.data.mul_(2))
-    sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu", callback=change)
-    sample_to(tmp_path / "b.zarr", net(), **RUN, device="cpu")
-    assert not torch.equal(module.inner[0].weight, net().inner[0].weight)
-    assert torch.equal(open_draws(tmp_path / "a.zarr")[:], open_draws(tmp_path / "b.zarr")[:])
-
-
-def test_records_of_networks_are_as_they_were(tmp_path):
-    """Stores begun by earlier versions go on."""
-    pytest.importorskip("zarr")
-    sample_to(tmp_path / "a.zarr", random_mlp(3, 5, 3), n_chains=5, burn_in=1, device="cpu")
-    record = read_metadata(tmp_path / "a.zarr")["record"]
-    names = {"format", "version", "request", "model_hash", "engine", "device", "versions", "encoding", "model"}
-    assert set(record) == names
-    assert record["model_hash"] == "a41d55789fe2ee135dbe2c3da6be5cc7b5c5dfadf8acfe9ff850bb7d37d1cb88"

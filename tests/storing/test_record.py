@@ -10,10 +10,11 @@ from conftest import random_mlp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaleido_fast import Scaling, fast_sample
+from kaleido_fast import Scaling, fast_sample, sample_to
 from kaleido_fast.sampling import prepare_run
 from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.record import as_begun, difference, make_record, planned_record, short_record, stored_record
+from kaleido_fast.storing.store_metadata import read_metadata
 
 MODEL = random_mlp(3, 5, 3)
 OPTIONS: dict[str, Any] = {"n_chains": 7, "burn_in": 2, "seed": 3, "device": "cpu"}
@@ -89,3 +90,13 @@ def test_a_kernel_in_words_counts_as_unknown():
     other = {**now, "kernels": {"from step 0": {"kernel": "wide", "rows": 128}}}
     assert difference(other, now) == "kernels.from step 0.rows was 128, is now 64"
     assert difference({"engine": "triton"}, now), "a record that says nothing of a kernel is not of an earlier version"
+
+
+def test_records_of_networks_are_as_they_were(tmp_path):
+    """Stores begun by earlier versions go on."""
+    pytest.importorskip("zarr")
+    sample_to(tmp_path / "a.zarr", random_mlp(3, 5, 3), n_chains=5, burn_in=1, device="cpu")
+    record = read_metadata(tmp_path / "a.zarr")["record"]
+    names = {"format", "version", "request", "model_hash", "engine", "device", "versions", "encoding", "model"}
+    assert set(record) == names
+    assert record["model_hash"] == "a41d55789fe2ee135dbe2c3da6be5cc7b5c5dfadf8acfe9ff850bb7d37d1cb88"
