@@ -14,6 +14,8 @@ import pytest
 import torch
 from conftest import random_mlp
 from known_maps import staircase
+from odd_modules import sample
+from torch import nn
 
 from kaleido_fast import (
     Catalogue,
@@ -239,3 +241,9 @@ def test_sheet_has_a_cell_for_each_attractor_with_its_share_under_it(shape):
     assert few.size < sheet.size
     moved = replace(catalogue, periods=torch.ones(n, dtype=torch.int32))
     assert not np.array_equal(np.asarray(moved.sheet(KaleidoMLP(spec), Scaling())), sheet)  # "p7" is missing
+
+
+def test_attractors_say_that_they_need_a_plain_mlp():
+    result = sample(nn.Tanh(), burn_in=99, tol=1e-3)
+    with pytest.raises(InputError, match="Tanh is neither a KaleidoMLP nor a Sequential"):
+        attractors(result, nn.Tanh())
