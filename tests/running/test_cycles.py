@@ -1,4 +1,4 @@
-"""Searching for cycles, and when the host looks: laws of the plain functions below freezing."""
+"""Searching for cycles: laws of the plain functions below freezing, and the periods of known maps."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from all_engines import ENGINES, few_on_triton, order_products
+from conftest import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_maps import cycle_map
+from known_maps import MIXED_PERIODS, cycle_map, middles, mixed_map, rotation
 
-from kaleido_fast import SampleRequest
+from kaleido_fast import KaleidoMLP, ModelSpec, Outcome, SampleRequest, fast_sample
 from kaleido_fast.engines.base import Halts
 from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.running.cycles import are_back, follow, renewals, renewed
@@ -111,3 +113,91 @@ def test_halts_say_of_every_chain_what_its_sign_says(signed):
     assert halts.settled.tolist() == [i for i, s in enumerate(signed) if s > 0]
     assert halts.returned.tolist() == [i for i, s in enumerate(signed) if s < 0]
     assert halts.steps.tolist() == [abs(s) for s in signed] and halts.steps_sum == sum(map(abs, signed))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("retire", [False, True])
+def test_fixed_points_and_cycles_of_one_map_are_told_exactly(engine, retire):
+    needs(engine)
+    per_interval = few_on_triton(engine, 20, 2)
+    starts = middles().repeat(per_interval)[:, None].float()
+    starts += torch.linspace(-0.03, 0.03, len(starts))[:, None]  # intervals are 0.14 wide
+    result = fast_sample(
+        mixed_map(),
+        n_chains=len(starts),
+        z0=starts,
+        burn_in=120,
+        engine=engine,
+        retire_cycles=retire,
+        max_period=7,
+        check_every=3,
+    )
+    periods = torch.tensor(MIXED_PERIODS * per_interval)
+    assert torch.equal(result.period.long(), periods)
+    expected = torch.where(periods == 1, Outcome.FIXED_POINT, Outcome.CYCLE)
+    assert torch.equal(result.outcome.long(), expected.long())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("period", [2, 3, 7])
+def test_known_cycles_have_their_exact_period(engine, period):
+    needs(engine)
+    result = fast_sample(cycle_map(period), n_chains=few_on_triton(engine, 200), burn_in=150, engine=engine)
+    assert set(result.period.tolist()) == {period}
+    assert set(result.outcome.tolist()) == {Outcome.CYCLE}
+
+
+@pytest.mark.parametrize("check_every", [1, 4, 6, 100])
+def test_every_period_up_to_the_limit_is_found(check_every):
+    """However periods and steps between checks divide each other."""
+    needs("cpu")
+    options: dict[str, Any] = {"n_chains": 8, "check_every": check_every, "engine": "cpu"}
+    for period in (*range(2, 64, 5), 63, 64):
+        assert set(fast_sample(cycle_map(period), **options).period.tolist()) == {period}
+    assert set(fast_sample(cycle_map(65), **options).period.tolist()) == {0}
+
+
+@pytest.mark.parametrize("period", [33, 63])
+def test_long_odd_periods_are_found_in_polished_runs(period):
+    options: dict[str, Any] = {"precision": "fp16", "polish": 100, "engine": "reference", "n_draws": 3, "thin": 2}
+    assert set(fast_sample(cycle_map(period), n_chains=8, **options).period.tolist()) == {period}
+
+
+def test_chains_that_oscillate_to_rest_are_no_cycle():
+    """tanh(-0.9 x): after two steps a state is nearly back, and nearer to 0."""
+    model = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
+    with torch.no_grad():
+        model.linears[0].weight.fill_(-0.9)
+    result = fast_sample(model, n_chains=200, burn_in=299, check_every=100)
+    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
+    assert set(result.period.tolist()) == {1}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_map_with_fixed_points_has_only_fixed_points(engine):
+    needs(engine)
+    result = fast_sample(rotation(1), n_chains=few_on_triton(engine, 200), engine=engine)
+    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
+    assert set(result.period.tolist()) == {1}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("period", [2, 3, 7])
+def test_retired_cycles_walk_on_as_the_chain_would_have(engine, period, request):
+    """The map is flat at its points: after a round a chain is at the same bits."""
+    needs(engine)
+    order_products(engine, request)
+    n = few_on_triton(engine, 100)
+    options = {"n_chains": n, "burn_in": 101, "n_draws": 9, "thin": 5, "engine": engine, "max_period": 8}
+    walked = fast_sample(cycle_map(period), retire_cycles=True, **options)
+    run = fast_sample(cycle_map(period), retire_cycles=False, **options)
+    assert int(walked.steps.max()) < 101 and set(run.steps.tolist()) == {146}
+    for name in ("draws", "residual", "outcome", "period"):
+        assert torch.equal(getattr(walked, name), getattr(run, name)), name
+    assert walked.stats.chain_steps < run.stats.chain_steps / 2
+
+
+def test_periods_beyond_the_limit_are_called_moving():
+    result = fast_sample(cycle_map(7), n_chains=20, max_period=5)
+    assert set(result.outcome.tolist()) == {Outcome.MOVING}
+    assert set(result.period.tolist()) == {0}

@@ -1,75 +1,20 @@
-"""Freezing, cycles and polishing: which chains leave the working set, when, and with which bits."""
+"""Freezing: which chains leave the working set, when, and with which bits."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from all_engines import ENGINES, assert_same, few_on_triton, order_products
 from conftest import assert_states_close, needs, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_maps import cycle_map, staircase
+from known_maps import contracting, lingering, mixed_map
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast import InputError, KaleidoMLP, ModelSpec, Outcome, SampleResult, fast_sample
-
-ENGINES = ["reference", "cpu", "triton"]
-FIELDS = ("draws", "steps", "residual", "outcome", "period")
-
-
-def order_products(engine: str, request: pytest.FixtureRequest) -> None:
-    """Tests of bits: the interpreter is to sum each row by itself, as kernels do."""
-    if engine == "triton":
-        request.getfixturevalue("ordered_products")
-
-
-def few_on_triton(engine: str, n: int, few: int = 24) -> int:
-    """Triton's interpreter takes milliseconds for what a kernel does in microseconds."""
-    return few if engine == "triton" else n
-
-
-def assert_same(got: SampleResult, want: SampleResult, rows: Any = slice(None)) -> None:
-    """``got`` has the bits of these rows of ``want``."""
-    for name in FIELDS:
-        assert torch.equal(getattr(got, name), getattr(want, name)[rows]), name
-
-
-def contracting(widths=(5, 16, 5), scale=0.55, seed=3) -> KaleidoMLP:
-    return random_mlp(*widths, scale=scale, seed=seed)
-
-
-def lingering() -> KaleidoMLP:
-    """Its chains settle after 20 to 70 steps."""
-    return contracting(scale=1.2)
-
-
-def rotation(period: int, dim: int = 2) -> KaleidoMLP:
-    """tanh(gain * R x) with R a turn by 2 pi / period: its attractor is a cycle of that period (2 flips the sign)."""
-    angle = 2 * math.pi / period
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    model = KaleidoMLP(ModelSpec((2, 2), bias=(False,)))
-    with torch.no_grad():
-        model.linears[0].weight.copy_(turn * 2.0)
-    return model.eval()
-
-
-# Fixed points 0 and 8, a cycle of two (1 <-> 3), of three (2 -> 9 -> 5) and of seven (the others), mixed on the line.
-MIXED = [0, 3, 9, 1, 6, 2, 7, 10, 8, 5, 11, 12, 13, 4]
-MIXED_PERIODS = [1, 2, 3, 2, 7, 3, 7, 7, 1, 3, 7, 7, 7, 7]
-
-
-def mixed_map() -> KaleidoMLP:
-    """Sends the i-th of 14 equal intervals of [-1, 1] to the middle of the interval ``MIXED[i]``."""
-    return staircase(middles()[torch.tensor(MIXED)].tolist())
-
-
-def middles() -> torch.Tensor:
-    edges = torch.linspace(-1, 1, len(MIXED) + 1, dtype=torch.float64)
-    return (edges[1:] + edges[:-1]) / 2
+from kaleido_fast import KaleidoMLP, Outcome, fast_sample
 
 
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
@@ -209,105 +154,6 @@ def test_draws_after_freezing_equal_the_frozen_state():
         assert torch.equal(late, late[:1].expand_as(late))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("retire", [False, True])
-def test_fixed_points_and_cycles_of_one_map_are_told_exactly(engine, retire):
-    needs(engine)
-    per_interval = few_on_triton(engine, 20, 2)
-    starts = middles().repeat(per_interval)[:, None].float()
-    starts += torch.linspace(-0.03, 0.03, len(starts))[:, None]  # intervals are 0.14 wide
-    result = fast_sample(
-        mixed_map(),
-        n_chains=len(starts),
-        z0=starts,
-        burn_in=120,
-        engine=engine,
-        retire_cycles=retire,
-        max_period=7,
-        check_every=3,
-    )
-    periods = torch.tensor(MIXED_PERIODS * per_interval)
-    assert torch.equal(result.period.long(), periods)
-    expected = torch.where(periods == 1, Outcome.FIXED_POINT, Outcome.CYCLE)
-    assert torch.equal(result.outcome.long(), expected.long())
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("period", [2, 3, 7])
-def test_known_cycles_have_their_exact_period(engine, period):
-    needs(engine)
-    result = fast_sample(cycle_map(period), n_chains=few_on_triton(engine, 200), burn_in=150, engine=engine)
-    assert set(result.period.tolist()) == {period}
-    assert set(result.outcome.tolist()) == {Outcome.CYCLE}
-
-
-@pytest.mark.parametrize("check_every", [1, 4, 6, 100])
-def test_every_period_up_to_the_limit_is_found(check_every):
-    """However periods and steps between checks divide each other."""
-    needs("cpu")
-    options: dict[str, Any] = {"n_chains": 8, "check_every": check_every, "engine": "cpu"}
-    for period in (*range(2, 64, 5), 63, 64):
-        assert set(fast_sample(cycle_map(period), **options).period.tolist()) == {period}
-    assert set(fast_sample(cycle_map(65), **options).period.tolist()) == {0}
-
-
-@pytest.mark.parametrize("period", [33, 63])
-def test_long_odd_periods_are_found_in_polished_runs(period):
-    options: dict[str, Any] = {"precision": "fp16", "polish": 100, "engine": "reference", "n_draws": 3, "thin": 2}
-    assert set(fast_sample(cycle_map(period), n_chains=8, **options).period.tolist()) == {period}
-
-
-def test_chains_that_oscillate_to_rest_are_no_cycle():
-    """tanh(-0.9 x): after two steps a state is nearly back, and nearer to 0."""
-    model = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
-    with torch.no_grad():
-        model.linears[0].weight.fill_(-0.9)
-    result = fast_sample(model, n_chains=200, burn_in=299, check_every=100)
-    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
-    assert set(result.period.tolist()) == {1}
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_map_with_fixed_points_has_only_fixed_points(engine):
-    needs(engine)
-    result = fast_sample(rotation(1), n_chains=few_on_triton(engine, 200), engine=engine)
-    assert set(result.outcome.tolist()) == {Outcome.FIXED_POINT}
-    assert set(result.period.tolist()) == {1}
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("period", [2, 3, 7])
-def test_retired_cycles_walk_on_as_the_chain_would_have(engine, period, request):
-    """The map is flat at its points: after a round a chain is at the same bits."""
-    needs(engine)
-    order_products(engine, request)
-    n = few_on_triton(engine, 100)
-    options = {"n_chains": n, "burn_in": 101, "n_draws": 9, "thin": 5, "engine": engine, "max_period": 8}
-    walked = fast_sample(cycle_map(period), retire_cycles=True, **options)
-    run = fast_sample(cycle_map(period), retire_cycles=False, **options)
-    assert int(walked.steps.max()) < 101 and set(run.steps.tolist()) == {146}
-    for name in ("draws", "residual", "outcome", "period"):
-        assert torch.equal(getattr(walked, name), getattr(run, name)), name
-    assert walked.stats.chain_steps < run.stats.chain_steps / 2
-
-
-@pytest.mark.parametrize("retire", [False, True])
-def test_a_chain_that_comes_to_rest_at_the_last_step_is_a_fixed_point_of_period_one(retire):
-    """Between checks nothing is frozen, and still the last residual says that the chain has arrived."""
-    result = fast_sample(lingering(), n_chains=200, burn_in=49, check_every=100, retire_cycles=retire)
-    rests = result.residual < 1e-4
-    assert 20 < rests.sum() < 180
-    assert torch.equal(result.outcome == Outcome.FIXED_POINT, rests)
-    assert torch.equal(result.period == 1, rests)
-    assert set(result.steps.tolist()) == {50}
-
-
-def test_periods_beyond_the_limit_are_called_moving():
-    result = fast_sample(cycle_map(7), n_chains=20, max_period=5)
-    assert set(result.outcome.tolist()) == {Outcome.MOVING}
-    assert set(result.period.tolist()) == {0}
-
-
 def test_nan_leaves_the_working_set_alone():
     class Poison(nn.Module):
         def forward(self, x):
@@ -407,73 +253,3 @@ def test_jittered_runs_never_freeze_and_tol_none_runs_every_step():
         result = fast_sample(contracting(), n_chains=20, burn_in=49, **options)
         assert set(result.steps.tolist()) == {50}
         assert result.stats.chain_steps == 1000
-
-
-@pytest.mark.parametrize(
-    ("engine", "precision"),
-    [
-        *(("reference", precision) for precision in ("fp16", "bf16", "tf32")),
-        *(("triton", precision) for precision in ("fp16", "bf16")),  # the interpreter does not round to tf32
-        ("cpu", "bf16"),
-    ],
-)
-def test_polished_fixed_points_are_fp32_fixed_points(engine, precision):
-    needs(engine)
-    if engine == "cpu":
-        from kaleido_fast.engines import cpu_kernels
-
-        if not cpu_kernels.HAS_BF16:
-            pytest.skip("this processor does not multiply bf16")
-    model = contracting((16, 48, 16), scale=0.6)
-    options = {"n_chains": few_on_triton(engine, 64), "burn_in": 119, "engine": engine}
-    exact = fast_sample(model, **options)
-    raw = fast_sample(model, precision=precision, **options)
-    polished = fast_sample(model, precision=precision, polish=60, **options)
-    assert (raw.final - exact.final).abs().max() > 1e-4, "the precision makes no difference here"
-    assert_states_close(polished.final, exact.final, atol=2e-4, what=precision)
-    assert set(polished.outcome.tolist()) == {Outcome.FIXED_POINT}
-    assert int(polished.steps.min()) > 60, "frozen in the low precision"
-
-
-def test_polish_over_all_steps_is_fp32():
-    options = {"n_chains": 30, "burn_in": 9, "engine": "reference"}
-    assert torch.equal(
-        fast_sample(contracting(), precision="fp16", polish=10, **options).draws,
-        fast_sample(contracting(), **options).draws,
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"tol": -1.0}, "tol is -1.0"),
-        ({"tol": float("nan")}, "tol is nan"),
-        ({"tol": 1e-3, "jitter": 0.1}, "a jittered chain never settles"),
-        ({"patience": 0}, "patience is 0"),
-        ({"check_every": 0}, "check_every is 0"),
-        ({"max_period": 0}, "max_period is 0"),
-        ({"max_period": 10**6}, "max_period is 1000000"),
-        ({"polish": 5}, "polish with precision 'fp32'"),
-        ({"polish": 12, "precision": "fp16", "burn_in": 10}, "pass at most that"),
-    ],
-)
-def test_bad_options_are_named(options, text):
-    with pytest.raises(InputError, match=text):
-        fast_sample(contracting(), n_chains=3, **options)
-
-
-def test_quantiles_of_steps_are_reported():
-    result = fast_sample(contracting(), n_chains=500)
-    steps = np.sort(result.steps.numpy())
-    assert result.stats.steps_quantiles["50%"] in steps
-    assert result.stats.steps_quantiles["100%"] == steps[-1]
-    histogram = result.stats.steps_histogram
-    settled = steps[np.isin(result.outcome.numpy(), (Outcome.FIXED_POINT, Outcome.CYCLE))]
-    assert sum(histogram.values()) == len(settled) > 0
-    for bin_, count in histogram.items():
-        first, last = map(int, bin_.split("-"))
-        assert count == ((settled >= first) & (settled <= last)).sum(), bin_
-
-
-def test_a_jittered_run_has_no_histogram_of_steps():
-    assert fast_sample(contracting(), n_chains=5, jitter=0.3).stats.steps_histogram == {}

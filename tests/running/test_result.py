@@ -1,0 +1,38 @@
+"""What a run says at its end: outcomes of chains, and figures of their steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from known_maps import contracting, lingering
+
+from kaleido_fast import Outcome, fast_sample
+
+
+@pytest.mark.parametrize("retire", [False, True])
+def test_a_chain_that_comes_to_rest_at_the_last_step_is_a_fixed_point_of_period_one(retire):
+    """Between checks nothing is frozen, and still the last residual says that the chain has arrived."""
+    result = fast_sample(lingering(), n_chains=200, burn_in=49, check_every=100, retire_cycles=retire)
+    rests = result.residual < 1e-4
+    assert 20 < rests.sum() < 180
+    assert torch.equal(result.outcome == Outcome.FIXED_POINT, rests)
+    assert torch.equal(result.period == 1, rests)
+    assert set(result.steps.tolist()) == {50}
+
+
+def test_quantiles_of_steps_are_reported():
+    result = fast_sample(contracting(), n_chains=500)
+    steps = np.sort(result.steps.numpy())
+    assert result.stats.steps_quantiles["50%"] in steps
+    assert result.stats.steps_quantiles["100%"] == steps[-1]
+    histogram = result.stats.steps_histogram
+    settled = steps[np.isin(result.outcome.numpy(), (Outcome.FIXED_POINT, Outcome.CYCLE))]
+    assert sum(histogram.values()) == len(settled) > 0
+    for bin_, count in histogram.items():
+        first, last = map(int, bin_.split("-"))
+        assert count == ((settled >= first) & (settled <= last)).sum(), bin_
+
+
+def test_a_jittered_run_has_no_histogram_of_steps():
+    assert fast_sample(contracting(), n_chains=5, jitter=0.3).stats.steps_histogram == {}
