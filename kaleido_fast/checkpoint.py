@@ -104,7 +104,14 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as read from a file: in eval mode, on the CPU, fp32."""
+    """A model as read from a file: in eval mode, on the CPU, fp32. It is sampled without reading the file again.
+
+    Args:
+        model: its weights may be changed; runs take them as they are then.
+        card: how it was made, and how to sample it.
+        model_hash: of the weights in the file.
+        path: the file.
+    """
 
     model: KaleidoMLP
     card: ModelCard

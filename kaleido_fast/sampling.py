@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import (
     GeneralModuleWarning,
@@ -41,7 +42,7 @@ from kaleido_fast.system.uncompiled import uncompiled
 
 @uncompiled("fast_sample measures time and waits for the device: inside a compiled graph call kaleido_fast.sample_op")
 def fast_sample(
-    model: nn.Module | str | Path = DEFAULT_MODEL,
+    model: nn.Module | Checkpoint | str | Path = DEFAULT_MODEL,
     *,
     n_chains: int,
     first_chain: int = 0,
@@ -82,7 +83,7 @@ def fast_sample(
     Args:
         model: a `KaleidoMLP`; an ``nn.Sequential`` of Linear layers, one kind of activation and a final Tanh or
             Sigmoid; any module that maps (n, D) to (n, D), each row for itself (reference engine only; run as in
-            evaluation, and left as it is); a checkpoint's path, or the name of a bundled model.
+            evaluation, and left as it is); a `Checkpoint`, the path of one, or the name of a bundled model.
         n_chains: number of chains.
         first_chain: absolute id of the first: ids, not positions, select the noise.
         burn_in: steps before the first draw's own (299).
@@ -172,7 +173,7 @@ def fast_sample(
 
 @neutral()
 def prepare_run(
-    model: nn.Module | str | Path,
+    model: nn.Module | Checkpoint | str | Path,
     *,
     device: Device | Sequence[Device] = None,
     block_chains: int | None = None,

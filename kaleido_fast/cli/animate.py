@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from kaleido_fast.showing.states import Shown
+    from kaleido_fast.system.outputs import Inputs
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
@@ -74,6 +75,7 @@ def command(
     Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0 --thin 1
     --settle 0).
     """
+    from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import InputError
     from kaleido_fast.showing.animation import NO_FFMPEG, can_write_mp4, check_can_show
     from kaleido_fast.showing.states import read_shown, sample_shown
@@ -85,14 +87,18 @@ def command(
     if lacking == list(wanted):
         raise InputError(f"{lacking[0]}: {NO_FFMPEG}; or ask for a .gif or .html")
     written = [out for out in wanted if out not in lacking]
-    click.get_current_context().with_resource(_claim(wanted, written, file, model, overwrite=overwrite))
+    checkpoint = load_checkpoint(model) if file is None else None
+    inputs = {"file of draws": file} if checkpoint is None else {"model": checkpoint.path}
+    click.get_current_context().with_resource(_claim(wanted, written, inputs, overwrite=overwrite))
     if file is not None:
         shown = read_shown(file, first=first_chain, n_chains=n_chains, shape=shape)
         if len(shown.steps) < 2:
             raise InputError(f"{file} holds one draw a chain, which does not move: sample with --draws, or use show")
     else:
         options |= {"first_chain": first_chain, "progress": not quiet}
-        shown = sample_shown(model, n_chains=n_chains, n_steps=n_steps, shape=shape, most_frames=frames, **options)
+        shown = sample_shown(
+            checkpoint or model, n_chains=n_chains, n_steps=n_steps, shape=shape, most_frames=frames, **options
+        )
     check_can_show(shown)
     stills = [out for out in wanted if out.suffix == ".png"]
     if stills and not shown.are_pictures:
@@ -122,17 +128,15 @@ def _refuse_run_options(file: Path) -> None:
 
 
 def _claim(
-    wanted: tuple[Path, ...], written: list[Path], file: Path | None, model: str, *, overwrite: bool
+    wanted: tuple[Path, ...], written: list[Path], inputs: Inputs, *, overwrite: bool
 ) -> AbstractContextManager[None]:
     """Hold what will be written."""
-    from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import unknown_name
     from kaleido_fast.system.outputs import claimed
 
     for out in wanted:
         if out.suffix not in ENDINGS:
             raise unknown_name("format", out.suffix or out.name, ENDINGS)
-    inputs = {"file of draws": file} if file is not None else {"model": load_checkpoint(model).path}
     return claimed({f"output {i}": out for i, out in enumerate(written, 1)}, inputs, overwrite=overwrite)
 
 

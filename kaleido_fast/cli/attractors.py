@@ -77,7 +77,7 @@ def command(
     click.get_current_context().with_resource(claimed({"catalogue": out, "sheet": sheet}, inputs, overwrite=overwrite))
     data = _training_data(checkpoint, source)
     result = fast_sample(
-        checkpoint.path,
+        checkpoint,
         n_chains=n_chains,
         burn_in=burn_in,
         jitter=0.0,

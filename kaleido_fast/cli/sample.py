@@ -202,7 +202,7 @@ def _write_in_blocks(checkpoint: Checkpoint, out: Path, picture: Path | None, **
     from kaleido_fast.storing.draws import open_draws
     from kaleido_fast.storing.sample_to import sample_to
 
-    result = sample_to(out, checkpoint.path, scaling=checkpoint.card.scaling, picture=picture, **options)
+    result = sample_to(out, checkpoint, scaling=checkpoint.card.scaling, picture=picture, **options)
     if result is None:
         return None
     return result, [Path(name) for name in result.files], lambda n: open_draws(out)[:n][:, -1].float()
@@ -233,7 +233,7 @@ def _write_at_once(
     if out.exists() and not overwrite:
         return _finished(checkpoint, out, options)
     click.get_current_context().with_resource(claimed(outputs, inputs, overwrite=overwrite))
-    result = fast_sample(checkpoint.path, **options)
+    result = fast_sample(checkpoint, **options)
     written = writers.write_draws(out, result, make_record(result, spec, scaling))
     if picture is not None:
         follow(picture).unlink(missing_ok=True)  # of the draws that were replaced
@@ -246,7 +246,7 @@ def _finished(checkpoint: Checkpoint, out: Path, options: dict[str, Any]) -> Mad
     from kaleido_fast.storing.draws import open_draws
     from kaleido_fast.storing.finished import find_finished
 
-    run = prepare_run(checkpoint.path, **{name: value for name, value in options.items() if name != "progress"})
+    run = prepare_run(checkpoint, **{name: value for name, value in options.items() if name != "progress"})
     found = find_finished(out, run, checkpoint.card.scaling)
     return found, [out], lambda n: open_draws(out)[:n][:, -1].float()
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kaleido_fast.checkpoint import Scaling
+from kaleido_fast.checkpoint import Checkpoint, Scaling
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import STABLE_MSE, STABLE_RESIDUAL, STABLE_STEPS, nudged, spectral_radii
 from kaleido_fast.evaluating.neighbours import distance_blocks
@@ -116,7 +116,7 @@ class Catalogue:
 @exact_products(torch.device("cpu"))
 def attractors(
     result: SampleResult,
-    model: nn.Module | str | Path,
+    model: nn.Module | Checkpoint | str | Path,
     *,
     distance: float = DEFAULT_DISTANCE,
     data: Any = None,
@@ -129,7 +129,8 @@ def attractors(
 
     Args:
         result: a run without jitter, with ``tol``.
-        model: the network that was sampled: a `KaleidoMLP`, a plain ``nn.Sequential``, or a checkpoint.
+        model: the network that was sampled: a `KaleidoMLP`, a plain ``nn.Sequential``, a `Checkpoint`, or the
+            path or name of one.
         distance: above 0, in units of half the data range.
         data: training examples in model values, for the nearest one of each end state: a tensor or array (m, D), or a
             `Dataset`.

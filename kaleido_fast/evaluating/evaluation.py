@@ -17,7 +17,7 @@ from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.evaluating.scorer import Scorer, SetScores
 from kaleido_fast.evaluating.thinning import N_CHAINS as MIXED_CHAINS
 from kaleido_fast.evaluating.thinning import N_DRAWS as MIXED_DRAWS
-from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.model import KaleidoMLP, model_hash
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.running.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import SampleResult, outcome_shares, quantiles, residual_quantiles
@@ -224,7 +224,7 @@ def also_sampled(
         InputError: as `evaluate`.
     """
     scorer = Scorer.of(reference, checkpoint.model.spec, n_compared, evaluation.k, seed, None)
-    result = fast_sample(checkpoint.path, n_chains=n_chains, seed=seed, **options)
+    result = fast_sample(checkpoint, n_chains=n_chains, seed=seed, **options)
     states = result.final.cpu().float()
     _check_finite(states)
     sets, runs = {SAMPLES: evaluation.sets[SAMPLES]}, {SAMPLES: evaluation.runs[SAMPLES]}
@@ -239,12 +239,12 @@ def _but(sets: dict[str, Any]) -> dict[str, Any]:
 
 def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str, Any]) -> dict[str, SampleResult]:
     """The run asked for and, if that has jitter or is short, one without jitter to the end."""
-    runs = {SAMPLES: fast_sample(checkpoint.path, n_chains=n_chains, seed=seed, **options)}
+    runs = {SAMPLES: fast_sample(checkpoint, n_chains=n_chains, seed=seed, **options)}
     request = runs[SAMPLES].request
     if request.jitter > 0 or (request.burn_in < LONG_BURN_IN and bool((runs[SAMPLES].outcome != 0).any())):
         where = {name: options[name] for name in ("engine", "device")}
         runs[SETTLED] = fast_sample(
-            checkpoint.path, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
+            checkpoint, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
         )
     return runs
 
@@ -257,7 +257,7 @@ def _mixing(
     if request.jitter == 0:
         return None, {}
     tell(f"sampling {MIXED_DRAWS} draws of {MIXED_CHAINS} chains")
-    run = fast_sample(checkpoint.path, n_chains=MIXED_CHAINS, n_draws=MIXED_DRAWS, seed=request.seed, **options)
+    run = fast_sample(checkpoint, n_chains=MIXED_CHAINS, n_draws=MIXED_DRAWS, seed=request.seed, **options)
     return run.stats.mixing, {name: getattr(run.request, name) for name in _SPACING}
 
 
@@ -266,10 +266,11 @@ def check_draws(draws: Draws, checkpoint: Checkpoint) -> None:
     dim, hashed = checkpoint.model.spec.dim, draws.record.get("model_hash")
     if draws.shape[2] != dim:
         raise InputError(f"{draws.path} holds draws of {draws.shape[2]} values, {checkpoint.path} makes {dim}")
-    if hashed and hashed != checkpoint.model_hash:
+    own = model_hash(checkpoint.model)
+    if hashed and hashed != own:
         raise InputError(
             f"{draws.path} was drawn from another model (hash {hashed[:12]}) than {checkpoint.path} "
-            f"({checkpoint.model_hash[:12]}): give the one that it was drawn from"
+            f"({own[:12]}): give the one that it was drawn from"
         )
 
 

@@ -159,7 +159,7 @@ def _measure(job: Job, treatment: Treatment, checkpoint: Checkpoint, data: Datas
     """All numbers of one network; chains run 300 steps without jitter."""
     model, card = checkpoint.model, checkpoint.card
     result = fast_sample(
-        checkpoint.path,
+        checkpoint,
         n_chains=job.n_chains or N_CHAINS,
         burn_in=299,
         jitter=0.0,

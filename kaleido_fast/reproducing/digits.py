@@ -32,7 +32,7 @@ def run(job: Job, report: Report) -> None:
         f"The model that comes with the package, 64-256x5-64 with a tanh, trained on {len(reference.train):,} "
         f"digits with noise of {card.recipe['noise']:g}; {len(reference.held_out)} digits were held out."
     )
-    banner = sample_shown(checkpoint.path, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=job.seed, device=job.device)
+    banner = sample_shown(checkpoint, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=job.seed, device=job.device)
     report.picture("noise-to-digits", strip(banner), "Eight chains from noise to digits; the step above each column")
     report.heading("Measured")
     found = measure(job, who, reference.held_out)

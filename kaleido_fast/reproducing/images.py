@@ -82,7 +82,7 @@ def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
         "Training examples (top row), what one step makes of them, and where 300 steps take them",
     )
     still = sample_shown(
-        who.checkpoint.path,
+        who.checkpoint,
         n_chains=STRIP_CHAINS,
         n_steps=max(STRIP_STEPS),
         steps=STRIP_STEPS,
@@ -93,7 +93,7 @@ def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
     report.picture(f"{slug}-steps", strip(still), "The same chains over the steps, without jitter: noise, then burn-in")
     large = who.checkpoint.model.spec.dim >= LARGE
     moving = sample_shown(
-        who.checkpoint.path,
+        who.checkpoint,
         n_chains=FEW_MOVED if large else MOVED,
         n_steps=60,
         most_frames=FEW_FRAMES if large else MOVED_FRAMES,
@@ -138,7 +138,7 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
     thin = int(card.sampling.get("settle", 2)) + 4
     searched = min(SEARCHED, job.n_chains or SEARCHED)
     result = fast_sample(
-        who.checkpoint.path,
+        who.checkpoint,
         n_chains=searched,
         burn_in=0,
         n_draws=STATIONS,
@@ -159,7 +159,7 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
         f"{searched} that pass through the most classes",
     )
     shown = sample_shown(
-        who.checkpoint.path,
+        who.checkpoint,
         n_chains=FEW_MOVED if spec.dim >= LARGE else MOVED,
         n_steps=60,
         most_frames=MOVED_FRAMES,

@@ -86,7 +86,7 @@ def _without_noise(job: Job, who: Contestant, found: Evaluation, held_out: Datas
 def _settled_sheet(job: Job, report: Report, who: Contestant, slug: str) -> None:
     """The same chains as on the sheet of samples, 300 steps without noise."""
     result = fast_sample(
-        who.checkpoint.path, n_chains=SHEET, burn_in=LONG_BURN_IN, jitter=0.0, seed=job.seed, device=job.device
+        who.checkpoint, n_chains=SHEET, burn_in=LONG_BURN_IN, jitter=0.0, seed=job.seed, device=job.device
     )
     sheet = image_grid(result.final.cpu(), who.checkpoint.model.spec, who.checkpoint.card.scaling, columns=20)
     report.picture(f"{slug}-settled", enlarged(sheet, SHEET_WIDTH), "The same chains after 300 steps without noise")

@@ -71,7 +71,7 @@ def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...] = (
     """Chains of the kaleidoscope with the states of some of them at ``steps``."""
     n = job.n_chains or N_CHAINS
     return fast_sample(
-        made.checkpoint.path,
+        made.checkpoint,
         n_chains=n,
         seed=job.seed,
         init=init,

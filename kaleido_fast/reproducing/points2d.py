@@ -70,7 +70,5 @@ def run(job: Job, report: Report) -> None:
 
 def _basins(job: Job, made: Trained, data: Dataset, starts: torch.Tensor) -> np.ndarray:
     """The number of the point at which each start (GRID**2, 2) ends, (GRID, GRID); -1 for none."""
-    mapped = fast_sample(
-        made.checkpoint.path, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device
-    )
+    mapped = fast_sample(made.checkpoint, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device)
     return find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID).numpy()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kaleido_fast.checkpoint import load_checkpoint
+from kaleido_fast.checkpoint import Checkpoint, load_checkpoint
 from kaleido_fast.errors import (
     InputError,
 )
@@ -59,7 +59,7 @@ class Subject:
 
 
 def resolve_subject(
-    model: nn.Module | str | Path,
+    model: nn.Module | Checkpoint | str | Path,
     *,
     dim: int | None = None,
     data_range: tuple[float, float] | None = None,
@@ -69,21 +69,27 @@ def resolve_subject(
     dim = None if dim is None else check_dim(dim)
     data_range = None if data_range is None else check_data_range(data_range)
     if isinstance(model, (str, Path)):
-        checkpoint = load_checkpoint(model)
-        card = checkpoint.card
-        subject = _mlp_subject(checkpoint.model, recommended_options(card.sampling, card.diagnostics))
-    elif not isinstance(model, nn.Module):
+        model = load_checkpoint(model)
+    if isinstance(model, Checkpoint):  # its own hash is that of the file: the weights may have changed since
+        subject = _module_subject(model.model, dim, data_range, z0)
+        return replace(subject, recommended=recommended_options(model.card.sampling, model.card.diagnostics))
+    if not isinstance(model, nn.Module):
         raise InputError(
-            f"model is a {type(model).__name__}: give a module, a checkpoint's path or a bundled model's name"
+            f"model is a {type(model).__name__}: give a module, a checkpoint or its path, or a bundled model's name"
         )
-    else:
-        try:
-            mlp = plain_mlp(model, data_range=data_range)
-        except InputError as problem:
-            reason = problem.reason if isinstance(problem, UnknownModuleError) else str(problem)
-            return _general_subject(model, dim, data_range, z0, reason)
-        subject = _mlp_subject(mlp, {})
-    return _agreed(subject, dim, data_range)
+    return _module_subject(model, dim, data_range, z0)
+
+
+def _module_subject(
+    model: nn.Module, dim: int | None, data_range: tuple[float, float] | None, z0: Tensor | None
+) -> Subject:
+    """A module as it is now."""
+    try:
+        mlp = plain_mlp(model, data_range=data_range)
+    except InputError as problem:
+        reason = problem.reason if isinstance(problem, UnknownModuleError) else str(problem)
+        return _general_subject(model, dim, data_range, z0, reason)
+    return _agreed(_mlp_subject(mlp), dim, data_range)
 
 
 def _agreed(subject: Subject, dim: int | None, data_range: tuple[float, float] | None) -> Subject:
@@ -119,11 +125,11 @@ def _as_it_is(model: nn.Module, dim: int, data_range: tuple[float, float], reaso
     return Subject(model, None, dim, data_range, {}, identity.digest, why_general=reason, untold=identity.untold)
 
 
-def _mlp_subject(model: KaleidoMLP, recommended: dict[str, Any]) -> Subject:
+def _mlp_subject(model: KaleidoMLP) -> Subject:
     spec = model.spec
     home_of(model)
     packed = PACKED.take(spec, *layers_of(model), may_wait=True)
-    return Subject(model, spec, spec.dim, (spec.low, spec.high), recommended, packed.model_hash, packed)
+    return Subject(model, spec, spec.dim, (spec.low, spec.high), {}, packed.model_hash, packed)
 
 
 def check_z0_form(z0: Tensor, request: SampleRequest, dim: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kaleido_fast.checkpoint import Scaling, load_checkpoint
+from kaleido_fast.checkpoint import Checkpoint, Scaling, load_checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.planning.request import Trace
@@ -85,7 +85,7 @@ def read_shown(
 
 
 def sample_shown(
-    model: str | Path,
+    model: Checkpoint | str | Path,
     *,
     n_chains: int,
     n_steps: int | None = None,
@@ -97,7 +97,7 @@ def sample_shown(
     """Run a network from noise and keep its states on the way.
 
     Args:
-        model: path of a checkpoint, or the name of a bundled one.
+        model: a checkpoint, the path of one, or the name of a bundled one.
         n_chains: number of chains, all of them kept.
         n_steps: steps of each; None for as many as the model recommends.
         shape: of one sample, where another one than the model's is wanted.
@@ -108,17 +108,17 @@ def sample_shown(
     Raises:
         InputError: as `fast_sample`; NaN.
     """
-    checkpoint = load_checkpoint(model)
+    checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     spec = checkpoint.model.spec
     if n_steps is not None:
         options |= {"burn_in": n_steps - 1, "thin": 1}
     planned = prepare_run(
-        checkpoint.path, n_chains=n_chains, **{k: v for k, v in options.items() if k not in ("progress", "callback")}
+        checkpoint, n_chains=n_chains, **{k: v for k, v in options.items() if k not in ("progress", "callback")}
     ).request
     steps = frame_steps(planned.schedule.n_steps, most_frames) if steps is None else steps
     first = planned.first_chain
     trace = Trace(tuple(range(first, first + n_chains)), steps)
-    result = fast_sample(checkpoint.path, n_chains=n_chains, trace=trace, **options)
+    result = fast_sample(checkpoint, n_chains=n_chains, trace=trace, **options)
     assert result.trace is not None
     states = result.trace.cpu().float()
     _check_finite(states, f"model {checkpoint.card.name}")

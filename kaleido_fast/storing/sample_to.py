@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from kaleido_fast.checkpoint import Scaling, load_checkpoint
+from kaleido_fast.checkpoint import Checkpoint, Scaling, load_checkpoint
 from kaleido_fast.names import DEFAULT_MODEL
 from kaleido_fast.planning.plan import SamplePlan
 from kaleido_fast.planning.request import SampleRequest
@@ -89,7 +89,7 @@ class StreamResult:
 
 def sample_to(
     path: str | Path,
-    model: nn.Module | str | Path = DEFAULT_MODEL,
+    model: nn.Module | Checkpoint | str | Path = DEFAULT_MODEL,
     *,
     n_chains: int,
     dtype: str | None = None,
@@ -139,8 +139,9 @@ def sample_to(
         with workers.failing_together():
             source = None
             if isinstance(model, (str, Path)):
-                checkpoint = load_checkpoint(model)
-                source, scaling = checkpoint.path, scaling or checkpoint.card.scaling
+                model = load_checkpoint(model)
+            if isinstance(model, Checkpoint):
+                source, scaling = model.path, scaling or model.card.scaling
             run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
             files = OutputFiles(Path(path), source, None if picture is None else Path(picture))
             task = StoringTask(files, run, dtype, chunk_chains, overwrite, repair, scaling)
