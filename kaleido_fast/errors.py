@@ -20,11 +20,11 @@ class GeneralModuleWarning(UserWarning):
 
 
 class WorkerError(InputError):
-    """Another worker of the same run failed; ``told`` if another process prints it."""
+    """Another worker of the same run failed; ``printed_elsewhere``: another process prints it."""
 
-    def __init__(self, text: str, *, told: bool) -> None:
+    def __init__(self, text: str, *, printed_elsewhere: bool) -> None:
         super().__init__(text)
-        self.told = told
+        self.printed_elsewhere = printed_elsewhere
 
 
 class TerminatedError(KeyboardInterrupt):

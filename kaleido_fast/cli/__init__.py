@@ -98,7 +98,7 @@ def main() -> None:
     except click.ClickException as problem:
         _end(problem.format_message(), 2)
     except InputError as problem:
-        _end("" if getattr(problem, "told", False) else str(problem), 2)
+        _end("" if getattr(problem, "printed_elsewhere", False) else str(problem), 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         _end_interrupted(stop)
     except OSError as problem:
@@ -126,8 +126,8 @@ def _format_warning(
 
 def _end_interrupted(stop: BaseException) -> NoReturn:
     status = TERMINATED if getattr(stop, "terminated", isinstance(stop, TerminatedError)) else INTERRUPTED
-    told = getattr(stop, "told", False)
-    _end("" if told else str(stop) or "interrupted; nothing was written", status)
+    printed_elsewhere = getattr(stop, "printed_elsewhere", False)
+    _end("" if printed_elsewhere else str(stop) or "interrupted; nothing was written", status)
 
 
 def _end(text: str, status: int) -> NoReturn:

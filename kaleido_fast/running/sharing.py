@@ -36,9 +36,9 @@ def run_shared(run: Run, phases: list[Phase], meter: Meter, whole: ChainArrays, 
     """
     devices = (run.device, *run.others)
     engines = [phases, *(build_phases(run.subject, run.request, run.plan, device) for device in run.others)]
-    crew = _Crew(run, whole, z0, _spans(run, len(devices)))
+    shared = _SharedWork(run, whole, z0, _spans(run, len(devices)))
     threads = [
-        threading.Thread(target=crew.work, args=(device, theirs), name=f"kaleido {device}", daemon=True)
+        threading.Thread(target=shared.work, args=(device, theirs), name=f"kaleido {device}", daemon=True)
         for device, theirs in zip(devices, engines, strict=True)
     ]
     for thread in threads:
@@ -47,18 +47,18 @@ def run_shared(run: Run, phases: list[Phase], meter: Meter, whole: ChainArrays, 
         at_work = len(threads)
         while at_work:
             with contextlib.suppress(queue.Empty):
-                told = crew.done.get(timeout=_POLL)
-                if told is None:
+                counted = shared.done.get(timeout=_POLL)
+                if counted is None:
                     at_work -= 1
                     continue
-                meter.chains_done += told[0]
-                meter.add(told[1])
+                meter.chains_done += counted[0]
+                meter.add(counted[1])
     finally:
-        crew.stopped = True
+        shared.stopped = True
         for thread in threads:
             thread.join()
-    crew.raise_failure()
-    return crew.chain_steps
+    shared.raise_failure()
+    return shared.chain_steps
 
 
 def _spans(run: Run, n_devices: int) -> Iterator[slice]:
@@ -72,7 +72,7 @@ class _StopError(Exception):
     """Unwinds a thread that is to stop."""
 
 
-class _Crew:
+class _SharedWork:
     """What the threads share."""
 
     def __init__(self, run: Run, whole: ChainArrays, z0: Tensor | None, spans: Iterator[slice]) -> None:
@@ -135,16 +135,16 @@ class _Crew:
 class _Relay(Meter):
     """Counts for one thread, and passes the counts on to the caller's."""
 
-    def __init__(self, crew: _Crew) -> None:
-        super().__init__(crew.run.request.n_chains, crew.run.request.schedule.n_steps, None)
-        self.crew = crew
+    def __init__(self, shared: _SharedWork) -> None:
+        super().__init__(shared.run.request.n_chains, shared.run.request.schedule.n_steps, None)
+        self.shared = shared
 
     def add(self, chain_steps: int) -> None:
-        if self.crew.stopped:
+        if self.shared.stopped:
             raise _StopError
         super().add(chain_steps)
-        self.crew.done.put((0, chain_steps))
+        self.shared.done.put((0, chain_steps))
 
     def finish(self, chains: int) -> None:
         super().finish(chains)
-        self.crew.done.put((chains, 0))
+        self.shared.done.put((chains, 0))

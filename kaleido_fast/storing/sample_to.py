@@ -163,7 +163,7 @@ def _store(task: StoringTask, workers: Workers, callback: Callback | None) -> St
             return _result(task, stored, [str(task.path), str(record_path(task.path))])
         output, damaged = open_output(task)
         done = output.done()
-        workers.share("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
+        workers.broadcast("output", {"token": token, "done": np.packbits(done).tobytes().hex()})
         workers.confirm(None)
         if done.all() and isinstance(output, ZarrOutput):
             return _result(task, output.record, [str(task.path)], damaged=damaged)
@@ -174,7 +174,7 @@ def _store(task: StoringTask, workers: Workers, callback: Callback | None) -> St
 
 def _help_store(task: StoringTask, workers: Workers) -> None:
     """All other ranks: compute blocks of the store that rank 0 has opened."""
-    shared = workers.share("output", None)
+    shared = workers.broadcast("output", None)
     output = open_shared_store(task, shared["token"])
     workers.confirm(None)
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(shared["done"]), np.uint8))

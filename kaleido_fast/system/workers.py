@@ -51,12 +51,12 @@ class Workers:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def share(self, key: str, value: Any) -> Any:
+    def broadcast(self, key: str, value: Any) -> Any:
         """The value of rank 0, plain JSON, for all ranks; the others wait for it."""
         return value
 
     def confirm(self, problem: str | None) -> None:
-        """Tell whether this worker is ready; raises everywhere if one is not."""
+        """Say whether this worker is ready; raises in all workers if one is not."""
         if problem:
             raise InputError(problem)
 
@@ -83,12 +83,12 @@ class Workers:
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Tell the others why this worker ends. A problem that another one has told before is printed there alone."""
+        """Tell the others why this worker ends; a problem that another worker has reported is printed there alone."""
         try:
             yield
         except InputError as problem:
             if self.fail(str(problem)):
-                raise WorkerError(str(problem), told=True) from problem
+                raise WorkerError(str(problem), printed_elsewhere=True) from problem
             raise
         except KeyboardInterrupt:
             self.fail("it was interrupted")
@@ -136,7 +136,7 @@ class TorchWorkers(Workers):
         self.store = torch.distributed.PrefixStore("kaleido-fast", store)
         with _reaching():
             self.store = torch.distributed.PrefixStore(self._meet(), self.store)
-        size = self.share("size", self.size)
+        size = self.broadcast("size", self.size)
         if size != self.size:
             self.confirm(f"it was started with WORLD_SIZE {self.size}, the first worker with {size}")
 
@@ -172,7 +172,7 @@ class TorchWorkers(Workers):
             raise InputError(f"worker {ranks} of {self.size} has not come within {_GATHER:.0f} s: are all started?")
         time.sleep(_POLL)
 
-    def share(self, key: str, value: Any) -> Any:
+    def broadcast(self, key: str, value: Any) -> Any:
         if not self.is_first:
             self._wait(key)
         with _reaching():
@@ -222,10 +222,10 @@ class TorchWorkers(Workers):
     def fail(self, text: str) -> bool:
         facts = {"text": text, "rank": self.rank, "host": socket.gethostname()}
         try:
-            told = json.loads(self.store.compare_set("failed", "", json.dumps(facts)))
+            first = json.loads(self.store.compare_set("failed", "", json.dumps(facts)))
         except RuntimeError:
             return False  # no other worker can be reached
-        return told["rank"] != self.rank and told["text"] == text
+        return first["rank"] != self.rank and first["text"] == text
 
     def distributed_store(self) -> Store:
         import torch.distributed
@@ -237,7 +237,7 @@ class TorchWorkers(Workers):
             with _reaching():
                 facts = json.loads(self.store.get("failed"))
             where = "" if facts["rank"] == 0 else f"worker {facts['rank']} on {facts['host']}: "
-            raise WorkerError(f"{where}{facts['text']}", told=not self.is_first)
+            raise WorkerError(f"{where}{facts['text']}", printed_elsewhere=not self.is_first)
 
     def wait(self) -> None:
         self.check()
@@ -271,7 +271,7 @@ def _reaching() -> Iterator[None]:
         yield
     except RuntimeError as problem:
         text = "the other workers cannot be reached any more: the launcher or the first worker has ended"
-        raise WorkerError(text, told=False) from problem
+        raise WorkerError(text, printed_elsewhere=False) from problem
 
 
 def is_first_worker(*, alone: bool = False) -> bool:
@@ -297,7 +297,7 @@ def refuse_workers(what: str, remedy: str) -> None:
     """Refuse what several processes started together would each do anew: `InputError`, which rank 0 prints."""
     size = started_together()
     if size > 1:
-        raise WorkerError(f"{size} workers cannot share {what}: {remedy}", told=not is_first_worker())
+        raise WorkerError(f"{size} workers cannot share {what}: {remedy}", printed_elsewhere=not is_first_worker())
 
 
 def find_workers(*, alone: bool = False) -> Workers:

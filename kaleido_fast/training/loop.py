@@ -20,11 +20,11 @@ ACCEPTED_ERROR = 0.02
 class TrainingInterruptedError(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during training; with a state path, the same call goes on from ``step``.
 
-    ``told`` where another worker prints it.
+    ``printed_elsewhere``: another worker prints it.
     """
 
     def __init__(
-        self, step: int, steps: int, state: Path | None, *, terminated: bool = False, told: bool = False
+        self, step: int, steps: int, state: Path | None, *, terminated: bool = False, printed_elsewhere: bool = False
     ) -> None:
         kept = f"run the same command again to go on from {state}" if state else "nothing was kept: no state path given"
         super().__init__(
@@ -34,7 +34,7 @@ class TrainingInterruptedError(KeyboardInterrupt):
         self.steps = steps
         self.state = state
         self.terminated = terminated
-        self.told = told
+        self.printed_elsewhere = printed_elsewhere
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Loop:
         """Make all steps that are left of the current attempt."""
         run, steps = self.run, self.run.recipe.steps
         began, first, saved = time.monotonic(), run.step, time.monotonic()
-        with stop_flag(several=run.team.size > 1) as requested:
+        with stop_flag(several=run.workers.size > 1) as requested:
             while run.step < steps:
                 stop = self._advance(requested)
                 try:
                     self._notify((time.monotonic() - began) / (run.step - first) * (steps - run.step))
                 except KeyboardInterrupt:
                     requested.set()
-                if stop or (run.team.size == 1 and requested.is_set()):
+                if stop or (run.workers.size == 1 and requested.is_set()):
                     self._save()
                     raise self._interrupted(requested)
                 if time.monotonic() - saved >= self.save_every or run.step == steps:
@@ -73,7 +73,7 @@ class Loop:
             return None if found is None else found.to_dict()
 
         try:
-            return run.team.tell("thin", measure)
+            return run.workers.broadcast("thin", measure)
         except KeyboardInterrupt as stop:
             raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
 
@@ -84,7 +84,7 @@ class Loop:
             return run.advance(requested.is_set())
         except RuntimeError as problem:
             again = "start all again" if self.state is None else f"start all again to go on from {self.state}"
-            lost = run.team.lost(problem, f"another worker of this training has ended; {again}")
+            lost = run.workers.lost(problem, f"another worker of this training has ended; {again}")
             if lost is None:
                 raise
             self._save()  # the step was not made
@@ -93,11 +93,15 @@ class Loop:
     def _interrupted(self, requested: StopFlag) -> TrainingInterruptedError:
         run = self.run
         return TrainingInterruptedError(
-            run.step, run.recipe.steps, self.state, terminated=requested.terminated, told=not run.team.leads
+            run.step,
+            run.recipe.steps,
+            self.state,
+            terminated=requested.terminated,
+            printed_elsewhere=not run.workers.is_first,
         )
 
     def _save(self) -> None:
-        if self.state is not None and self.run.team.leads:
+        if self.state is not None and self.run.workers.is_first:
             self.run.save(self.state)
 
     def _notify(self, seconds_left: float) -> None:
@@ -114,8 +118,8 @@ def train_until_accepted(run: TrainingRun, loop: Loop) -> Diagnostics:
     while True:
         loop.finish()
         run.model.load_state_dict(run.best)
-        told = run.team.tell(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
-        diagnostics = Diagnostics(**told)
+        found = run.workers.broadcast(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
+        diagnostics = Diagnostics(**found)
         accepted = diagnostics.max_error < ACCEPTED_ERROR and diagnostics.spectral_radius_max < 1
         if accepted or run.attempt + 1 >= run.recipe.attempts:
             return diagnostics

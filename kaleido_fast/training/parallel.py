@@ -26,27 +26,27 @@ from kaleido_fast.system.locks import output_lock, read_token
 from kaleido_fast.system.workers import LEAVE, Workers, find_workers
 
 _PATIENCE = datetime.timedelta(minutes=10)  # for a worker that neither answers nor hangs up
-# Seconds that the first worker waits where training has failed: for the others, which are late on a busy machine, and
+# Seconds that the first worker waits after training has failed: for the others, which are late on a busy machine, and
 # for the last of them, which may be the one that is lost.
 _END = (20.0, 2.0)
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
-class Team:
-    """One process alone."""
+class TrainingWorkers:
+    """The workers that train one network together; here this process is the only one."""
 
     rank, size = 0, 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes files and shows progress."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes files and shows progress."""
         return self.rank == 0
 
     @contextlib.contextmanager
     def together(
         self, state: Path | None, request: dict[str, Any], batch_size: int, device: torch.device
     ) -> Iterator[bool]:
-        """Hold the state file, and join the workers; gives whether all go on from that file.
+        """Hold the state file and join the workers; yields whether all go on from that file.
 
         Args:
             state: the file, which the first worker alone writes; None for none.
@@ -62,19 +62,19 @@ class Team:
             yield state is not None and state.exists()
 
     def wrap(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """The module whose backward pass averages gradients over the team; ``example`` (1, D) is an input."""
+        """The module whose backward pass averages gradients over the workers; ``example`` (1, D) is an input."""
         return model
 
-    def share(self, n_rows: int) -> slice:
-        """Rows of a batch that this process takes."""
+    def rows(self, n_rows: int) -> slice:
+        """Rows of a batch of ``n_rows`` that this worker takes."""
         return slice(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
 
     def agree(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
         """Sum of the shares of a loss, and whether any process wants to stop."""
         return loss, stop
 
-    def tell(self, key: str, compute: Callable[[], Any]) -> Any:
-        """What the first worker computes, plain JSON, for everybody; ``key`` is new at each call."""
+    def broadcast(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What the first worker computes, plain JSON, for all workers; ``key`` is new at each call."""
         return compute()
 
     def lost(self, problem: RuntimeError, text: str) -> InputError | None:
@@ -82,7 +82,7 @@ class Team:
         return None
 
 
-class TorchTeam(Team):
+class TorchTrainingWorkers(TrainingWorkers):
     """Workers started by torch's launcher."""
 
     def __init__(self, workers: Workers) -> None:
@@ -100,10 +100,10 @@ class TorchTeam(Team):
         if device.type not in ("cpu", "cuda"):
             raise InputError(f"workers train together on cpu or cuda devices, not on {device.type}: run one process")
         facts = json.loads(json.dumps({**request, "device": device.type, "torch": torch.__version__}))
-        with _lock(state if self.leads else None) as token:
+        with _lock(state if self.is_first else None) as token:
             mine = {"facts": facts, "token": token, "digest": _digest(state)}
-            first = self.workers.share("training", mine)
-            self.workers.confirm(None if self.leads else _difference(state, mine, first))
+            first = self.workers.broadcast("training", mine)
+            self.workers.confirm(None if self.is_first else _difference(state, mine, first))
             self._connect(device)
             yield first["digest"] is not None
 
@@ -135,8 +135,8 @@ class TorchTeam(Team):
 
     def wrap(self, model: nn.Module, example: Tensor) -> nn.Module:
         parallel = nn.parallel.DistributedDataParallel(model)
-        # After its first backward pass torch puts gradients into other buckets, by which the order of sums depends on
-        # when a run began. With a pass that counts for nothing, a resumed run adds in the same order.
+        # After its first backward pass torch puts gradients into other buckets, so the order of sums would depend on
+        # when a run began. After this pass, whose gradients are thrown away, a resumed run adds in the same order.
         (parallel(example) * 0).sum().backward()
         model.zero_grad(set_to_none=True)
         return parallel
@@ -146,8 +146,8 @@ class TorchTeam(Team):
         torch.distributed.all_reduce(both)
         return both[0], bool(both[1] > 0)
 
-    def tell(self, key: str, compute: Callable[[], Any]) -> Any:
-        return self.workers.share(f"told {key}", compute() if self.leads else None)
+    def broadcast(self, key: str, compute: Callable[[], Any]) -> Any:
+        return self.workers.broadcast(f"broadcast {key}", compute() if self.is_first else None)
 
     def lost(self, problem: RuntimeError, text: str) -> InputError | None:
         known = isinstance(problem, torch.distributed.DistError)
@@ -155,30 +155,30 @@ class TorchTeam(Team):
             return None
         try:
             self.workers.check()  # it may have said why
-        except WorkerError as told:
-            return WorkerError(text, told=True) if text in str(told) else told
-        return WorkerError(text, told=False)
+        except WorkerError as reason:
+            return WorkerError(text, printed_elsewhere=True) if text in str(reason) else reason
+        return WorkerError(text, printed_elsewhere=False)
 
 
 @contextlib.contextmanager
-def find_team(*, alone: bool = False) -> Iterator[Team]:
-    """The team that this process was started in, or ``alone``; see `kaleido_fast.system.workers.find_workers`.
+def find_training_workers(*, alone: bool = False) -> Iterator[TrainingWorkers]:
+    """The workers that this process was started with, or ``alone``; see `kaleido_fast.system.workers.find_workers`.
 
-    A problem of one ends the others, and is told once.
+    A problem of one worker ends the others, and is printed once.
     """
-    workers = find_workers(alone=alone)
-    team = Team() if workers.size == 1 else TorchTeam(workers)
+    started = find_workers(alone=alone)
+    workers = TrainingWorkers() if started.size == 1 else TorchTrainingWorkers(started)
     patience = (LEAVE, LEAVE)
     try:
-        with workers.failing_together():
-            yield team
+        with started.failing_together():
+            yield workers
     except InputError:
         patience = _END
         raise
     finally:
-        if isinstance(team, TorchTeam):
-            team.close()
-        workers.leave(*patience)
+        if isinstance(workers, TorchTrainingWorkers):
+            workers.close()
+        started.leave(*patience)
 
 
 @contextlib.contextmanager
@@ -227,7 +227,7 @@ def _reachable_interface() -> Iterator[None]:
 
 
 def _interface() -> str | None:
-    """Name of that interface; None where it cannot be told."""
+    """Name of that interface; None where it is not known."""
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
     target = "127.0.0.1" if one_machine else os.environ["MASTER_ADDR"]
     try:

@@ -22,7 +22,7 @@ from kaleido_fast.progress import HistoryEntry
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.system.threads import deciding_threads
 from kaleido_fast.training.memory import evaluation_rows
-from kaleido_fast.training.parallel import Team
+from kaleido_fast.training.parallel import TrainingWorkers
 from kaleido_fast.training.state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
@@ -127,9 +127,9 @@ class TrainingRun:
         recipe: TrainingRecipe,
         seed: int,
         device: torch.device,
-        team: Team | None = None,
+        workers: TrainingWorkers | None = None,
     ) -> None:
-        self.team = team or Team()
+        self.workers = workers or TrainingWorkers()
         train_part, held_part = dataset.split(recipe.held_out)
         self.spec, self.recipe, self.seed, self.device = spec, recipe, seed, device
         self.data = train_part.data.to(device)
@@ -170,8 +170,8 @@ class TrainingRun:
     def advance(self, stop: bool = False) -> bool:
         """One optimiser step; after every ``self.every`` of them, and the last, an evaluation.
 
-        Returns whether to stop: whether ``stop`` was given to any process of the team. Where another process is lost,
-        it raises `RuntimeError` and the run is still as it was.
+        Returns whether to stop, which is so if ``stop`` was given to any worker. If another worker is lost, it raises
+        `RuntimeError`, and the run is still as it was.
         """
         clean = self.data[self.batches.rows(self.step).to(self.device)]
         inputs = corrupt(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))
@@ -179,7 +179,7 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        if self.team.size == 1:
+        if self.workers.size == 1:
             loss = nn.functional.mse_loss(self.model(inputs), clean)
             loss.backward()
         else:
@@ -194,11 +194,11 @@ class TrainingRun:
     def _shared_loss(self, inputs: Tensor, clean: Tensor, stop: bool) -> tuple[Tensor, bool]:
         """Gradients and loss of a whole batch, of which this process computes a share."""
         if self.parallel is None:
-            self.parallel = self.team.wrap(self.model, inputs[:1])
-        rows = self.team.share(len(clean))
+            self.parallel = self.workers.wrap(self.model, inputs[:1])
+        rows = self.workers.rows(len(clean))
         share = (self.parallel(inputs[rows]) - clean[rows]).square().sum() / clean.numel()
-        (share * self.team.size).backward()  # gradients are averaged over the team
-        return self.team.agree(share, stop)
+        (share * self.workers.size).backward()  # gradients are averaged over the workers
+        return self.workers.agree(share, stop)
 
     def evaluate(self, rate: float) -> None:
         """Measure, record, and keep the weights if they are the best so far."""
@@ -231,7 +231,7 @@ class TrainingRun:
             "step": self.step,
             "best_loss": best_loss,
             "best_step": self.best_step,
-            "workers": self.team.size,
+            "workers": self.workers.size,
             "threads": self.threads,
             "history": [asdict(entry) for entry in self.history],
         }
@@ -241,10 +241,10 @@ class TrainingRun:
         """Take over the state in a file that `save` wrote for the same request."""
         position, tensors = load_state(path, self.request)
         before = position.get("workers", 1)
-        if before != self.team.size:
+        if before != self.workers.size:
             warnings.warn(
-                f"{path} was written by {before} workers, now they are {self.team.size}: the result agrees with that "
-                "of an uninterrupted run to rounding, not to the bit",
+                f"{path} was written by {before} workers, now they are {self.workers.size}: the result agrees with "
+                "that of an uninterrupted run to rounding, not to the bit",
                 stacklevel=5,
             )
         begun_with = position.get("threads", self.threads)

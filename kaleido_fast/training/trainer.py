@@ -32,7 +32,7 @@ from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
 from kaleido_fast.training.loop import Loop, train_until_accepted
 from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
-from kaleido_fast.training.parallel import find_team
+from kaleido_fast.training.parallel import find_training_workers
 from kaleido_fast.training.recipe import check_recipe, default_recipe, default_spec, find_recipe, recommended_sampling
 from kaleido_fast.training.run import MAX_SEED, TrainingRun, make_request
 from kaleido_kernels.exact import exact_products
@@ -106,7 +106,7 @@ def train(
     found = None if preset is None else find_preset(preset)
     state_path = None if state is None else Path(state)
     seed = plain_number(seed)
-    with find_team(alone=alone) as team:
+    with find_training_workers(alone=alone) as workers:
         data, spec, recipe = _resolve(dataset, found, spec, recipe)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise InputError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
@@ -119,28 +119,28 @@ def train(
                 {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
             )
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
-        check_training_memory(data, spec, recipe, target, saves=state_path is not None and team.leads)
+        check_training_memory(data, spec, recipe, target, saves=state_path is not None and workers.is_first)
         if state_path is not None:  # at the end also the checkpoint, which holds the weights once more
             check_room(state_path, (STORED_COPIES + 1) * ITEM * spec.n_parameters)
-        run = TrainingRun(data, spec, recipe, seed, target, team)
-        with team.together(state_path, run.request, recipe.batch_size, target) as begun:
+        run = TrainingRun(data, spec, recipe, seed, target, workers)
+        with workers.together(state_path, run.request, recipe.batch_size, target) as begun:
             if begun:
                 run.restore(cast("Path", state_path))
-            loop = Loop(run, state_path, seconds, callback if team.leads else None)
-            run.threads = team.tell("threads", lambda: run.threads)
+            loop = Loop(run, state_path, seconds, callback if workers.is_first else None)
+            run.threads = workers.broadcast("threads", lambda: run.threads)
             with threads(run.threads):
                 diagnostics = train_until_accepted(run, loop)
             if sampling is None:
                 sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
             thinning = loop.measure_thin(sampling)
     name = preset or data.name
-    told = _tell_problems(name, diagnostics, sampling, thinning)
+    problems = _describe_problems(name, diagnostics, sampling, thinning)
     card = _card(name, run, data, recipe, seed, diagnostics, sampling)
     run.optimizer.zero_grad(set_to_none=True)
-    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), told)
+    return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), problems)
 
 
-def _tell_problems(
+def _describe_problems(
     name: str, diagnostics: Diagnostics, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
     """Warn of what will make samples poor, and give the same texts."""
