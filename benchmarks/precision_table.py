@@ -21,7 +21,7 @@ from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_kernels.packing import split_operand
 
-FORM_OF = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}
+DEVICE_PRECISIONS = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}
 NETS = ("points2d", "digits", "mnist")
 CHAINS = 4096
 
@@ -65,8 +65,8 @@ def main() -> None:
     print(f"| precision | one-step maximum error | {' | '.join(f'{net}, cost' for net in NETS)} |")
     print(f"|---|---|{'---|' * len(NETS)}")
     for precision in ("fp32", "tf32", "fp16", "bf16"):
-        form = FORM_OF.get(precision)
-        costs = [f"{ms[net, form] / ms[net, 'fp16']:.1f}" if form else "-" for net in NETS]
+        on_gpu = DEVICE_PRECISIONS.get(precision)
+        costs = [f"{ms[net, on_gpu] / ms[net, 'fp16']:.1f}" if on_gpu else "-" for net in NETS]
         print(f"| {precision} | {one_step_error(precision):.1e} | {' | '.join(costs)} |")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kaleido_fast.benchmarking.cases import SIZES, Subject, make_size
+from kaleido_fast.benchmarking.cases import SIZES, BenchNetwork, make_size
 from kaleido_fast.benchmarking.contest import (
     check_contestant,
     engine_contestant,
@@ -44,9 +44,9 @@ def build(name: str, setting: Setting):
 def test_speed(benchmark, request, network, name):
     quick = request.config.getoption("--quick")
     device = resolve_device(request.config.getoption("--bench-device"))
-    subject, threads = Subject(network, network=network), torch.get_num_threads()
-    model = subject.model().requires_grad_(False).to(device)
-    size = make_size(subject, model.spec, quick=quick, kind=device.type, threads=threads)
+    network, threads = BenchNetwork(network, network=network), torch.get_num_threads()
+    model = network.model().requires_grad_(False).to(device)
+    size = make_size(network, model.spec, quick=quick, kind=device.type, threads=threads)
     contestant = build(name, Setting(model, size.n_chains, device, threads, quick))
     z0 = start_states(model, size.n_chains, device)
     expected = reference_states(model, z0, contestant.precision, **contestant.proof_request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kaleido_fast.benchmarking import runner
-from kaleido_fast.benchmarking.cases import Subject
+from kaleido_fast.benchmarking.cases import BenchNetwork
 from kaleido_fast.benchmarking.peers import PEERS
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ SMALL = ("--chains", "20", "--steps", "2", "--rounds", "1", "--no-first-calls", 
 
 def small_request(**options) -> runner.BenchRequest:
     defaults = {
-        "subjects": [Subject("points1d", network="points1d")],
+        "networks": [BenchNetwork("points1d", network="points1d")],
         "engine": "reference",
         "peers": [PEERS["eager"], PEERS["chunked"]],
         "skipped": {"jax": "jax not installed"},

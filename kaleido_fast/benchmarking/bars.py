@@ -54,6 +54,6 @@ def _draw(axes: Any, result: NetworkResult) -> None:
         error_kw={"lw": 1},
     )
     axes.axvline(result.ceiling() / 1e9, color="tab:red", lw=1, ls="--")
-    axes.set_title(f"{result.subject.name}: {result.size.n_chains:,} chains x {result.size.n_steps} steps", fontsize=9)
+    axes.set_title(f"{result.network.name}: {result.size.n_chains:,} chains x {result.size.n_steps} steps", fontsize=9)
     axes.set_xlabel("GFLOP/s (dashed: large matrix product)", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -46,7 +46,7 @@ _GPU_CHAINS = 100_000
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchNetwork:
     """A network to time: one of the six reference shapes, or a checkpoint.
 
     Args:
@@ -72,7 +72,7 @@ class Subject:
 class Case:
     """One row of the table of results."""
 
-    subject: Subject
+    network: BenchNetwork
     spec: ModelSpec
     size: Size
     engine: str
@@ -108,7 +108,7 @@ def randomise(model: KaleidoMLP, seed: int = 0) -> KaleidoMLP:
     return model.eval()
 
 
-def find_subjects(networks: tuple[str, ...], model: str | None) -> list[Subject]:
+def find_networks(networks: tuple[str, ...], model: str | None) -> list[BenchNetwork]:
     """The networks asked for; all six if none is, and only the checkpoint if just that is named.
 
     Raises:
@@ -117,16 +117,16 @@ def find_subjects(networks: tuple[str, ...], model: str | None) -> list[Subject]
     for name in networks:
         network_spec(name)
     if model is not None:
-        Subject(model, path=model).model()  # a bad file is found out now, not after the networks before it
+        BenchNetwork(model, path=model).model()  # a bad file is found out now, not after the networks before it
     chosen = networks or (() if model else tuple(SIZES))
-    subjects = [Subject(name, network=name) for name in dict.fromkeys(chosen)]
+    found = [BenchNetwork(name, network=name) for name in dict.fromkeys(chosen)]
     if model is not None:
-        subjects.append(Subject(Path(model).stem, path=model))
-    return subjects
+        found.append(BenchNetwork(Path(model).stem, path=model))
+    return found
 
 
 def make_size(
-    subject: Subject,
+    network: BenchNetwork,
     spec: ModelSpec,
     *,
     quick: bool,
@@ -138,7 +138,7 @@ def make_size(
     """Chains and steps of a timing: the table's for this kind of device, where nothing else is asked for.
 
     Args:
-        subject, spec: the network; a checkpoint takes the sizes of the reference network nearest in work per step.
+        network, spec: the network; a checkpoint takes the sizes of the reference network nearest in work per step.
         quick: the short timings.
         kind: "cpu" or "cuda".
         threads: CPU threads in use.
@@ -147,15 +147,15 @@ def make_size(
     for name, value in (("chains", n_chains), ("steps", n_steps)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
-    base = scaled(_table_size(subject, spec, quick), kind, threads)
+    base = scaled(_table_size(network, spec, quick), kind, threads)
     return Size(n_chains or base.n_chains, n_steps or base.n_steps)
 
 
-def _table_size(subject: Subject, spec: ModelSpec, quick: bool) -> Size:
+def _table_size(network: BenchNetwork, spec: ModelSpec, quick: bool) -> Size:
     """The table's entry; for a checkpoint, the nearest network's chains with steps that make up the same work."""
     flops = {name: network_spec(name).flops_per_step for name in SIZES}
     nearest = min(SIZES, key=lambda name: abs(math.log(flops[name] / spec.flops_per_step)))
-    name = subject.network or nearest
+    name = network.network or nearest
     size = SIZES[name].quick if quick else SIZES[name].full
     return Size(size.n_chains, max(1, round(size.n_steps * flops[name] / spec.flops_per_step)))
 

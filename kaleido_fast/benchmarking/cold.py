@@ -87,7 +87,7 @@ def main() -> None:
     idle = _memory("VmRSS")
     torch.set_num_threads(task["threads"])
     device = torch.device(task["device"])
-    model = cases.Subject(task["name"], task["network"], task["path"]).model()
+    model = cases.BenchNetwork(task["name"], task["network"], task["path"]).model()
     z0 = contest.start_states(model, task["n_chains"], device)
     run = contest.EngineRun(model, task["engine"], task["precision"], device)
     seconds = []

@@ -21,7 +21,7 @@ from kaleido_fast.running.result import SampleResult
 from kaleido_fast.running.subject import Subject, resolve_subject
 from kaleido_fast.system.devices import device_facts
 
-Run = Callable[[Tensor, int], Tensor]
+Procedure = Callable[[Tensor, int], Tensor]
 """(z0 of shape (n, D), n_steps) -> states after ``n_steps`` steps, (n, D); leaves ``z0`` as it is."""
 
 CHECKED_STEPS = (1, 3)  # the first shows a wrong step, the last a wrong repetition
@@ -40,8 +40,8 @@ class Contestant:
         about: which variant it is, where its builder had a choice.
     """
 
-    run: Run
-    proof: Run | None = None
+    run: Procedure
+    proof: Procedure | None = None
     proof_request: Mapping[str, Any] = field(default_factory=dict)
     uncounted: Callable[[], float] = lambda: 0.0
     precision: str = "fp32"
@@ -114,8 +114,8 @@ def start_states(model: KaleidoMLP, n_chains: int, device: torch.device) -> Tens
     """Start states of every contestant: uniform noise of seed 0, (n_chains, D) fp32."""
     spec = model.spec
     block = max(1, 2**22 // spec.dim)  # the noise works in int64: without blocks it would need 50 times its result
-    chains = torch.arange(n_chains, device=device).split(block)
-    return torch.cat([start_noise(0, part, spec.dim, "uniform", spec.low, spec.high) for part in chains])
+    parts = torch.arange(n_chains, device=device).split(block)
+    return torch.cat([start_noise(0, part, spec.dim, "uniform", spec.low, spec.high) for part in parts])
 
 
 def reference_states(model: KaleidoMLP, z0: Tensor, precision: str = "fp32", **options: Any) -> list[Tensor]:

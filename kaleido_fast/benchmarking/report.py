@@ -36,8 +36,8 @@ def as_record(report: BenchReport) -> dict[str, Any]:
 
 def _result_record(result: NetworkResult) -> dict[str, Any]:
     return {
-        "network": result.subject.name,
-        "model": result.subject.path,
+        "network": result.network.name,
+        "model": result.network.path,
         "n_chains": result.size.n_chains,
         "n_steps": result.size.n_steps,
         "precision": result.precision,
@@ -96,7 +96,7 @@ def _speed_table(report: BenchReport) -> Table:
     for result in report.results:
         size = f"{result.size.n_chains:,} x {result.size.n_steps}"
         names = [*result.engines, *result.peers]
-        labels = [result.subject.name, size] if len(names) > 1 else [f"{result.subject.name}\n{size}"]
+        labels = [result.network.name, size] if len(names) > 1 else [f"{result.network.name}\n{size}"]
         labels += [""] * (len(names) - len(labels))
         for label, name in zip(labels, names, strict=True):
             speed = result.speed(name)
@@ -127,7 +127,7 @@ def _first_call_table(report: BenchReport) -> Table:
         for engine, calls in result.first_calls.items():
             for kind, call in calls.items():
                 seconds = (call.import_seconds, call.compile_seconds, call.pack_seconds)
-                table.add_row(result.subject.name, engine, kind, *(f"{x:.3f}" for x in seconds), _mib(call.peak_bytes))
+                table.add_row(result.network.name, engine, kind, *(f"{x:.3f}" for x in seconds), _mib(call.peak_bytes))
     return table
 
 
@@ -197,7 +197,7 @@ def markdown_table(report: BenchReport) -> str:
         for engine in result.engines:
             flops = result.flops(engine)
             cells = [
-                f"`{result.subject.name}`",
+                f"`{result.network.name}`",
                 f"{result.size.n_chains:,} x {result.size.n_steps}",
                 engine,
                 short(result.speed(engine).median),

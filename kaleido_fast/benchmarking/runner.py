@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kaleido_fast.benchmarking import ceiling, cold
 from kaleido_fast.benchmarking.acceptance import Deviation
-from kaleido_fast.benchmarking.cases import Case, Size, Subject, make_size
+from kaleido_fast.benchmarking.cases import BenchNetwork, Case, Size, make_size
 from kaleido_fast.benchmarking.contest import (
     Checker,
     Contestant,
@@ -42,7 +42,7 @@ class BenchRequest:
     """What to run.
 
     Args:
-        subjects: networks.
+        networks: what to time.
         engine: name of an engine, "auto", or "all" for every one that can run here.
         peers: compared with; `skipped` says why others are not.
         precision: of the engines.
@@ -53,7 +53,7 @@ class BenchRequest:
         first_calls: measure first-call cost and peak memory in processes of their own.
     """
 
-    subjects: list[Subject]
+    networks: list[BenchNetwork]
     engine: str
     peers: list[Peer]
     skipped: dict[str, str]
@@ -87,14 +87,14 @@ class NetworkResult:
     """All that was measured on one network.
 
     Args:
-        subject, size, flops_per_step: the work.
+        network, size, flops_per_step: the work.
         timings: by contestant.
         ceiling_seconds: raw, of `ceiling.repeats` products.
         skipped: contestants that were not timed, and why.
         first_calls: by engine: {"cold": ..., "cached": ...}.
     """
 
-    subject: Subject
+    network: BenchNetwork
     size: Size
     flops_per_step: int
     precision: str
@@ -157,18 +157,18 @@ def run_bench(request: BenchRequest, progress: Progress = lambda share, text: No
         DeviceLostError: the device failed before any network was measured. Later, what was measured is returned.
     """
     about = describe_run(request.device)
-    engines, skipped = find_engines(request, request.subjects[0].model())
+    engines, skipped = find_engines(request, request.networks[0].model())
     request = replace(request, skipped={**skipped, **request.skipped})
     results = []
-    for i, subject in enumerate(request.subjects):
-        model = subject.model().requires_grad_(False).to(request.device)
-        part = _Part(progress, i / len(request.subjects), 1 / len(request.subjects), subject.name)
+    for i, network in enumerate(request.networks):
+        model = network.model().requires_grad_(False).to(request.device)
+        part = _Part(progress, i / len(request.networks), 1 / len(request.networks), network.name)
         try:
-            results.append(_run_network(request, subject, model, engines, part, first=i == 0))
+            results.append(_run_network(request, network, model, engines, part, first=i == 0))
         except DeviceLostError as problem:
             if not results:
                 raise
-            unmeasured = [left.name for left in request.subjects[i:]]
+            unmeasured = [left.name for left in request.networks[i:]]
             return BenchReport(results, about, request.quick, str(problem), unmeasured)
         del model
         gc.collect()
@@ -211,10 +211,10 @@ class _Ready:
 
 
 def _run_network(
-    request: BenchRequest, subject: Subject, model: KaleidoMLP, engines: list[str], part: _Part, *, first: bool
+    request: BenchRequest, network: BenchNetwork, model: KaleidoMLP, engines: list[str], part: _Part, *, first: bool
 ) -> NetworkResult:
     size = make_size(
-        subject,
+        network,
         model.spec,
         quick=request.quick,
         kind=request.device.type,
@@ -222,7 +222,7 @@ def _run_network(
         n_chains=request.n_chains,
         n_steps=request.n_steps,
     )
-    cases = [Case(subject, model.spec, size, engine, request.precision) for engine in engines]
+    cases = [Case(network, model.spec, size, engine, request.precision) for engine in engines]
     first_calls = {}
     for case in cases if request.first_calls else ():
         part.at(0.0, f"first call of {case.engine}")
@@ -247,7 +247,7 @@ def _run_network(
         _refuse_lost("timing", request.device, problem)
         raise
     return NetworkResult(
-        subject=subject,
+        network=network,
         size=size,
         flops_per_step=model.spec.flops_per_step,
         precision=request.precision,
@@ -263,11 +263,11 @@ def _run_network(
 
 def _first_calls(request: BenchRequest, case: Case, *, cold_too: bool) -> dict[str, cold.FirstCall]:
     """First-call figures; a quick run makes the cold start once, for its first network."""
-    subject = case.subject
+    network = case.network
     task = {
-        "name": subject.name,
-        "network": subject.network,
-        "path": subject.path,
+        "name": network.name,
+        "network": network.network,
+        "path": network.path,
         "n_chains": case.size.n_chains,
         "engine": case.engine,
         "precision": case.precision,

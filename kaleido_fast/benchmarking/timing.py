@@ -11,7 +11,7 @@ import torch
 
 # Thread pools of BLAS and inference libraries keep their threads spinning for some milliseconds after a call, which
 # would be charged to the contestant that runs next.
-SETTLE_SECONDS = 0.03
+PAUSE_SECONDS = 0.03
 
 Timed = Callable[[], float]
 """Does the work; returns the seconds of it that do not count (packing, reported apart)."""
@@ -100,7 +100,7 @@ def time_alternating(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(rounds):
         for name in turn_order(list(runs), round_number):
-            pause(SETTLE_SECONDS)
+            pause(PAUSE_SECONDS)
             if measure is not None:
                 seconds[name].append(measure(runs[name]))
             else:

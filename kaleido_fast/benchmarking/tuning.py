@@ -107,7 +107,7 @@ class TunedTile:
 def tune_shape(
     name: str,
     shape: NetShape,
-    form: str,
+    precision: str,
     facts: GpuFacts,
     measure: Measure,
     report: Callable[[float, str], None] = lambda share, text: None,
@@ -118,7 +118,7 @@ def tune_shape(
 
     Args:
         name: of the network, for people.
-        shape, form, facts: network, device precision and GPU.
+        shape, precision, facts: network, device precision and GPU.
         measure: times one tile.
         report: called with the share that is done and the tile that is next.
         tiles: what to try, the plan's choice included; None for `trial_tiles`.
@@ -128,8 +128,8 @@ def tune_shape(
         InputError: no tile could be timed.
         DeviceLostError: a tile took the device from this process, in which all others would now fail too.
     """
-    default = choose(shape, form, facts).tile
-    order = dict.fromkeys([default, *(trial_tiles(shape, form, facts) if tiles is None else tiles)])
+    default = choose(shape, precision, facts).tile
+    order = dict.fromkeys([default, *(trial_tiles(shape, precision, facts) if tiles is None else tiles)])
     trials = []
     for done, tile in enumerate(order):
         report(done / len(order), f"{name}: {tile.name}")
@@ -148,7 +148,7 @@ def tune_shape(
     if default in timed and compare(timed[best], timed[default]).low <= 1.0:
         best = default
     report(1.0, name)
-    return TunedTile(name, tuned_key(shape, form), default, best, trials)
+    return TunedTile(name, tuned_key(shape, precision), default, best, trials)
 
 
 class FusedRun:
@@ -189,26 +189,26 @@ class FusedRun:
         except ValueError as problem:
             raise InputError(f"engine 'triton': {problem}") from problem
         self.engine = TritonEngine(model, request, plan, device)
-        self.chains = torch.arange(n_chains, device=device)
+        self.chain_ids = torch.arange(n_chains, device=device)
         self.draws = torch.empty(n_chains, 1, model.spec.dim, device=device)
 
     def __call__(self, z0: Tensor, n_steps: int) -> Tensor:
-        """States after ``n_steps`` steps from chains' own start noise, which ``z0`` must be (see `start_states`).
+        """States after ``n_steps`` steps from the chains' start noise, which ``z0`` must be (see `start_states`).
 
         It compiles no other variant of the kernel than `steps` does.
         """
         n = len(z0)
-        return self.engine.advance(self.chains[:n], None, 0, n_steps, self.draws[:n], lambda _: None).state
+        return self.engine.advance(self.chain_ids[:n], None, 0, n_steps, self.draws[:n], lambda _: None).state
 
     def steps(self, n_steps: int) -> float:
         """All chains from start noise over ``n_steps`` steps, draws kept: nothing left out but the packing."""
-        self.engine.advance(self.chains, None, 0, n_steps, self.draws, lambda _: None)
+        self.engine.advance(self.chain_ids, None, 0, n_steps, self.draws, lambda _: None)
         return 0.0
 
 
 def check_fused(run: FusedRun, model: KaleidoMLP, precision: str) -> Deviation:
     """How far the first three steps are from the reference; more than the precision's rounding raises."""
-    z0 = start_states(model, min(CHECKED_CHAINS, len(run.chains)), run.chains.device)
+    z0 = start_states(model, min(CHECKED_CHAINS, len(run.chain_ids)), run.chain_ids.device)
     expected = reference_states(model, z0, precision)
     return check_contestant(Contestant(run, precision=precision), z0, expected, model.spec.n_layers)
 
@@ -228,7 +228,7 @@ def steps_within(run: Callable[[int], float], seconds: float, device: torch.devi
 
 def launch_microseconds(run: FusedRun, repeats: int = 20) -> float:
     """Python's time for a launch on a warm model, at best of some; the device's work is not part of it."""
-    device, seconds = run.chains.device, []
+    device, seconds = run.chain_ids.device, []
     for _ in range(repeats):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -276,11 +276,11 @@ def tune_model(
     from kaleido_kernels.packing import device_precision
 
     try:
-        form = device_precision(plain_layers(model), precision)
+        on_gpu = device_precision(plain_layers(model), precision)
         timer = measure or engine_measure(model, precision, device, facts, n_chains, rounds)
         title = f"{name} {precision}"
         answers = partial(device_answers, device)
-        return tune_shape(title, model.spec, form, facts.gpu, timer, report, tiles, answers)
+        return tune_shape(title, model.spec, on_gpu, facts.gpu, timer, report, tiles, answers)
     except InputError:
         raise
     except ValueError as problem:

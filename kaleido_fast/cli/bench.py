@@ -80,7 +80,7 @@ def command(
     if picture is not None:
         bars.check_picture(picture)
     request = make_request(**options)
-    sources = {f"model {subject.name}": subject.path for subject in request.subjects}
+    sources = {f"model {network.name}": network.path for network in request.networks}
     claim = claimed(
         {"list of timings": None if json_path == TERMINAL else json_path, "picture": picture},
         {**sources, "README": readme},
@@ -109,7 +109,7 @@ def make_request(
     *, networks: tuple[str, ...], model: str | None, peers: tuple[str, ...], device: str, precision: str, **options: Any
 ) -> BenchRequest:
     """Options of the command as what is to be run; everything that can be refused is refused here."""
-    from kaleido_fast.benchmarking.cases import find_subjects
+    from kaleido_fast.benchmarking.cases import find_networks
     from kaleido_fast.benchmarking.peers import choose_peers
     from kaleido_fast.benchmarking.runner import BenchRequest
     from kaleido_fast.system.devices import resolve_device
@@ -120,8 +120,8 @@ def make_request(
     target = resolve_device(device)
     asked = tuple(name for text in peers for name in text.split(",") if name)
     chosen, skipped = choose_peers(asked, target, quick=options["quick"])
-    subjects = find_subjects(tuple(name for text in networks for name in text.split(",") if name), model)
-    return BenchRequest(subjects, peers=chosen, skipped=skipped, precision=precision, device=target, **options)
+    found = find_networks(tuple(name for text in networks for name in text.split(",") if name), model)
+    return BenchRequest(found, peers=chosen, skipped=skipped, precision=precision, device=target, **options)
 
 
 @contextlib.contextmanager

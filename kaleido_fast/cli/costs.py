@@ -19,7 +19,7 @@ import click
 from kaleido_fast import names
 from kaleido_fast.benchmarking.costs.arithmetic import LargeRun, storage, times
 from kaleido_fast.benchmarking.costs.checking import check, run_until_killed
-from kaleido_fast.benchmarking.costs.planned import FORMS, make_layout, modelled_rate
+from kaleido_fast.benchmarking.costs.planned import DEVICE_PRECISIONS, make_layout, modelled_rate
 from kaleido_fast.benchmarking.costs.text import as_lines, remarks
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.cli.options import Name, NumberOr
@@ -52,7 +52,13 @@ from kaleido_fast.presets import PRESETS
     default="model",
     help="Chain-steps per second of one worker, or 'model': of an H200 by the roofline, which no run has shown.",
 )
-@click.option("--precision", type=click.Choice(list(FORMS)), default="fp32", show_default=True, help="Of --rate model.")
+@click.option(
+    "--precision",
+    type=click.Choice(list(DEVICE_PRECISIONS)),
+    default="fp32",
+    show_default=True,
+    help="Of --rate model.",
+)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Devices at work at once.")
 @click.option(
     "--group", type=click.IntRange(min=1), help="Workers that restart together [default: all, as under torchrun]."

@@ -9,8 +9,8 @@ import click
 from kaleido_fast.cli.options import overwrite_option
 from kaleido_fast.cli.output import tell as told
 from kaleido_fast.reproducing.folder import check_report_folder, made_folders
-from kaleido_fast.reproducing.job import ALL, KALEIDOSCOPES, Job, chosen
 from kaleido_fast.reproducing.reproduction import reproduce
+from kaleido_fast.reproducing.settings import ALL, KALEIDOSCOPES, Settings, chosen
 
 
 @click.command(name="reproduce", short_help="Make the paper's kaleidoscopes with a report.")
@@ -28,7 +28,7 @@ from kaleido_fast.reproducing.reproduction import reproduce
 @click.option("--device", default="auto", show_default=True, help="auto: a GPU where there is one.")
 @overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def command(name: str, out: Path | None, overwrite: bool, quiet: bool, **settings: object) -> None:
+def command(name: str, out: Path | None, overwrite: bool, quiet: bool, **options: object) -> None:
     """Make the paper's kaleidoscopes: train or reuse the model, sample, write pictures and a report."""
     entries = chosen(name)
     tell = (lambda _: None) if quiet else told
@@ -39,7 +39,7 @@ def command(name: str, out: Path | None, overwrite: bool, quiet: bool, **setting
             check_report_folder(folder, overwrite=overwrite)
         for entry in entries:
             tell(f"{entry.name}: {entry.expected} on 2 CPU cores, less with a trained model in the cache")
-            job = Job(progress=not quiet, tell=tell, **settings)  # type: ignore[arg-type]
-            report = reproduce(entry.name, folders[entry.name], job, overwrite=overwrite)
+            settings = Settings(progress=not quiet, tell=tell, **options)  # type: ignore[arg-type]
+            report = reproduce(entry.name, folders[entry.name], settings, overwrite=overwrite)
             if not quiet:
                 click.echo(f"{entry.name}: {report.folder / 'report.md'} and {len(report.written) - 1} files beside it")

@@ -58,7 +58,7 @@ def command(
     Every tile first has to reproduce the reference's states. The table is read by the next run on this GPU; nothing is
     tuned without being asked for. Ctrl-C keeps what was found for the networks that were done.
     """
-    from kaleido_fast.benchmarking.cases import find_subjects
+    from kaleido_fast.benchmarking.cases import find_networks
     from kaleido_fast.benchmarking.tuning import TunedTile, is_table, tune_model, write_table
     from kaleido_fast.system.bars import progress_bar
     from kaleido_fast.system.devices import device_facts, resolve_device
@@ -78,23 +78,23 @@ def command(
         if not path.is_absolute():
             raise InputError("there is no home folder to keep the table in: pass --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-    subjects = find_subjects(tuple(name for text in networks for name in text.split(",") if name), model)
+    chosen = find_networks(tuple(name for text in networks for name in text.split(",") if name), model)
     triton = library_versions("triton")["triton"]
-    sources = {f"model {subject.name}": subject.path for subject in subjects}
+    sources = {f"model {network.name}": network.path for network in chosen}
     ours = [path] if is_table(path, facts.name, triton) else []
     check_outputs({"table": path}, sources, overwrite=overwrite, ours=ours)
-    jobs = [(subject, precision) for subject in subjects for precision in precisions or TUNABLE]
+    jobs = [(network, precision) for network in chosen for precision in precisions or TUNABLE]
     found: list[TunedTile] = []
     with progress_bar() as bar:
         bar.disable = bar.disable or quiet
         task = bar.add_task("tuning", total=len(jobs), rate="")
-        for done, (subject, precision) in enumerate(jobs):
-            network = subject.model().requires_grad_(False).to(target)
+        for done, (network, precision) in enumerate(jobs):
+            built = network.model().requires_grad_(False).to(target)
 
             def report(share: float, text: str, done: int = done) -> None:
                 bar.update(task, completed=done + share, rate=text)
 
-            entry = tune_model(subject.name, network, precision, target, facts, n_chains, rounds=rounds, report=report)
+            entry = tune_model(network.name, built, precision, target, facts, n_chains, rounds=rounds, report=report)
             found.append(entry)
             write_table(path, facts.name, triton, found)
             if not quiet:

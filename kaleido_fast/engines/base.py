@@ -12,7 +12,7 @@ from torch import Tensor
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.schedule import Checks
 
-Report = Callable[[int], None]
+ReportSteps = Callable[[int], None]
 """Called with the number of chain-steps done since the last call; may raise to stop the run."""
 
 
@@ -67,7 +67,7 @@ class Checked(Advanced):
     halts: Halts
 
 
-CheckedRun = Callable[[Tensor, Tensor | None, int, int, Checks, Report], Checked]
+CheckedRun = Callable[[Tensor, Tensor | None, int, int, Checks, ReportSteps], Checked]
 """As `Engine.advance`, without draws, but a chain halts at the first check that says so."""
 
 
@@ -89,7 +89,7 @@ class Engine(Protocol):
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         """Run steps ``first_step`` .. ``last_step - 1``.
 

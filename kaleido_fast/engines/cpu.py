@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains
@@ -74,7 +74,7 @@ class CpuEngine:
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`; ``report`` is called from the calling thread only."""
         n, dim = len(chain_ids), self.spec.dim
@@ -119,7 +119,7 @@ class _Run:
         self.done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.stopped = False
 
-    def go(self, report: Report) -> None:
+    def go(self, report: ReportSteps) -> None:
         """Run all units; the calling thread works too, and alone reports."""
         if self.n_threads == 1:
             for chain_steps in self._work():
@@ -137,7 +137,7 @@ class _Run:
                 self.stopped = True
         self._report_others(report)
 
-    def _report_others(self, report: Report) -> None:
+    def _report_others(self, report: ReportSteps) -> None:
         while not self.done.empty():
             report(self.done.get())
 

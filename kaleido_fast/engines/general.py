@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.engines.reference import ReferenceEngine, add_noise, run
 from kaleido_fast.errors import InputError
 from kaleido_fast.modules.general import Evaluated, damaged_weight, weight_type
@@ -74,7 +74,7 @@ class ModuleEngine(ReferenceEngine):
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`."""
         n = len(chain_ids)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kaleido_fast.engines.base import Advanced, Report
+from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.model import BOUNDS, KaleidoMLP
 from kaleido_fast.names import LOW_PRECISIONS
 from kaleido_fast.noise import jitter_noise, start_noise
@@ -151,7 +151,7 @@ class ReferenceEngine:
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`."""
         n = len(chain_ids)
@@ -173,7 +173,7 @@ class ReferenceEngine:
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         n = len(chain_ids)
         idle = self._rows_for(n) - n

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Halts, Report
+from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Halts, ReportSteps
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
@@ -72,7 +72,7 @@ class TritonEngine:
         first_step: int,
         last_step: int,
         draws: Tensor | None,
-        report: Report,
+        report: ReportSteps,
     ) -> Advanced:
         """See `kaleido_fast.engines.base.Engine.advance`; one launch, whatever the number of steps."""
         n = len(chain_ids)
@@ -87,7 +87,13 @@ class TritonEngine:
         return self._advance_checked if kernels.plan(self.plan.choice.kernel).TAKES_CHECKS else None
 
     def _advance_checked(
-        self, chain_ids: Tensor, state: Tensor | None, first_step: int, last_step: int, checks: Checks, report: Report
+        self,
+        chain_ids: Tensor,
+        state: Tensor | None,
+        first_step: int,
+        last_step: int,
+        checks: Checks,
+        report: ReportSteps,
     ) -> Checked:
         n, dim = len(chain_ids), self.spec.dim
         saved = self._empty(n, dim).fill_(torch.inf) if checks.saved is None else checks.saved.contiguous()

@@ -8,8 +8,8 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import SampleRequest
 
-STREAMED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
 ORBIT_VALUES = 2**24  # values of cycles held at once: 64 MiB of fp32
+STORED_VALUES = 2**20  # values of the draws of one block that is written as it is done: 4 MiB in fp32
 WAITING_BLOCKS = 2  # of a run that is stored: computed, not yet written
 HELD_BLOCKS = 1 + WAITING_BLOCKS + 1  # at work, waiting and being written
 
@@ -51,9 +51,9 @@ def full_module_tile(dim: int, kind: str) -> int:
     return max(16, min(most, 2 ** int(math.log2(max(values // dim, 1)))))
 
 
-def streamed_block(rows: int, values: int) -> int:
+def stored_block(rows: int, values: int) -> int:
     """Chains of a block of a stored run, whole tiles of ``rows``; ``values`` are those of the draws of one chain."""
-    return rows * max(1, min(2**15, STREAMED_VALUES // values) // rows)
+    return rows * max(1, min(2**15, STORED_VALUES // values) // rows)
 
 
 def item_bytes(request: SampleRequest) -> int:

@@ -17,7 +17,7 @@ from kaleido_fast.planning.blocks import (
     check_memory,
     item_bytes,
     module_tile,
-    streamed_block,
+    stored_block,
     tile_rows,
 )
 from kaleido_fast.planning.cpu_tiles import full_tile
@@ -163,7 +163,7 @@ def make_plan(
     per_chain = chain_bytes(request, dim)
     kept = request.n_chains * per_chain
     if streamed:
-        block = streamed_block(rows, dim * request.n_draws)
+        block = stored_block(rows, dim * request.n_draws)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
     scratch = [4 * rows * width * item if phase.kernel is None else phase.kernel.scratch_bytes for phase in phases]
     packed = spec.n_parameters * item if spec else 0
@@ -234,10 +234,12 @@ def plan_kernel(
     Raises:
         ValueError: weights outside of the precision's range, or no tile fits (or ``tile`` does not): why.
     """
-    form = device_precision(precision, weights)
-    choice = choose(spec, form, facts.gpu, facts.tuned, kernel) if tile is None else force(spec, form, facts.gpu, tile)
+    on_gpu = device_precision(precision, weights)
+    choice = (
+        choose(spec, on_gpu, facts.gpu, facts.tuned, kernel) if tile is None else force(spec, on_gpu, facts.gpu, tile)
+    )
     n_programs = facts.gpu.n_sm
-    return KernelPlan(choice, form, n_programs, choice.scratch_bytes(spec, form, n_programs))
+    return KernelPlan(choice, on_gpu, n_programs, choice.scratch_bytes(spec, on_gpu, n_programs))
 
 
 def _phases(request: SampleRequest) -> tuple[PlannedPhase, ...]:

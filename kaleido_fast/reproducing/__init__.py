@@ -1,4 +1,5 @@
 """The paper's kaleidoscopes, each from one command: pictures, an animation and measured figures.
 
-One module a kaleidoscope, with ``run(job, report)``; `kaleido_fast.reproducing.job` lists them without loading any.
+One module a kaleidoscope, with ``run(settings, report)``; `kaleido_fast.reproducing.settings` lists them without
+loading any.
 """

@@ -22,9 +22,9 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing.depth_trends import MEASURES, RECOVERY_NOISE, Row, Treatment, draw, spread_text, trend
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import cached_path, keep
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.system.devices import resolve_device
 
@@ -45,11 +45,11 @@ TREATMENTS = (
 )
 
 
-def run(job: Job, report: Report) -> None:
+def run(settings: Settings, report: Report) -> None:
     """Train, measure, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
-    rows = study(job)
+    rows = study(settings)
     matched = [row for row in rows if row["reached"]]
-    report.text(_setting(job, rows))
+    report.text(_setting(settings, rows))
     report.heading("Found")
     report.text(_in_short(matched))
     trends = {
@@ -85,27 +85,27 @@ def run(job: Job, report: Report) -> None:
         hidden=HIDDEN,
         n_examples=N_EXAMPLES,
         n_compared=N_COMPARED,
-        n_chains=job.n_chains or N_CHAINS,
-        seed=job.seed,
+        n_chains=settings.n_chains or N_CHAINS,
+        seed=settings.seed,
     )
 
 
-def study(job: Job) -> list[Row]:
+def study(settings: Settings) -> list[Row]:
     """Train (or take from the cache) and measure every network: one row each."""
     digits = load_dataset(built_in("digits"))
     data = load_dataset(built_in("digits"), limit=N_EXAMPLES)
     seen = evenly_spaced(len(digits), N_EXAMPLES)
     reference = Reference(data, digits.take(seen.logical_not().nonzero()[:, 0]))
-    scorer = Scorer.of(reference, _spec(2), N_COMPARED, 5, job.seed, True)
+    scorer = Scorer.of(reference, _spec(2), N_COMPARED, 5, settings.seed, True)
     rows: list[Row] = []
     for treatment in TREATMENTS:
         for layers in DEPTHS:
             began = time.perf_counter()
-            for seed in range(job.seed, job.seed + N_SEEDS):
-                checkpoint = _trained(job, treatment, data, layers, seed)
-                rows.append(_measure(job, treatment, checkpoint, data, scorer, seed))
+            for seed in range(settings.seed, settings.seed + N_SEEDS):
+                checkpoint = _trained(settings, treatment, data, layers, seed)
+                rows.append(_measure(settings, treatment, checkpoint, data, scorer, seed))
             reached = sum(row["reached"] for row in rows[-N_SEEDS:])
-            job.tell(
+            settings.tell(
                 f"{treatment.name}, {layers} layers: {reached} of {N_SEEDS} networks reached the loss of "
                 f"{treatment.loss:g}, {time.perf_counter() - began:.0f} s"
             )
@@ -125,12 +125,12 @@ def _spec(layers: int) -> ModelSpec:
     return ModelSpec((64, *[HIDDEN] * (layers - 1), 64), sample_shape=(8, 8))
 
 
-def _trained(job: Job, treatment: Treatment, data: Dataset, layers: int, seed: int) -> Checkpoint:
+def _trained(settings: Settings, treatment: Treatment, data: Dataset, layers: int, seed: int) -> Checkpoint:
     """A network whose loss has just come down to the treatment's, or that has made all steps without reaching it."""
     from kaleido_fast.training.run import TrainingRun
 
     recipe = TrainingRecipe(
-        steps=job.steps or MAX_STEPS,
+        steps=settings.steps or MAX_STEPS,
         batch_size=N_EXAMPLES,
         learning_rate=1e-3,
         noise=treatment.noise,
@@ -138,10 +138,10 @@ def _trained(job: Job, treatment: Treatment, data: Dataset, layers: int, seed: i
     )
     spec = _spec(layers)
     name = f"depth-{treatment.name}-{layers}"
-    path = cached_path(job, name, [data.sha256, spec.to_json(), asdict(recipe), seed, treatment.loss])
+    path = cached_path(settings, name, [data.sha256, spec.to_json(), asdict(recipe), seed, treatment.loss])
     if path.is_file():
         return load_checkpoint(path)
-    run = TrainingRun(data, spec, recipe, seed, resolve_device(job.device))
+    run = TrainingRun(data, spec, recipe, seed, resolve_device(settings.device))
     while run.step < recipe.steps and not (run.history and run.history[-1].held_out <= treatment.loss):
         run.advance()
     card = ModelCard(
@@ -155,20 +155,22 @@ def _trained(job: Job, treatment: Treatment, data: Dataset, layers: int, seed: i
     return keep(path, run.model.cpu().eval(), card)
 
 
-def _measure(job: Job, treatment: Treatment, checkpoint: Checkpoint, data: Dataset, scorer: Scorer, seed: int) -> Row:
+def _measure(
+    settings: Settings, treatment: Treatment, checkpoint: Checkpoint, data: Dataset, scorer: Scorer, seed: int
+) -> Row:
     """All numbers of one network; chains run 300 steps without jitter."""
     model, card = checkpoint.model, checkpoint.card
     result = fast_sample(
         checkpoint,
-        n_chains=job.n_chains or N_CHAINS,
+        n_chains=settings.n_chains or N_CHAINS,
         burn_in=299,
         jitter=0.0,
         tol=1e-4,
         seed=seed,
-        device=job.device,
+        device=settings.device,
     )
     scores = asdict(scorer.score(result.final.cpu().float()))
-    back = [recovered(model, data.data, sigma, seed=seed, device=job.device) for sigma in (0.0, RECOVERY_NOISE)]
+    back = [recovered(model, data.data, sigma, seed=seed, device=settings.device) for sigma in (0.0, RECOVERY_NOISE)]
     stable, again = (float(which.double().mean()) for which in back)
     assert card.final_loss is not None
     return {
@@ -190,15 +192,16 @@ def _measure(job: Job, treatment: Treatment, checkpoint: Checkpoint, data: Datas
     }
 
 
-def _setting(job: Job, rows: Sequence[Row]) -> str:
+def _setting(settings: Settings, rows: Sequence[Row]) -> str:
     reached = sum(row["reached"] for row in rows)
     losses = "; ".join(f"{treatment.title}: {treatment.loss:g}" for treatment in TREATMENTS)
     return (
         f"{N_EXAMPLES} of the 8 x 8 digits; networks 64-{HIDDEN}x(layers - 1)-64 with ReLU and tanh, Adam at 1e-3, "
         f"whole batches, Kaiming's initial weights, {N_SEEDS} seeds each. Each stops as soon as its training loss, the "
         f"mean squared error on training inputs, is down to one value ({losses}); {reached} of {len(rows)} got there "
-        f"within {job.steps or MAX_STEPS:,} steps, and only those count below. Samples: {job.n_chains or N_CHAINS:,} "
-        f"chains from uniform noise, 300 steps without jitter, against {N_COMPARED} digits that were not trained on. "
+        f"within {settings.steps or MAX_STEPS:,} steps, and only those count below. Samples: "
+        f"{settings.n_chains or N_CHAINS:,} chains from uniform noise, 300 steps without jitter, "
+        f"against {N_COMPARED} digits that were not trained on. "
         "docs/quality.md defines the numbers."
     )
 

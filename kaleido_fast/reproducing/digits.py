@@ -5,15 +5,15 @@ from __future__ import annotations
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
 from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.reproducing.images import (
-    Contestant,
+    ShownModel,
     measure,
     sample_sheets,
     score_table,
     show_model,
     show_wanderers,
 )
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.showing.animation import strip
 from kaleido_fast.showing.states import sample_shown
 
@@ -21,23 +21,25 @@ BANNER_CHAINS = 8
 BANNER_STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
 
 
-def run(job: Job, report: Report) -> None:
+def run(settings: Settings, report: Report) -> None:
     """Sample the bundled model and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     checkpoint = load_checkpoint(bundled_path("digits"))
     reference = find_reference(checkpoint, "digits")
     assert reference.train is not None and reference.held_out is not None
-    who = Contestant("Bundled model", checkpoint, reference.train)
+    shown = ShownModel("Bundled model", checkpoint, reference.train)
     card = checkpoint.card
     report.text(
         f"The model that comes with the package, 64-256x5-64 with a tanh, trained on {len(reference.train):,} "
         f"digits with noise of {card.recipe['noise']:g}; {len(reference.held_out)} digits were held out."
     )
-    banner = sample_shown(checkpoint, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=job.seed, device=job.device)
+    banner = sample_shown(
+        checkpoint, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=settings.seed, device=settings.device
+    )
     report.picture("noise-to-digits", strip(banner), "Eight chains from noise to digits; the step above each column")
     report.heading("Measured")
-    found = measure(job, who, reference.held_out)
-    score_table(report, [(who, found)])
-    show_model(job, report, who, "digits")
-    sample_sheets(report, who, found, "digits")
-    show_wanderers(job, report, who, reference.held_out, "digits")
-    report.record(evaluation=found.to_dict(), model_hash=checkpoint.model_hash, seed=job.seed)
+    found = measure(settings, shown, reference.held_out)
+    score_table(report, [(shown, found)])
+    show_model(settings, report, shown, "digits")
+    sample_sheets(report, shown, found, "digits")
+    show_wanderers(settings, report, shown, reference.held_out, "digits")
+    report.record(evaluation=found.to_dict(), model_hash=checkpoint.model_hash, seed=settings.seed)

@@ -20,8 +20,8 @@ from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.showing.animation import enlarged, make_frames, strip, write_gif
 from kaleido_fast.showing.page import write_page
@@ -45,7 +45,7 @@ SURE = 0.4  # share of the trees' votes from which on a state counts as one of a
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ShownModel:
     """A model that is shown.
 
     Args:
@@ -66,85 +66,85 @@ class Contestant:
         return float(self.checkpoint.card.sampling.get("jitter", 0.0))
 
 
-def show_model(job: Job, report: Report, who: Contestant, slug: str) -> None:
+def show_model(settings: Settings, report: Report, shown: ShownModel, slug: str) -> None:
     """Pictures of one model: recovered examples, the same chains over the steps, samples, an animation.
 
     Args:
-        job: settings.
+        settings: seed, device and sizes.
         report: where they go.
-        who: the model to show.
+        shown: the model to show.
         slug: what their file names begin with.
     """
-    report.heading(who.title)
+    report.heading(shown.title)
     report.picture(
         f"{slug}-recovered",
-        _recovered(who),
+        _recovered(shown),
         "Training examples (top row), what one step makes of them, and where 300 steps take them",
     )
     still = sample_shown(
-        who.checkpoint,
+        shown.checkpoint,
         n_chains=STRIP_CHAINS,
         n_steps=max(STRIP_STEPS),
         steps=STRIP_STEPS,
         jitter=0.0,
-        seed=job.seed,
-        device=job.device,
+        seed=settings.seed,
+        device=settings.device,
     )
     report.picture(f"{slug}-steps", strip(still), "The same chains over the steps, without jitter: noise, then burn-in")
-    large = who.checkpoint.model.spec.dim >= LARGE
+    large = shown.checkpoint.model.spec.dim >= LARGE
     moving = sample_shown(
-        who.checkpoint,
+        shown.checkpoint,
         n_chains=FEW_MOVED if large else MOVED,
         n_steps=60,
         most_frames=FEW_FRAMES if large else MOVED_FRAMES,
-        seed=job.seed,
-        device=job.device,
-        **_noise_of(who),
+        seed=settings.seed,
+        device=settings.device,
+        **_noise_of(shown),
     )
-    with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over {_noise_words(who)}") as path:
+    with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over {_noise_words(shown)}") as path:
         write_gif(make_frames(moving), path, frames_per_second=4, colours=GIF_COLOURS)
 
 
-def _noise_of(who: Contestant) -> dict[str, Any]:
+def _noise_of(shown: ShownModel) -> dict[str, Any]:
     """The noise that a contestant is sampled with, as options of `fast_sample`."""
-    jitter = who.sampling.get("jitter", who.recommended_jitter)
-    return {"jitter": jitter, "noise": who.sampling.get("noise", "normal")}
+    jitter = shown.sampling.get("jitter", shown.recommended_jitter)
+    return {"jitter": jitter, "noise": shown.sampling.get("noise", "normal")}
 
 
-def _noise_words(who: Contestant) -> str:
-    settle = int(who.checkpoint.card.sampling.get("settle", DEFAULT_SETTLE))
-    return run_words({"burn_in": 59, "n_draws": 1, "thin": 1, "settle": settle, **_noise_of(who)})
+def _noise_words(shown: ShownModel) -> str:
+    settle = int(shown.checkpoint.card.sampling.get("settle", DEFAULT_SETTLE))
+    return run_words({"burn_in": 59, "n_draws": 1, "thin": 1, "settle": settle, **_noise_of(shown)})
 
 
-def _recovered(who: Contestant) -> Any:
+def _recovered(shown: ShownModel) -> Any:
     """Examples, f(x), f^300(x) as three rows."""
-    model = who.checkpoint.model
-    rows = [evenly(who.train.data, EXAMPLES)]
+    model = shown.checkpoint.model
+    rows = [evenly(shown.train.data, EXAMPLES)]
     with torch.no_grad():
         rows.append(model(rows[0]))
         state = rows[1]
         for _ in range(299):
             state = model(state)
     columns = len(rows[0])
-    sheet = image_grid(torch.cat([*rows, state]), model.spec, who.checkpoint.card.scaling, columns=columns)
+    sheet = image_grid(torch.cat([*rows, state]), model.spec, shown.checkpoint.card.scaling, columns=columns)
     return enlarged(sheet, SHEET_WIDTH)
 
 
-def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset, slug: str) -> None:
+def show_wanderers(settings: Settings, report: Report, shown: ShownModel, held_out: Dataset, slug: str) -> None:
     """Single chains with jitter: those that pass through the most classes; nothing for a model without jitter."""
-    if not who.recommended_jitter:
+    if not shown.recommended_jitter:
         return
-    card, spec = who.checkpoint.card, who.checkpoint.model.spec
+    card, spec = shown.checkpoint.card, shown.checkpoint.model.spec
     thin = int(card.sampling.get("settle", 2)) + 4
-    searched = min(SEARCHED, job.n_chains or SEARCHED)
+    searched = min(SEARCHED, settings.n_chains or SEARCHED)
     result = fast_sample(
-        who.checkpoint,
+        shown.checkpoint,
         n_chains=searched,
         burn_in=0,
         n_draws=STATIONS,
         thin=thin,
-        seed=job.seed,
-        device=job.device,
+        seed=settings.seed,
+        device=settings.device,
         trace=Trace(tuple(range(searched)), (0,)),
     )
     assert result.trace is not None
@@ -155,19 +155,19 @@ def show_wanderers(job: Job, report: Report, who: Contestant, held_out: Dataset,
     report.picture(
         f"{slug}-wanderers",
         strip(Shown(states, steps, spec, card.scaling)),
-        f"Single chains with jitter {who.recommended_jitter:g}, seen after clean steps: the {len(chosen)} of "
+        f"Single chains with jitter {shown.recommended_jitter:g}, seen after clean steps: the {len(chosen)} of "
         f"{searched} that pass through the most classes",
     )
-    shown = sample_shown(
-        who.checkpoint,
+    wandering = sample_shown(
+        shown.checkpoint,
         n_chains=FEW_MOVED if spec.dim >= LARGE else MOVED,
         n_steps=60,
         most_frames=MOVED_FRAMES,
-        seed=job.seed,
-        device=job.device,
+        seed=settings.seed,
+        device=settings.device,
     )
     with report.file(f"{slug}-chains.html", "A page with a slider over the steps; click a chain", show=False) as path:
-        write_page(shown, path, f"{report.title}: chains over the steps")
+        write_page(wandering, path, f"{report.title}: chains over the steps")
 
 
 def _most_varied(draws: Tensor, held_out: Dataset) -> Tensor:
@@ -181,25 +181,30 @@ def _most_varied(draws: Tensor, held_out: Dataset) -> Tensor:
     return seen.sum(dim=1).argsort(descending=True, stable=True)[:WANDERERS]
 
 
-def measure(job: Job, who: Contestant, held_out: Dataset) -> Evaluation:
+def measure(settings: Settings, shown: ShownModel, held_out: Dataset) -> Evaluation:
     """Scores of a model's samples against examples that no contestant has seen."""
-    job.tell(f"measuring: {who.title}")
-    n_chains = job.n_chains or N_CHAINS
-    reference = Reference(who.train, held_out)
+    settings.tell(f"measuring: {shown.title}")
+    n_chains = settings.n_chains or N_CHAINS
+    reference = Reference(shown.train, held_out)
     return evaluate(
-        who.checkpoint, reference, n_chains=n_chains, sampling=who.sampling, seed=job.seed, device=job.device
+        shown.checkpoint,
+        reference,
+        n_chains=n_chains,
+        sampling=shown.sampling,
+        seed=settings.seed,
+        device=settings.device,
     )
 
 
-def sample_sheets(report: Report, who: Contestant, found: Evaluation, slug: str) -> None:
+def sample_sheets(report: Report, shown: ShownModel, found: Evaluation, slug: str) -> None:
     """Samples as they were measured, and the nearest training example below each."""
-    spec, scaling = who.checkpoint.model.spec, who.checkpoint.card.scaling
+    spec, scaling = shown.checkpoint.model.spec, shown.checkpoint.card.scaling
     report.picture(
         f"{slug}-samples",
         enlarged(image_grid(found.samples[:SHEET], spec, scaling, columns=20), SHEET_WIDTH),
         f"Samples after {run_words(found.runs[SAMPLES])}, not chosen: chains 0 to {min(SHEET, len(found.samples)) - 1}",
     )
-    sheet = look_sheet(found.samples, who.train.data, spec, scaling)
+    sheet = look_sheet(found.samples, shown.train.data, spec, scaling)
     caption = "Samples, and below each row of them the nearest training examples"
     report.picture(f"{slug}-nearest", enlarged(sheet, SHEET_WIDTH), caption)
 
@@ -216,13 +221,13 @@ COLUMNS = (
 )
 
 
-def score_table(report: Report, found: Sequence[tuple[Contestant, Evaluation]]) -> None:
+def score_table(report: Report, found: Sequence[tuple[ShownModel, Evaluation]]) -> None:
     """The table: every contestant as it was sampled, and real data as the ceiling."""
     rows = []
-    for who, scores in found:
+    for shown, scores in found:
         for name, run in scores.runs.items():
             fixed = "-" if run["jitter"] else f"{run['outcome_shares']['fixed_point']:.3f}"
-            rows.append((f"{who.title}: {run_words(run)}", *_cells(scores.sets[name]), fixed))
+            rows.append((f"{shown.title}: {run_words(run)}", *_cells(scores.sets[name]), fixed))
     last = found[-1][1]
     if REAL in last.sets:
         rows.append(("training examples themselves", *_cells(last.sets[REAL]), "-"))

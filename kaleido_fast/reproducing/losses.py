@@ -9,10 +9,10 @@ from typing import Any
 from kaleido_fast.evaluating.diagnostics import spectral_radii
 from kaleido_fast.presets import PRESETS, PUBLISHED_POINTS_RECIPE, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.points import Ends, find_ends, point_name, sample_points
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 
 N_SEEDS = 6
 OURS, PUBLISHED, AS_PUBLISHED = "our loss", "the published loss", "the published loss and optimiser"
@@ -50,14 +50,14 @@ def recipes(name: str) -> dict[str, TrainingRecipe]:
     return {OURS: ours, PUBLISHED: replace(ours, noise=0.0), AS_PUBLISHED: PUBLISHED_POINTS_RECIPE}
 
 
-def compare_losses(job: Job, name: str, data: Dataset, init: str) -> Compared:
+def compare_losses(settings: Settings, name: str, data: Dataset, init: str) -> Compared:
     """Train the network of a preset with every recipe and seed, and run chains from ``init`` noise through it."""
     found: Compared = {title: [] for title in recipes(name)}
-    job.tell(f"training {len(found) * N_SEEDS} networks, to compare losses")
-    quiet = replace(job, progress=False, tell=lambda _: None)
+    settings.tell(f"training {len(found) * N_SEEDS} networks, to compare losses")
+    quiet = replace(settings, progress=False, tell=lambda _: None)
     spec, sampling = network_spec(PRESETS[name].network), PRESETS[name].sampling
     for title, recipe in recipes(name).items():
-        for seed in seeds(job):
+        for seed in seeds(settings):
             made = trained(quiet, f"{name}-compared", data, spec, recipe, sampling=sampling, seed=seed)
             final = sample_points(quiet, made, init).final.cpu()
             ends, model = find_ends(final, data.data), made.checkpoint.model
@@ -65,12 +65,12 @@ def compare_losses(job: Job, name: str, data: Dataset, init: str) -> Compared:
     return found
 
 
-def seeds(job: Job) -> list[int]:
-    """The seeds of the networks that are compared; the first is the job's."""
-    return [(job.seed + i) % 2**64 for i in range(N_SEEDS)]
+def seeds(settings: Settings) -> list[int]:
+    """The seeds of the networks that are compared; the first is the settings'."""
+    return [(settings.seed + i) % 2**64 for i in range(N_SEEDS)]
 
 
-def describe_losses(job: Job, report: Report, name: str, data: Dataset, found: Compared) -> None:
+def describe_losses(settings: Settings, report: Report, name: str, data: Dataset, found: Compared) -> None:
     """The tables that say what each loss comes to, and the sentence that sums them up."""
     ours, as_published = PRESETS[name].recipe, PUBLISHED_POINTS_RECIPE
     report.heading("The published loss beside ours")
@@ -83,12 +83,12 @@ def describe_losses(job: Job, report: Report, name: str, data: Dataset, found: C
         "chains that these points attract."
     )
     rows: list[tuple[str, ...]] = []
-    for i, seed in enumerate(seeds(job)):
+    for i, seed in enumerate(seeds(settings)):
         each = [of_loss[i] for of_loss in found.values()]
         rows.append((str(seed), *(f"{one.n_attracting} of {len(data)} ({sum(one.held):.3f})" for one in each)))
     report.table(("seed", *found), rows)
     report.text(" ".join(_summary(title, of_loss, len(data)) for title, of_loss in found.items()))
-    report.text(f"Seed {job.seed}, point by point:")
+    report.text(f"Seed {settings.seed}, point by point:")
     shown = [found[title][0] for title in (OURS, PUBLISHED)]
     columns = [f"{title}: {what}" for title in (OURS, PUBLISHED) for what in ("spectral radius", "share attracted")]
     rows = []
@@ -96,7 +96,7 @@ def describe_losses(job: Job, report: Report, name: str, data: Dataset, found: C
         cells = [f"{one.radii[i]:.2f}" if radius else f"{one.held[i]:.3f}" for one in shown for radius in (True, False)]
         rows.append((point_name(point), *cells))
     report.table(("training point", *columns), rows)
-    report.record(losses={title: _facts(of_loss) for title, of_loss in found.items()}, seeds=seeds(job))
+    report.record(losses={title: _facts(of_loss) for title, of_loss in found.items()}, seeds=seeds(settings))
 
 
 def _summary(title: str, of_loss: Sequence[Found], n_points: int) -> str:

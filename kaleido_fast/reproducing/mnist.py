@@ -16,16 +16,16 @@ from kaleido_fast.reproducing.images import (
     N_CHAINS,
     SHEET,
     SHEET_WIDTH,
-    Contestant,
+    ShownModel,
     measure,
     sample_sheets,
     score_table,
     show_model,
     show_wanderers,
 )
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained, trained_for
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.showing.animation import enlarged
 from kaleido_fast.showing.pictures import image_grid
@@ -35,60 +35,65 @@ HELD_OUT = 2000  # examples that neither model sees
 HELD_SHARE = 5  # of fewer examples, one in this many is kept back
 
 
-def run(job: Job, report: Report) -> None:
+def run(settings: Settings, report: Report) -> None:
     """Train both, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
     spec, preset = network_spec(NETWORKS["mnist"]), PRESETS["mnist"]
-    rest, held_out = _load(job, spec)
+    rest, held_out = _load(settings, spec)
     few = evenly_taken(rest, preset.limit)
-    ours = trained(job, "mnist", few, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
-    published = trained_for(job, "mnist-published", rest, spec, PUBLISHED_RECIPE, seconds=ours.seconds)
+    ours = trained(settings, "mnist", few, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
+    published = trained_for(settings, "mnist-published", rest, spec, PUBLISHED_RECIPE, seconds=ours.seconds)
     contestants = (
-        Contestant("Published recipe", published.checkpoint, rest, PUBLISHED_SAMPLING),
-        Contestant("Our recipe", ours.checkpoint, few),
+        ShownModel("Published recipe", published.checkpoint, rest, PUBLISHED_SAMPLING),
+        ShownModel("Our recipe", ours.checkpoint, few),
     )
-    found = [(who, measure(job, who, held_out)) for who in contestants]
-    found[0] = (contestants[0], _without_noise(job, *found[0], held_out))
+    found = [(shown, measure(settings, shown, held_out)) for shown in contestants]
+    found[0] = (contestants[0], _without_noise(settings, *found[0], held_out))
     report.text(_story(ours, published, len(few), len(rest)))
     report.heading("Measured")
     score_table(report, found)
     report.text(_as_published(found[0][1]))
-    report.text(_stability([(who.title, scores.stable_share) for who, scores in found]))
-    for (who, scores), slug in zip(found, ("published", "ours"), strict=True):
-        show_model(job, report, who, slug)
-        sample_sheets(report, who, scores, slug)
-        if who.sampling:
-            _settled_sheet(job, report, who, slug)
-        show_wanderers(job, report, who, held_out, slug)
+    report.text(_stability([(shown.title, scores.stable_share) for shown, scores in found]))
+    for (shown, scores), slug in zip(found, ("published", "ours"), strict=True):
+        show_model(settings, report, shown, slug)
+        sample_sheets(report, shown, scores, slug)
+        if shown.sampling:
+            _settled_sheet(settings, report, shown, slug)
+        show_wanderers(settings, report, shown, held_out, slug)
     report.record(
         training_seconds={"ours": ours.seconds, "published": published.seconds},
         training_steps={"ours": preset.recipe.steps, "published": published.checkpoint.card.recipe["steps"]},
         evaluations={slug: scores.to_dict() for (_, scores), slug in zip(found, ("published", "ours"), strict=True)},
         recipes={"ours": asdict(preset.recipe), "published": asdict(PUBLISHED_RECIPE)},
-        seed=job.seed,
+        seed=settings.seed,
     )
 
 
-def _without_noise(job: Job, who: Contestant, found: Evaluation, held_out: Dataset) -> Evaluation:
+def _without_noise(settings: Settings, shown: ShownModel, found: Evaluation, held_out: Dataset) -> Evaluation:
     """The evaluation, with as many steps as the published sampler makes but without its noise."""
     return also_sampled(
         found,
-        who.checkpoint,
-        Reference(who.train, held_out),
+        shown.checkpoint,
+        Reference(shown.train, held_out),
         SHORT,
-        n_chains=job.n_chains or N_CHAINS,
-        seed=job.seed,
+        n_chains=settings.n_chains or N_CHAINS,
+        seed=settings.seed,
         burn_in=PUBLISHED_SAMPLING["burn_in"],
         jitter=0.0,
-        device=job.device,
+        device=settings.device,
     )
 
 
-def _settled_sheet(job: Job, report: Report, who: Contestant, slug: str) -> None:
+def _settled_sheet(settings: Settings, report: Report, shown: ShownModel, slug: str) -> None:
     """The same chains as on the sheet of samples, 300 steps without noise."""
     result = fast_sample(
-        who.checkpoint, n_chains=SHEET, burn_in=LONG_BURN_IN, jitter=0.0, seed=job.seed, device=job.device
+        shown.checkpoint,
+        n_chains=SHEET,
+        burn_in=LONG_BURN_IN,
+        jitter=0.0,
+        seed=settings.seed,
+        device=settings.device,
     )
-    sheet = image_grid(result.final.cpu(), who.checkpoint.model.spec, who.checkpoint.card.scaling, columns=20)
+    sheet = image_grid(result.final.cpu(), shown.checkpoint.model.spec, shown.checkpoint.card.scaling, columns=20)
     report.picture(f"{slug}-settled", enlarged(sheet, SHEET_WIDTH), "The same chains after 300 steps without noise")
 
 
@@ -109,9 +114,9 @@ def evenly_taken(data: Dataset, n: int | None) -> Dataset:
     return data if n is None or n >= len(data) else data.take(evenly(torch.arange(len(data)), n))
 
 
-def _load(job: Job, spec: ModelSpec) -> tuple[Dataset, Dataset]:
+def _load(settings: Settings, spec: ModelSpec) -> tuple[Dataset, Dataset]:
     """What models may be trained on, and what is held out."""
-    data = load_dataset(built_in("mnist") if job.data is None else job.data, bound=spec.bound)
+    data = load_dataset(built_in("mnist") if settings.data is None else settings.data, bound=spec.bound)
     if data.sample_shape != spec.sample_shape:
         raise InputError(
             f"data {data.name} has examples of shape {data.sample_shape}, the MNIST kaleidoscope takes "

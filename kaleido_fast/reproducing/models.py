@@ -18,7 +18,7 @@ from kaleido_fast.evaluating.diagnostics import diagnose
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.presets import NetworkShape, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing.job import Job
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.system.bars import training_bar
 from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import write_error
@@ -73,7 +73,7 @@ def network_spec(shape: NetworkShape) -> ModelSpec:
 
 
 def trained(
-    job: Job,
+    settings: Settings,
     name: str,
     dataset: Dataset,
     spec: ModelSpec,
@@ -87,26 +87,28 @@ def trained(
     Ctrl-C keeps the unfinished run there; the same call goes on from it.
 
     Args:
-        job: gives seed, device, cache and, where set, the number of steps.
+        settings: gives seed, device, cache and, where set, the number of steps.
         name: first part of the file's name.
         dataset, spec, recipe: what is trained.
         sampling: recommended settings, written into the card.
-        seed: another seed than the job's.
+        seed: another seed than the settings'.
 
     Raises:
         InputError: a recipe or data that cannot be used, or a cache that cannot be written.
     """
-    seed = job.seed if seed is None else seed
-    if job.steps is not None:
-        recipe = replace(recipe, steps=job.steps)
-    path = cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
+    seed = settings.seed if seed is None else seed
+    if settings.steps is not None:
+        recipe = replace(recipe, steps=settings.steps)
+    path = cached_path(settings, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
     if path.is_file():
         checkpoint = load_checkpoint(path)
-        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), training_clock(job.device)[1], True)
-    job.tell(f"training {name}: {recipe.steps:,} steps")
-    clock, clock_name = training_clock(job.device)
+        return Trained(
+            checkpoint, float(checkpoint.card.diagnostics[SECONDS]), training_clock(settings.device)[1], True
+        )
+    settings.tell(f"training {name}: {recipe.steps:,} steps")
+    clock, clock_name = training_clock(settings.device)
     began = clock()
-    with warnings.catch_warnings(), training_bar() if job.progress else nullcontext() as callback:
+    with warnings.catch_warnings(), training_bar() if settings.progress else nullcontext() as callback:
         for kind in (UnstableModelWarning, SlowMixingWarning):  # reports state themselves what these say
             warnings.simplefilter("ignore", kind)
         result = train(
@@ -115,7 +117,7 @@ def trained(
             recipe=recipe,
             sampling=sampling,
             seed=seed,
-            device=job.device,
+            device=settings.device,
             state=path.with_suffix(".training"),
             callback=callback,
         )
@@ -129,12 +131,12 @@ def trained(
 
 
 def trained_for(
-    job: Job, name: str, dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, *, seconds: float
+    settings: Settings, name: str, dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, *, seconds: float
 ) -> Trained:
     """Train until ``seconds`` of `training_clock` are over, or the recipe's steps are made; or take it from the cache.
 
     Args:
-        job, name, dataset, spec, recipe: as for `trained`; the recipe's learning rate should be constant.
+        settings, name, dataset, spec, recipe: as for `trained`; the recipe's learning rate should be constant.
         seconds: training time.
 
     Raises:
@@ -142,21 +144,23 @@ def trained_for(
     """
     from kaleido_fast.training.run import TrainingRun
 
-    if job.steps is not None:
-        recipe = replace(recipe, steps=job.steps)
-    path = cached_path(job, name, [dataset.sha256, spec.to_json(), asdict(recipe), job.seed, round(seconds, 1)])
-    clock, clock_name = training_clock(job.device)
+    if settings.steps is not None:
+        recipe = replace(recipe, steps=settings.steps)
+    path = cached_path(
+        settings, name, [dataset.sha256, spec.to_json(), asdict(recipe), settings.seed, round(seconds, 1)]
+    )
+    clock, clock_name = training_clock(settings.device)
     if path.is_file():
         checkpoint = load_checkpoint(path)
         return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), clock_name, True)
-    job.tell(f"training {name} for {seconds:.0f} s of {clock_name}")
-    run = TrainingRun(dataset, spec, recipe, job.seed, resolve_device(job.device))
+    settings.tell(f"training {name} for {seconds:.0f} s of {clock_name}")
+    run = TrainingRun(dataset, spec, recipe, settings.seed, resolve_device(settings.device))
     began, notify = clock(), time.monotonic()
     while run.step < recipe.steps and (run.step == 0 or clock() - began < seconds):
         run.advance()
-        if job.progress and time.monotonic() - notify > TELL_EVERY:
+        if settings.progress and time.monotonic() - notify > TELL_EVERY:
             notify = time.monotonic()
-            job.tell(f"{name}: step {run.step:,}, {clock() - began:.0f} of {seconds:.0f} s")
+            settings.tell(f"{name}: step {run.step:,}, {clock() - began:.0f} of {seconds:.0f} s")
     took = clock() - began
     if run.history[-1:] == [] or run.history[-1].step < run.step:
         run.evaluate(recipe.learning_rate)
@@ -164,7 +168,7 @@ def trained_for(
     model = run.model.cpu().eval()
     card = ModelCard(
         name=name,
-        recipe={**asdict(recipe), "seed": job.seed, "steps": run.step, "best_step": run.best_step},
+        recipe={**asdict(recipe), "seed": settings.seed, "steps": run.step, "best_step": run.best_step},
         dataset={"name": dataset.name, "sha256": dataset.sha256, "n_examples": len(dataset)},
         scaling=dataset.scaling,
         final_loss=run.best_loss,
@@ -184,13 +188,13 @@ def keep(path: Path, model: object, card: ModelCard) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def cached_path(job: Job, name: str, key: list[object]) -> Path:
-    folder = cache_folder() if job.cache is None else job.cache
+def cached_path(settings: Settings, name: str, key: list[object]) -> Path:
+    folder = cache_folder() if settings.cache is None else settings.cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise write_error(folder, problem) from problem
     if not os.access(folder, os.W_OK):
         raise InputError(f"cache {folder} cannot be written: pass --cache with a folder of yours")
-    text = json.dumps([key, resolve_device(job.device).type], sort_keys=True)
+    text = json.dumps([key, resolve_device(settings.device).type], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"

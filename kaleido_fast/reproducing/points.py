@@ -12,9 +12,9 @@ from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.models import Trained, network_spec, trained
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.sampling import fast_sample
 
@@ -51,11 +51,11 @@ class Ends:
         return (counts / len(final)).tolist()
 
 
-def train_points(job: Job, name: str) -> tuple[Dataset, Trained]:
+def train_points(settings: Settings, name: str) -> tuple[Dataset, Trained]:
     """The preset's points and its network, trained on them."""
     preset = PRESETS[name]
     data = load_dataset(built_in(name), bound=preset.network.bound)
-    return data, trained(job, name, data, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
+    return data, trained(settings, name, data, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
 
 
 def find_ends(final: Tensor, points: Tensor) -> Ends:
@@ -67,19 +67,19 @@ def find_ends(final: Tensor, points: Tensor) -> Ends:
     return Ends(basin, distance, (counts / len(final)).tolist())
 
 
-def sample_points(job: Job, made: Trained, init: str, steps: tuple[int, ...] = (0,)) -> SampleResult:
+def sample_points(settings: Settings, made: Trained, init: str, steps: tuple[int, ...] = (0,)) -> SampleResult:
     """Chains of the kaleidoscope with the states of some of them at ``steps``."""
-    n = job.n_chains or N_CHAINS
+    n = settings.n_chains or N_CHAINS
     return fast_sample(
         made.checkpoint,
         n_chains=n,
-        seed=job.seed,
+        seed=settings.seed,
         init=init,
         burn_in=BURN_IN,
         tol=TOL,
-        device=job.device,
+        device=settings.device,
         trace=Trace(tuple(range(min(n, SHOWN))), steps),
-        progress=job.progress,
+        progress=settings.progress,
     )
 
 

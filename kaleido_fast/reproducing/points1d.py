@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import MOVED, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.showing import plots
 from kaleido_fast.showing.animation import make_frames, write_gif
 from kaleido_fast.showing.states import Shown, frame_steps
@@ -19,12 +19,12 @@ COBWEB_STARTS = (-0.97, -0.55, -0.42, -0.02, 0.05, 0.45, 0.56, 0.95)
 COBWEB_STEPS = 12
 
 
-def run(job: Job, report: Report) -> None:
+def run(settings: Settings, report: Report) -> None:
     """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
-    data, made = train_points(job, "points1d")
+    data, made = train_points(settings, "points1d")
     spec = made.checkpoint.model.spec
     steps = tuple(sorted({*SHOWN_STEPS, *frame_steps(max(SHOWN_STEPS))}))
-    result = sample_points(job, made, "uniform", steps)
+    result = sample_points(settings, made, "uniform", steps)
     ends = find_ends(result.final.cpu(), data.data)
     describe(report, made, data, result, ends)
     x, y = _curve(made)
@@ -57,15 +57,15 @@ def run(job: Job, report: Report) -> None:
     frames = make_frames(Shown(states[:MOVED, moving], seen, spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains: value from left to right, one row a chain") as path:
         write_gif(frames, path, frames_per_second=3)
-    found = compare_losses(job, "points1d", data, "uniform")
-    describe_losses(job, report, "points1d", data, found)
+    found = compare_losses(settings, "points1d", data, "uniform")
+    describe_losses(settings, report, "points1d", data, found)
     for title, slug in ((OURS, "ours"), (PUBLISHED, "published")):
         one = found[title][0]
         x, y = _curve(one.made)
         report.picture(
             f"{slug}-cobweb",
             plots.cobweb(x, y, _paths(one.made), points),
-            f"{title[0].upper()}{title[1:]}, seed {job.seed}: {one.n_attracting} of {len(data)} points attract",
+            f"{title[0].upper()}{title[1:]}, seed {settings.seed}: {one.n_attracting} of {len(data)} points attract",
         )
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import OURS, PUBLISHED, compare_losses, describe_losses
 from kaleido_fast.reproducing.models import Trained
 from kaleido_fast.reproducing.points import BURN_IN, MOVED, TOL, describe, find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.sampling import fast_sample
 from kaleido_fast.showing import plots
 from kaleido_fast.showing.animation import make_frames, write_gif
@@ -20,13 +20,13 @@ SHOWN_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
 GRID = 200
 
 
-def run(job: Job, report: Report) -> None:
+def run(settings: Settings, report: Report) -> None:
     """Train, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
-    data, made = train_points(job, "points2d")
+    data, made = train_points(settings, "points2d")
     model, spec = made.checkpoint.model, made.checkpoint.model.spec
     steps = (*range(21), 50)
     # Normal start noise is around the middle of the range, with half the range as its standard deviation: 0.5 and 0.5.
-    result = sample_points(job, made, "normal", steps)
+    result = sample_points(settings, made, "normal", steps)
     ends = find_ends(result.final.cpu(), data.data)
     describe(report, made, data, result, ends)
     assert result.trace is not None
@@ -50,25 +50,27 @@ def run(job: Job, report: Report) -> None:
     )
     report.picture(
         "basins",
-        plots.basin_map(_basins(job, made, data, starts), bounds, points),
+        plots.basin_map(_basins(settings, made, data, starts), bounds, points),
         "Basins: every start in the square, coloured by the training point it ends at (grey: none)",
     )
     frames = make_frames(Shown(states[:MOVED, :21], steps[:21], spec, made.checkpoint.card.scaling))
     with report.file("chains.gif", f"{MOVED} chains over the steps") as path:
         write_gif(frames, path, frames_per_second=3)
-    found = compare_losses(job, "points2d", data, "normal")
-    describe_losses(job, report, "points2d", data, found)
+    found = compare_losses(settings, "points2d", data, "normal")
+    describe_losses(settings, report, "points2d", data, found)
     for title, slug in ((OURS, "ours"), (PUBLISHED, "published")):
         one = found[title][0]
         report.picture(
             f"{slug}-basins",
-            plots.basin_map(_basins(job, one.made, data, starts), bounds, points),
-            f"{title[0].upper()}{title[1:]}, seed {job.seed}: {one.n_attracting} of {len(data)} points attract "
+            plots.basin_map(_basins(settings, one.made, data, starts), bounds, points),
+            f"{title[0].upper()}{title[1:]}, seed {settings.seed}: {one.n_attracting} of {len(data)} points attract "
             f"{sum(one.held):.1%} of the chains (grey: starts that end at no point)",
         )
 
 
-def _basins(job: Job, made: Trained, data: Dataset, starts: torch.Tensor) -> np.ndarray:
+def _basins(settings: Settings, made: Trained, data: Dataset, starts: torch.Tensor) -> np.ndarray:
     """The number of the point at which each start (GRID**2, 2) ends, (GRID, GRID); -1 for none."""
-    mapped = fast_sample(made.checkpoint, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=job.device)
+    mapped = fast_sample(
+        made.checkpoint, n_chains=len(starts), z0=starts, burn_in=BURN_IN, tol=TOL, device=settings.device
+    )
     return find_ends(mapped.final.cpu(), data.data).basin.reshape(GRID, GRID).numpy()

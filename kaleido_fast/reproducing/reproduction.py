@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaleido_fast.reproducing.folder import check_report_folder, make_folder
-from kaleido_fast.reproducing.job import Job, chosen
+from kaleido_fast.reproducing.settings import Settings, chosen
 from kaleido_fast.system.locks import output_lock
 
 if TYPE_CHECKING:
     from kaleido_fast.reproducing.report import Report
 
 
-def reproduce(name: str, folder: Path, job: Job, *, overwrite: bool = False) -> Report:
+def reproduce(name: str, folder: Path, settings: Settings, *, overwrite: bool = False) -> Report:
     """Make one kaleidoscope: train or reuse its model, sample, write pictures, ``report.json`` and ``report.md``.
 
     Args:
         name: one of `KALEIDOSCOPES`.
         folder: where to write; made if its parent exists.
-        job: settings.
+        settings: seed, device and sizes.
         overwrite: replace the files of an earlier report.
 
     Raises:
@@ -36,6 +36,6 @@ def reproduce(name: str, folder: Path, job: Job, *, overwrite: bool = False) -> 
     with output_lock(folder / "report.md"):
         check_report_folder(folder, overwrite=overwrite)
         report = Report(entry.name, entry.title, folder)
-        importlib.import_module(f"kaleido_fast.reproducing.{entry.name}").run(job, report)
+        importlib.import_module(f"kaleido_fast.reproducing.{entry.name}").run(settings, report)
         report.write()
     return report

@@ -15,7 +15,7 @@ from kaleido_fast.running.freezing import run_block
 from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import (
     ChainArrays,
-    judge,
+    find_outcomes,
 )
 from kaleido_fast.running.subject import Subject
 
@@ -79,7 +79,7 @@ def run_blocks(
             start = None if z0 is None else z0[first : first + len(into)].to(device)
             end = run_block(phases, request, chain_ids, start, into.draws, meter.add)
             into.residual[:], into.steps[:] = end.residual, end.steps
-            into.outcome[:], into.period[:] = judge(into.draws[:, -1], end.residual, end.period, request.tol)
+            into.outcome[:], into.period[:] = find_outcomes(into.draws[:, -1], end.residual, end.period, request.tol)
             chain_steps += end.chain_steps
             meter.finish(len(into))
         yield Block(span, made, chain_steps)

@@ -125,12 +125,12 @@ def _trace(
     phases: list[Phase], request: SampleRequest, trace: Trace, z0: Tensor | None, device: torch.device
 ) -> Tensor:
     """States of chosen chains at chosen steps: a run of just these chains, which have the same bits alone."""
-    chains = torch.tensor(trace.chains, dtype=torch.int64, device=device)
-    state = None if z0 is None else z0[chains - request.first_chain]
+    chain_ids = torch.tensor(trace.chains, dtype=torch.int64, device=device)
+    state = None if z0 is None else z0[chain_ids - request.first_chain]
     wanted = sorted({0, *trace.steps, *(phase.first for phase in phases)})
-    states: dict[int, Tensor] = {0: phases[0].engine.start(chains) if state is None else state}
+    states: dict[int, Tensor] = {0: phases[0].engine.start(chain_ids) if state is None else state}
     for first, last in itertools.pairwise(wanted):
         phase = next(phase for phase in phases if phase.first <= first < phase.last)
         before = states[first] if first > 0 else state  # the engine makes its own start noise
-        states[last] = phase.engine.advance(chains, before, first, last, None, lambda _: None).state
+        states[last] = phase.engine.advance(chain_ids, before, first, last, None, lambda _: None).state
     return torch.stack([states[step] for step in trace.steps], dim=1)

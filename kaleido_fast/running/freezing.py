@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.engines.base import Advanced, Checked, Engine, Halts, Report
+from kaleido_fast.engines.base import Advanced, Checked, Engine, Halts, ReportSteps
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.cycles import (
     Walk,
@@ -35,7 +35,12 @@ NEVER = 2**31 - 1  # checks in a row that no chain passes
 
 
 def run_block(
-    phases: Sequence[Phase], request: SampleRequest, chain_ids: Tensor, z0: Tensor | None, draws: Tensor, report: Report
+    phases: Sequence[Phase],
+    request: SampleRequest,
+    chain_ids: Tensor,
+    z0: Tensor | None,
+    draws: Tensor,
+    report: ReportSteps,
 ) -> BlockEnd:
     """Run chains through all phases and fill ``draws`` (n, n_draws, D); those that arrive are frozen, if asked for."""
     if not request.freezes:
@@ -193,7 +198,7 @@ class Running:
 class _Block:
     """A block with freezing: where draws go, and what is known of the chains' end, as windows are run."""
 
-    def __init__(self, policy: Policy, chain_ids: Tensor, draws: Tensor, report: Report) -> None:
+    def __init__(self, policy: Policy, chain_ids: Tensor, draws: Tensor, report: ReportSteps) -> None:
         self.policy, self.chain_ids, self.draws, self.report = policy, chain_ids, draws, report
         residual = torch.zeros(len(chain_ids), dtype=torch.float32, device=chain_ids.device)
         self.end = BlockEnd.of(residual, policy.schedule.n_steps, 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaleido_fast.engines.base import Engine, Report
+from kaleido_fast.engines.base import Engine, ReportSteps
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BlockEnd:
 
 
 def run_phases(
-    phases: Sequence[Phase], chain_ids: Tensor, z0: Tensor | None, draws: Tensor, report: Report
+    phases: Sequence[Phase], chain_ids: Tensor, z0: Tensor | None, draws: Tensor, report: ReportSteps
 ) -> BlockEnd:
     """Run chains through every step of all phases and fill ``draws`` (n, n_draws, D)."""
     state, n_steps = z0, phases[-1].last

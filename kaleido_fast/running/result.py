@@ -221,7 +221,7 @@ class SampleResult:
         }
 
 
-def judge(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> tuple[Tensor, Tensor]:
+def find_outcomes(final: Tensor, residual: Tensor, period: Tensor, tol: float | None) -> tuple[Tensor, Tensor]:
     """How each chain ended: outcome (n,) int8 and period (n,) int32, which go together.
 
     Args:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.names import OUTPUT_ENDINGS
 from kaleido_fast.storing.encoding import Encoding
-from kaleido_fast.storing.layout import PER_CHAIN
+from kaleido_fast.storing.layout import CHAIN_DTYPES
 from kaleido_fast.storing.writers import record_path
 from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
 from kaleido_fast.system.tensor_files import open_tensors
@@ -183,13 +183,13 @@ class Draws(Dataset):
 
     def per_chain(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """``residual``, ``steps``, ``period`` or ``outcome`` of chains; of stores only."""
-        if name not in PER_CHAIN or self.output is None:
-            raise InputError(f"{self.path} has no {name!r}: stores have {', '.join(PER_CHAIN)}")
+        if name not in CHAIN_DTYPES or self.output is None:
+            raise InputError(f"{self.path} has no {name!r}: stores have {', '.join(CHAIN_DTYPES)}")
         first, last, step = rows.indices(len(self))
         chunk = self.output.layout.chunk_chains
         blocks = range(first // chunk, -(-last // chunk))
         if not blocks:
-            return np.zeros(0, PER_CHAIN[name])
+            return np.zeros(0, CHAIN_DTYPES[name])
         read = np.concatenate([self.output.read(name, block) for block in blocks])
         return read[first - blocks[0] * chunk : last - blocks[0] * chunk : step]
 

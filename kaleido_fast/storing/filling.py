@@ -20,7 +20,7 @@ from kaleido_fast.running.mixing import LEAST_DRAWS, Mixing, measure_mixing, wat
 from kaleido_fast.running.phases import Phase
 from kaleido_fast.running.result import ChainArrays
 from kaleido_fast.storing.encoding import Encoding
-from kaleido_fast.storing.layout import PER_CHAIN, BlockOutput
+from kaleido_fast.storing.layout import CHAIN_DTYPES, BlockOutput
 from kaleido_fast.storing.npy_output import NpyOutput
 from kaleido_fast.storing.tally import Tally
 from kaleido_fast.storing.write_behind import WriteBehind
@@ -158,7 +158,7 @@ def _for_all(callback: Callback | None, workers: Workers, before: int) -> Callba
 
 def _as_arrays(chains: ChainArrays, encoding: Encoding) -> dict[str, np.ndarray]:
     """Arrays as they are stored, of chains in memory of the host."""
-    arrays = {name: getattr(chains, name).numpy() for name in PER_CHAIN}
+    arrays = {name: getattr(chains, name).numpy() for name in CHAIN_DTYPES}
     return {"draws": encoding.encode(chains.draws.numpy()), **arrays}
 
 

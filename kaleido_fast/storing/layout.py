@@ -12,8 +12,8 @@ import numpy as np
 from kaleido_fast.errors import InputError
 from kaleido_fast.storing.encoding import Encoding
 
-PER_CHAIN = {"residual": "float32", "steps": "int32", "period": "int32", "outcome": "int8"}
-ARRAYS = ("draws", *PER_CHAIN)
+CHAIN_DTYPES = {"residual": "float32", "steps": "int32", "period": "int32", "outcome": "int8"}
+ARRAYS = ("draws", *CHAIN_DTYPES)
 MAX_CHUNK_BYTES = 2**31 - 1  # of codecs
 
 
@@ -60,7 +60,7 @@ class Layout:
         arrays: dict[str, tuple[tuple[int, ...], str]] = {
             "draws": ((self.n_chains, self.n_draws, self.dim), self.encoding.dtype)
         }
-        return arrays | {name: ((self.n_chains,), dtype) for name, dtype in PER_CHAIN.items()}
+        return arrays | {name: ((self.n_chains,), dtype) for name, dtype in CHAIN_DTYPES.items()}
 
     @property
     def n_bytes(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.storing.layout import PER_CHAIN, Layout
+from kaleido_fast.storing.layout import CHAIN_DTYPES, Layout
 from kaleido_fast.storing.writers import record_path
 from kaleido_fast.system.files import atomic_path, flush, follow, partial, remove_parts, sync_folder, write_error
 
@@ -146,7 +146,7 @@ def partial_folder(path: Path) -> Path:
 def remove_rest(path: Path) -> None:
     """Remove a folder that holds nothing but what a run leaves that is killed before its record is there, or after."""
     folder = partial_folder(path)
-    ours = {f"{name}.npy" for name in ("draws", *PER_CHAIN, MARKS)}
+    ours = {f"{name}.npy" for name in ("draws", *CHAIN_DTYPES, MARKS)}
     if folder.is_dir() and all(file.name in ours or file.name.startswith(f".{RECORD}.") for file in folder.iterdir()):
         shutil.rmtree(folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name, warn_caller
 from kaleido_fast.names import BLOCK_ENDINGS
-from kaleido_fast.planning.blocks import streamed_block
+from kaleido_fast.planning.blocks import stored_block
 from kaleido_fast.planning.request import MAX_COUNT
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.scalars import whole_number
@@ -79,7 +79,7 @@ class StoringTask:
         run, n = self.run, self.run.request.n_chains
         chunk = self.chunk_chains
         if chunk is None:  # not what is at work at once: block_chains changes no byte
-            chunk = streamed_block(run.plan.tile_rows, run.subject.dim * run.request.n_draws)
+            chunk = stored_block(run.plan.tile_rows, run.subject.dim * run.request.n_draws)
         chunk = whole_number("chunk_chains", chunk, 1, MAX_COUNT)
         tile = run.plan.tile_rows
         if chunk < n and chunk % tile:

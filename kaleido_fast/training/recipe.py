@@ -9,7 +9,7 @@ from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.scalars import real_number
 
-INITS = ("kaiming", "default")
+WEIGHT_INITS = ("kaiming", "default")
 SCHEDULES = ("cosine", "constant")
 
 
@@ -51,7 +51,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
             raise InputError(f"recipe: {name} = {value!r}: give a number from {low:g} to {high:g}")
     if recipe.learning_rate == 0:
         raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
-    for kind, name, known in (("init", recipe.init, INITS), ("schedule", recipe.schedule, SCHEDULES)):
+    for kind, name, known in (("init", recipe.init, WEIGHT_INITS), ("schedule", recipe.schedule, SCHEDULES)):
         if name not in known:
             raise unknown_name(kind, name, known)
 

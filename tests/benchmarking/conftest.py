@@ -6,10 +6,10 @@ import pytest
 from small_bench import small_request
 
 from kaleido_fast.benchmarking import runner
-from kaleido_fast.benchmarking.cases import Subject
+from kaleido_fast.benchmarking.cases import BenchNetwork
 
 
 @pytest.fixture(scope="module")
 def small_report() -> runner.BenchReport:
-    subjects = [Subject(name, network=name) for name in ("points1d", "points2d")]
-    return runner.run_bench(small_request(subjects=subjects))
+    networks = [BenchNetwork(name, network=name) for name in ("points1d", "points2d")]
+    return runner.run_bench(small_request(networks=networks))

@@ -21,7 +21,7 @@ def same(x: torch.Tensor, precision: str) -> torch.Tensor:
     return x
 
 
-def modelled(model, precision: str, *, parts: int, rounding=rounded, operands=rounded) -> contest.Run:
+def modelled(model, precision: str, *, parts: int, rounding=rounded, operands=rounded) -> contest.Procedure:
     """The network in 16 bits as a GPU may do it: each product in ``parts`` sums, ``rounding`` after each addition."""
     spec = model.spec
     weights = [operands(layer.weight.detach(), precision).t().contiguous() for layer in model.linears]

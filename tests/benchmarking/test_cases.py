@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kaleido_fast.benchmarking import cases, contest
-from kaleido_fast.benchmarking.cases import SIZES, Size, Subject
+from kaleido_fast.benchmarking.cases import SIZES, BenchNetwork, Size
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
 
@@ -19,16 +19,16 @@ from small_bench import CPU
 def test_the_table_of_sizes_covers_the_six_networks():
     assert tuple(SIZES) == tuple(NETWORKS)
     for name in SIZES:
-        spec, subject = cases.network_spec(name), Subject(name, network=name)
-        quick, full = (cases.make_size(subject, spec, quick=quick, kind="cpu", threads=2) for quick in (True, False))
+        spec, network = cases.network_spec(name), BenchNetwork(name, network=name)
+        quick, full = (cases.make_size(network, spec, quick=quick, kind="cpu", threads=2) for quick in (True, False))
         assert (quick, full) == (SIZES[name].quick, SIZES[name].full)
         assert quick.n_chains * quick.n_steps < full.n_chains * full.n_steps
         assert full.n_steps >= 2, "one step is no recursion"
 
 
 def test_more_cores_take_more_steps_and_options_win():
-    spec, subject = cases.network_spec("digits"), Subject("digits", network="digits")
-    size = partial(cases.make_size, subject, spec, quick=True, kind="cpu")
+    spec, network = cases.network_spec("digits"), BenchNetwork("digits", network="digits")
+    size = partial(cases.make_size, network, spec, quick=True, kind="cpu")
     assert size(threads=8).n_steps == 4 * SIZES["digits"].quick.n_steps
     assert size(threads=1).n_steps == SIZES["digits"].quick.n_steps
     assert size(threads=8, n_chains=7, n_steps=3) == Size(7, 3)
@@ -39,7 +39,7 @@ def test_more_cores_take_more_steps_and_options_win():
 
 def test_a_checkpoint_takes_about_the_work_of_the_nearest_network():
     spec = random_mlp(64, 250, 250, 64).spec
-    size = cases.make_size(Subject("mine", path="mine.safetensors"), spec, quick=True, kind="cpu", threads=2)
+    size = cases.make_size(BenchNetwork("mine", path="mine.safetensors"), spec, quick=True, kind="cpu", threads=2)
     work = size.n_chains * size.n_steps * spec.flops_per_step
     base = SIZES["deep128"].quick
     want = base.n_chains * base.n_steps * cases.network_spec("deep128").flops_per_step

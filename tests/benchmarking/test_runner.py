@@ -10,7 +10,7 @@ from conftest import call
 from small_bench import SMALL, small_request
 
 from kaleido_fast.benchmarking import cases, cold, contest, report, runner
-from kaleido_fast.benchmarking.cases import Subject
+from kaleido_fast.benchmarking.cases import BenchNetwork
 from kaleido_fast.benchmarking.faults import DeviceLostError
 from kaleido_fast.benchmarking.peers import build_peer
 from kaleido_fast.errors import InputError
@@ -89,14 +89,14 @@ def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(tmp_path, monk
 
 def test_a_device_lost_before_anything_was_measured_is_an_error(monkeypatch):
     failing_peer(monkeypatch, answers=False)
-    subjects = [Subject("points2d", network="points2d"), Subject("points1d", network="points1d")]
+    networks = [BenchNetwork("points2d", network="points2d"), BenchNetwork("points1d", network="points1d")]
     with pytest.raises(DeviceLostError, match="eager: CUDA error"):
-        runner.run_bench(small_request(subjects=subjects))
+        runner.run_bench(small_request(networks=networks))
 
 
 def test_a_peer_that_fails_on_a_device_that_still_answers_costs_itself_alone(monkeypatch):
     failing_peer(monkeypatch, answers=True)
-    (result,) = runner.run_bench(small_request(subjects=[Subject("points2d", network="points2d")])).results
+    (result,) = runner.run_bench(small_request(networks=[BenchNetwork("points2d", network="points2d")])).results
     assert result.peers == ["chunked"]
     assert result.skipped["eager"] == "CUDA error: an illegal memory access"
 

@@ -242,7 +242,7 @@ def test_weights_of_another_shape_are_refused():
 
 
 def test_parts_of_each_precision():
-    assert [operand_parts(form) for form in ("fp16x3", "ieee", "tf32", "fp16", "bf16")] == [2, 1, 1, 1, 1]
+    assert [operand_parts(precision) for precision in ("fp16x3", "ieee", "tf32", "fp16", "bf16")] == [2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ GPUS = {
     "RTX 4090": GpuFacts(101_376, (8, 9)),
     "64 KiB": GpuFacts(65_536, (8, 0)),
 }
-FORMS = ("fp16x3", "ieee", "tf32", "fp16", "bf16")
+DEVICE_PRECISIONS = ("fp16x3", "ieee", "tf32", "fp16", "bf16")
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_each_class_of_network_gets_its_kernel(network, kernel):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("form", FORMS)
-def test_what_is_chosen_fits_and_what_stood_before_it_does_not(network, gpu, form):
+@pytest.mark.parametrize("precision", DEVICE_PRECISIONS)
+def test_what_is_chosen_fits_and_what_stood_before_it_does_not(network, gpu, precision):
     shape, facts = NETWORKS[network], GPUS[gpu]
-    choice = choose(shape, form, facts)
-    assert refusal(shape, form, choice.tile, facts) is None
-    better = candidates(shape, form, facts)
+    choice = choose(shape, precision, facts)
+    assert refusal(shape, precision, choice.tile, facts) is None
+    better = candidates(shape, precision, facts)
     for tile in better[: better.index(choice.tile)]:
-        assert refusal(shape, form, tile, facts) in choice.refused
+        assert refusal(shape, precision, tile, facts) in choice.refused
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -61,13 +61,13 @@ def test_what_is_chosen_fits_and_what_stood_before_it_does_not(network, gpu, for
 def test_every_width_and_activation_has_a_tile(width, activation):
     for dim in (1, 16, 100, width):
         shape = NetShape((dim, width, width, dim), activation)
-        for form in FORMS:
-            choose(shape, form, GPUS["H100"])
+        for precision in DEVICE_PRECISIONS:
+            choose(shape, precision, GPUS["H100"])
 
 
 # Shared memory that ahead-of-time compilation for sm_90 reports (triton 3.7.1).
 @pytest.mark.parametrize(
-    ("network", "form", "tile", "compiled"),
+    ("network", "precision", "tile", "compiled"),
     [
         ("points1d", "bf16", Tile("narrow", 64), 9_216),
         ("points1d", "fp16x3", Tile("narrow", 64), 14_336),
@@ -79,9 +79,9 @@ def test_every_width_and_activation_has_a_tile(width, activation):
         ("digits", "bf16", Tile("stream", 128, 8, 2), 196_608),
     ],
 )
-def test_the_estimate_of_shared_memory_is_what_the_compiler_takes(network, form, tile, compiled):
+def test_the_estimate_of_shared_memory_is_what_the_compiler_takes(network, precision, tile, compiled):
     estimate = narrow_shared if tile.kernel == "narrow" else stream_shared
-    assert estimate(NETWORKS[network], form, tile) == compiled
+    assert estimate(NETWORKS[network], precision, tile) == compiled
 
 
 def test_a_tile_that_would_spill_is_refused():

@@ -132,13 +132,13 @@ TILES = [(net, precision) for net in SIZES if net != "cifar" for precision in ("
 @pytest.mark.parametrize("net, precision", TILES)
 def test_every_tile_worth_timing_is_right(net, precision):
     model = report_network(net, False)
-    form = device_precision(plain_layers(model), precision)
+    on_gpu = device_precision(plain_layers(model), precision)
     z0 = start_states(model, 300, CPU)
     want = EngineRun(model, "reference", precision, CPU).sample(z0, 2, 1).final
-    tiles = [tile for tile in trial_tiles(model.spec, form, FACTS.gpu) if "graph" not in tile.name]
+    tiles = [tile for tile in trial_tiles(model.spec, on_gpu, FACTS.gpu) if "graph" not in tile.name]
     for tile in tiles:
         run = FusedRun(model, precision, CPU, FACTS, 300, tile)
-        got = run.engine.advance(run.chains, None, 0, 3, run.draws, lambda _: None).state
+        got = run.engine.advance(run.chain_ids, None, 0, 3, run.draws, lambda _: None).state
         assert_states_close(got, want, tolerance(model, precision, 3), what=tile.name)
     print(f"{len(tiles)} tiles", end=" ")
 

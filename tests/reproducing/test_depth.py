@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from kaleido_fast.reproducing import depth, depth_trends
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.reproduction import reproduce
+from kaleido_fast.reproducing.settings import Settings
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("matplotlib")
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path) -> Job:
+def small(monkeypatch, tmp_path) -> Settings:
     """Two depths, two seeds, 60 steps; the plain loss is within reach, the other is not."""
     monkeypatch.setattr(depth, "DEPTHS", (2, 4))
     monkeypatch.setattr(depth, "N_SEEDS", 2)
@@ -24,7 +24,7 @@ def small(monkeypatch, tmp_path) -> Job:
     easy = depth.Treatment(plain.name, plain.title, 0.0, 0.4, plain.colour)
     hopeless = depth.Treatment(denoising.name, denoising.title, 0.3, 1e-6, denoising.colour)
     monkeypatch.setattr(depth, "TREATMENTS", (easy, hopeless))
-    return Job(steps=60, n_chains=40, cache=tmp_path / "cache", seed=3)
+    return Settings(steps=60, n_chains=40, cache=tmp_path / "cache", seed=3)
 
 
 def test_report_of_a_small_study(small, tmp_path, monkeypatch):

@@ -13,9 +13,9 @@ from known_maps import staircase
 from kaleido_fast import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.reading.datasets import load_dataset
-from kaleido_fast.reproducing.job import Job
 from kaleido_fast.reproducing.losses import AS_PUBLISHED, N_SEEDS, OURS, PUBLISHED, compare_losses, recipes, seeds
 from kaleido_fast.reproducing.points import find_ends
+from kaleido_fast.reproducing.settings import Settings
 
 POINTS = load_dataset("points1d")
 
@@ -32,9 +32,9 @@ def test_the_recipes_differ_in_what_their_names_say(name):
 
 def test_seeds_begin_with_the_job_s_and_stay_in_range():
     for seed in (0, 2**64 - 2):
-        assert seeds(Job(seed=seed))[0] == seed
-        assert len(set(seeds(Job(seed=seed)))) == N_SEEDS
-        assert all(0 <= one < 2**64 for one in seeds(Job(seed=seed)))
+        assert seeds(Settings(seed=seed))[0] == seed
+        assert len(set(seeds(Settings(seed=seed)))) == N_SEEDS
+        assert all(0 <= one < 2**64 for one in seeds(Settings(seed=seed)))
 
 
 def test_points_that_attract_hold_the_chains_that_end_there():
@@ -61,8 +61,8 @@ def test_a_chain_that_rests_on_a_point_that_repels_is_not_held():
 
 def test_each_loss_trains_a_network_a_seed_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("kaleido_fast.reproducing.losses.N_SEEDS", 2)
-    job = Job(cache=tmp_path, steps=3, n_chains=20, device="cpu", seed=5)
-    found = compare_losses(job, "points1d", POINTS, "uniform")
+    settings = Settings(cache=tmp_path, steps=3, n_chains=20, device="cpu", seed=5)
+    found = compare_losses(settings, "points1d", POINTS, "uniform")
     networks = [one.made.checkpoint for of_loss in found.values() for one in of_loss]
     assert len({network.model_hash for network in networks}) == 6
     assert [network.card.recipe["seed"] for network in networks] == [5, 6] * 3

@@ -20,11 +20,11 @@ from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import load_dataset
 from kaleido_fast.reproducing import models
-from kaleido_fast.reproducing.images import Contestant, show_model, show_wanderers
-from kaleido_fast.reproducing.job import KALEIDOSCOPES, Job
+from kaleido_fast.reproducing.images import ShownModel, show_model, show_wanderers
 from kaleido_fast.reproducing.models import cache_folder, trained, trained_for
 from kaleido_fast.reproducing.points import find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
+from kaleido_fast.reproducing.settings import KALEIDOSCOPES, Settings
 
 POINTS = load_dataset("points1d")
 TINY = ModelSpec((1, 4, 1))
@@ -96,10 +96,10 @@ def test_mnist_compares_two_recipes_on_any_images_of_its_shape(tmp_path, monkeyp
 
 
 def test_a_model_is_trained_once_and_another_setting_trains_another(tmp_path):
-    job = Job(cache=tmp_path, steps=5, device="cpu")
-    first = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
-    again = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
-    other = trained(job, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4), seed=1)
+    settings = Settings(cache=tmp_path, steps=5, device="cpu")
+    first = trained(settings, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
+    again = trained(settings, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4))
+    other = trained(settings, "tiny", POINTS, TINY, TrainingRecipe(batch_size=4), seed=1)
     assert (first.reused, again.reused, other.reused) == (False, True, False)
     assert again.checkpoint.model_hash == first.checkpoint.model_hash != other.checkpoint.model_hash
     assert again.seconds == first.seconds
@@ -109,12 +109,12 @@ def test_a_model_is_trained_once_and_another_setting_trains_another(tmp_path):
 def test_training_for_a_time_stops_by_the_clock_and_keeps_its_steps(tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(models, "training_clock", lambda device: (lambda: float(next(ticks)), "ticks"))
-    job = Job(cache=tmp_path, device="cpu")
-    made = trained_for(job, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20)
+    settings = Settings(cache=tmp_path, device="cpu")
+    made = trained_for(settings, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20)
     assert 10 <= made.checkpoint.card.recipe["steps"] <= 21
     assert made.checkpoint.card.sampling == {}
-    assert trained_for(job, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20).reused
-    few = trained_for(job, "few", POINTS, TINY, TrainingRecipe(steps=3, batch_size=4), seconds=1e9)
+    assert trained_for(settings, "tiny", POINTS, TINY, TrainingRecipe(steps=1000, batch_size=4), seconds=20).reused
+    few = trained_for(settings, "few", POINTS, TINY, TrainingRecipe(steps=3, batch_size=4), seconds=1e9)
     assert few.checkpoint.card.recipe["steps"] == 3
 
 
@@ -136,9 +136,9 @@ def test_colour_pictures_are_shown_throughout(tmp_path):
     from kaleido_fast import load_checkpoint
 
     report = Report("c", "Colour", tmp_path)
-    who = Contestant("Colour", load_checkpoint(tmp_path / "c.safetensors"), data)
-    show_model(Job(), report, who, "c")
-    show_wanderers(Job(), report, who, data, "c")
+    shown = ShownModel("Colour", load_checkpoint(tmp_path / "c.safetensors"), data)
+    show_model(Settings(), report, shown, "c")
+    show_wanderers(Settings(), report, shown, data, "c")
     for path in report.written:
         if path.suffix == ".png":
             assert Image.open(path).mode == "RGB"
@@ -227,8 +227,8 @@ def test_pages_link_to_files_that_are_there():
 @pytest.mark.parametrize(("name", "init"), [("points1d", "uniform"), ("points2d", "normal")])
 @pytest.mark.parametrize("seed", range(10))
 def test_every_point_attracts_with_every_seed(tmp_path, name, init, seed):
-    job = Job(seed=seed, cache=tmp_path)
-    data, made = train_points(job, name)
-    ends = find_ends(sample_points(job, made, init, (0,)).final.cpu(), data.data)
+    settings = Settings(seed=seed, cache=tmp_path)
+    data, made = train_points(settings, name)
+    ends = find_ends(sample_points(settings, made, init, (0,)).final.cpu(), data.data)
     assert bool((ends.basin >= 0).all()), "a chain ends at no point"
     assert min(ends.shares) >= 0.15

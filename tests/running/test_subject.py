@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import call
@@ -21,7 +23,7 @@ from kaleido_fast.model import model_hash
 from kaleido_fast.running.subject import resolve_subject
 from kaleido_fast.showing.states import sample_shown
 
-FEW = {"n_chains": 5, "device": "cpu", "engine": "reference"}
+FEW: dict[str, Any] = {"n_chains": 5, "device": "cpu", "engine": "reference"}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kaleido_fast.storing.encoding import Encoding
 from kaleido_fast.storing.layout import Layout
 
 MODELLED_CHAIN_STEPS = 100_000 * 300  # that the roofline of a kernel is for
-FORMS = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}  # what the kernels call precisions
+DEVICE_PRECISIONS = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}  # as kernels name them
 
 
 def modelled_rate(network: str, precision: str) -> float:
@@ -26,7 +26,7 @@ def modelled_rate(network: str, precision: str) -> float:
         InputError: the kernels cannot be compiled here.
     """
     command = [sys.executable, "-m", "kaleido_kernels.inspect", "--json", "--variant", "none", "--net", network]
-    command += ["--precision", FORMS[precision]]
+    command += ["--precision", DEVICE_PRECISIONS[precision]]
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     try:

@@ -28,11 +28,11 @@ def facts_of(job: FactsJob, emit: Emit) -> None:
     networks = {}
     for name in job["networks"]:
         model = report_network(name, job["tiny"])
-        forms = {precision: _form(model, precision) for precision in precisions_on(device)}
-        tiles = {precision: trial_tiles(model.spec, form, facts.gpu) for precision, form in forms.items()}
+        on_gpu = {precision: _on_gpu(model, precision) for precision in precisions_on(device)}
+        tiles = {precision: trial_tiles(model.spec, used, facts.gpu) for precision, used in on_gpu.items()}
         networks[name] = {
             "widths": model.spec.widths,
-            "kernels": {precision: _kernels(model, form, facts) for precision, form in forms.items()},
+            "kernels": {precision: _kernels(model, used, facts) for precision, used in on_gpu.items()},
             "tiles": {precision: [tile_to_json(tile) for tile in found] for precision, found in tiles.items()},
         }
     known = {"name": facts.name, "capability": facts.gpu.capability, "multiprocessors": facts.gpu.n_sm}
@@ -40,18 +40,19 @@ def facts_of(job: FactsJob, emit: Emit) -> None:
     emit({"about": describe_run(device), "gpu": known, "networks": networks})
 
 
-def _form(model: KaleidoMLP, precision: str) -> str:
+def _on_gpu(model: KaleidoMLP, precision: str) -> str:
+    """How the GPU computes a precision that a request names, with these weights."""
     from kaleido_fast.engines.triton import plain_layers
 
     return device_precision(plain_layers(model), precision)
 
 
-def _kernels(model: KaleidoMLP, form: str, facts: Any) -> list[str]:
-    """Kernels that can run a network."""
+def _kernels(model: KaleidoMLP, precision: str, facts: Any) -> list[str]:
+    """Kernels that can run a network in a device precision."""
     able = []
     for kernel in KERNELS:
         try:
-            choose(model.spec, form, facts.gpu, kernel=kernel)
+            choose(model.spec, precision, facts.gpu, kernel=kernel)
         except ValueError:
             continue
         able.append(kernel)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from kaleido_fast.benchmarking.cases import Subject, network_spec, randomise
+from kaleido_fast.benchmarking.cases import BenchNetwork, network_spec, randomise
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.system.devices import emulates
 
@@ -19,7 +19,7 @@ TINY = 24  # widest layer of the networks that stand for the six in Triton's int
 def report_network(name: str, tiny: bool) -> KaleidoMLP:
     """A reference network with seeded random weights; ``tiny`` caps its widths and keeps its depth."""
     if not tiny:
-        return Subject(name, network=name).model().requires_grad_(False)
+        return BenchNetwork(name, network=name).model().requires_grad_(False)
     spec = network_spec(name)
     widths = tuple(min(width, TINY if 0 < place < spec.n_layers else 20) for place, width in enumerate(spec.widths))
     return randomise(KaleidoMLP(replace(spec, widths=widths, sample_shape=()))).requires_grad_(False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kaleido_fast.benchmarking.gpu.contestants import Builder, Entry, checked_entries, timed
 from kaleido_fast.benchmarking.gpu.work import Work
-from kaleido_fast.benchmarking.timing import SETTLE_SECONDS, Timed, spread, stopwatch, time_alternating
+from kaleido_fast.benchmarking.timing import PAUSE_SECONDS, Timed, spread, stopwatch, time_alternating
 from kaleido_fast.benchmarking.tuning import MAX_STEPS, FusedRun, launch_microseconds
 
 WHOLE_RUNS = 3
@@ -33,7 +33,7 @@ def time_group(work: Work, builders: Mapping[str, Builder], build_share: float, 
 def keep_within(work: Work, entries: dict[str, Entry], left: float) -> None:
     """Leave out the slowest peers until all rounds fit ``left`` seconds: a median of few timings says little."""
     rounds = work.job["rounds"]
-    while rounds * sum(entry.seconds + SETTLE_SECONDS for entry in entries.values()) > left:
+    while rounds * sum(entry.seconds + PAUSE_SECONDS for entry in entries.values()) > left:
         peers = [name for name, entry in entries.items() if entry.kind == "peer"]
         if not peers:
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kaleido_fast.benchmarking.contest import Contestant, Run, one_line
+from kaleido_fast.benchmarking.contest import Contestant, Procedure, one_line
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import KaleidoMLP
 
@@ -151,7 +151,9 @@ def build_peer(peer: Peer, setting: Setting) -> Contestant:
     return adapter.build(replace(setting, precision=peer.precision))
 
 
-def fastest(variants: Mapping[str, Callable[[], Run]], z0: Tensor, seconds: float = math.inf) -> tuple[Run, str]:
+def fastest(
+    variants: Mapping[str, Callable[[], Procedure]], z0: Tensor, seconds: float = math.inf
+) -> tuple[Procedure, str]:
     """The variant with the fastest two steps; one that fails costs itself alone.
 
     Args:
@@ -165,7 +167,7 @@ def fastest(variants: Mapping[str, Callable[[], Run]], z0: Tensor, seconds: floa
     Raises:
         InputError: none works; with the reasons.
     """
-    began, runs, problems = time.perf_counter(), dict[str, tuple[float, Run]](), dict[str, str]()
+    began, runs, problems = time.perf_counter(), dict[str, tuple[float, Procedure]](), dict[str, str]()
     for name, build in variants.items():
         if runs and time.perf_counter() - began > seconds:
             break
@@ -181,7 +183,7 @@ def fastest(variants: Mapping[str, Callable[[], Run]], z0: Tensor, seconds: floa
     return runs[best][1], "; ".join([best, *failed])
 
 
-def two_steps_seconds(run: Run, z0: Tensor) -> float:
+def two_steps_seconds(run: Procedure, z0: Tensor) -> float:
     """Seconds of two steps, after three that are not timed: how adapters choose between variants."""
     float(run(z0, 3)[0, 0])  # reading a value waits for the device
     began = time.perf_counter()

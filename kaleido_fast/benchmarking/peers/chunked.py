@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kaleido_fast.benchmarking.contest import Contestant, Run, start_states
+from kaleido_fast.benchmarking.contest import Contestant, Procedure, start_states
 from kaleido_fast.benchmarking.peers import Setting, fastest
 
 ROWS = {"cpu": (512, 4096, 32_768), "cuda": (8192, 16_384, 32_768)}  # a GPU is not filled by fewer
@@ -22,7 +22,7 @@ def build(setting: Setting) -> Contestant:
     return Contestant(run, precision=setting.precision, about=about)
 
 
-def _runner(setting: Setting, rows: int) -> Run:
+def _runner(setting: Setting, rows: int) -> Procedure:
     model, dtype = setting.network()
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from kaleido_fast.benchmarking.contest import Contestant, Run, start_states
+from kaleido_fast.benchmarking.contest import Contestant, Procedure, start_states
 from kaleido_fast.benchmarking.peers import Setting, fastest
 from kaleido_fast.benchmarking.peers.loops import captured, looped
 
@@ -23,7 +23,7 @@ def build(setting: Setting) -> Contestant:
     return Contestant(run, precision=setting.precision, about=about)
 
 
-def _compiled(setting: Setting, mode: str) -> Run:
+def _compiled(setting: Setting, mode: str) -> Procedure:
     model, dtype = setting.network()
     step = torch.compile(model, mode=mode, dynamic=False)
     return captured(step, setting, dtype) if setting.device.type == "cuda" else looped(step, dtype)

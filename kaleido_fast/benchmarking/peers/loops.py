@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kaleido_fast.benchmarking.contest import Run
+from kaleido_fast.benchmarking.contest import Procedure
 from kaleido_fast.benchmarking.peers import Setting
 
 Step = Callable[[Tensor], Tensor]
@@ -15,7 +15,7 @@ Step = Callable[[Tensor], Tensor]
 WARM_UPS = 3  # libraries and compilers set themselves up outside of the capture
 
 
-def looped(step: Step, dtype: torch.dtype) -> Run:
+def looped(step: Step, dtype: torch.dtype) -> Procedure:
     """``x = step(x)`` in ``dtype``, time after time; states are returned in fp32."""
 
     @torch.inference_mode()
@@ -28,7 +28,7 @@ def looped(step: Step, dtype: torch.dtype) -> Run:
     return run
 
 
-def captured(step: Step, setting: Setting, dtype: torch.dtype) -> Run:
+def captured(step: Step, setting: Setting, dtype: torch.dtype) -> Procedure:
     """A step of all chains on one static buffer in a CUDA graph, so that no launch waits for Python.
 
     On CPU tensors it runs uncaptured, for tests.

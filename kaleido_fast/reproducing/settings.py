@@ -1,4 +1,4 @@
-"""What can be reproduced, and what every reproduction is told."""
+"""What can be reproduced, and the settings of a reproduction."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ KALEIDOSCOPES: dict[str, Kaleidoscope] = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every reproduction is told.
+class Settings:
+    """Settings of a reproduction.
 
     Args:
         seed: of training and of sampling.
