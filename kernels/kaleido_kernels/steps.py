@@ -1,8 +1,8 @@
 """The device steps that every kernel shares. Variants are chosen by constexpr names; there is one copy of each step.
 
 What is compiled in has names in capitals:
-    MAP         a `kaleido_kernels.arguments.Map`: the step that is iterated
-    PRECISION   its precision: "fp16x3" (fp32 by three fp16 products) | "ieee" | "tf32" | "fp16" | "bf16"
+    MAP         a `kaleido_kernels.arguments.Map`: the step that is iterated. It is handed on whole: Triton 3.6 takes no
+                member of a tuple that is a string for a constant.
     USE_ASM     True on NVIDIA devices; False under the interpreter and on AMD, which run the twin of each instruction
 An operand of a product is a pair (high, low); low is used by "fp16x3" only and is high itself otherwise.
 """
@@ -169,16 +169,16 @@ def bound_output(x, MAP: tl.constexpr, USE_ASM: tl.constexpr):
 
 
 @triton.jit
-def to_operand(x, PRECISION: tl.constexpr):
+def to_operand(x, MAP: tl.constexpr):
     """fp32 values as a pair of product operands (high, low)."""
-    if PRECISION == "fp16x3":
+    if MAP.precision == "fp16x3":
         high = x.to(tl.float16)
         # Beyond 65504 high is inf and low -inf: the state turns to NaN instead of to something wrong.
         return high, (x - high.to(tl.float32)).to(tl.float16)
-    elif PRECISION == "fp16":
+    elif MAP.precision == "fp16":
         high = x.to(tl.float16)
         return high, high
-    elif PRECISION == "bf16":
+    elif MAP.precision == "bf16":
         high = x.to(tl.bfloat16)
         return high, high
     else:
@@ -186,9 +186,9 @@ def to_operand(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def relu_to_operand(x, PRECISION: tl.constexpr):
+def relu_to_operand(x, MAP: tl.constexpr):
     """ReLU, rounding and packing of two values in one instruction; ptxas does not fuse them itself."""
-    if PRECISION == "fp16":
+    if MAP.precision == "fp16":
         return tl.inline_asm_elementwise(
             "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
         )
@@ -202,21 +202,21 @@ def relu_to_operand(x, PRECISION: tl.constexpr):
 def activate(x, MAP: tl.constexpr, USE_ASM: tl.constexpr):
     """Accumulator of a hidden layer -> operand pair of the next one."""
     if USE_ASM and MAP.activation == "relu" and (MAP.precision == "fp16" or MAP.precision == "bf16"):
-        high = relu_to_operand(x, MAP.precision)
+        high = relu_to_operand(x, MAP)
         return high, high
     else:
-        return to_operand(hidden_activation(x, MAP, USE_ASM), MAP.precision)
+        return to_operand(hidden_activation(x, MAP, USE_ASM), MAP)
 
 
 @triton.jit
-def dense_layer(h_high, h_low, w_high, w_low, acc, PRECISION: tl.constexpr):
+def dense_layer(h_high, h_low, w_high, w_low, acc, MAP: tl.constexpr):
     """acc + h @ w with fp32 sums. h: (rows, K), w: (K, N), acc: (rows, N) fp32."""
-    if PRECISION == "fp16x3":
+    if MAP.precision == "fp16x3":
         # Small terms first; low @ low is below fp32's last bit.
         acc = tl.dot(h_low, w_high, acc, input_precision="ieee")
         acc = tl.dot(h_high, w_low, acc, input_precision="ieee")
         return tl.dot(h_high, w_high, acc, input_precision="ieee")
-    elif PRECISION == "tf32":
+    elif MAP.precision == "tf32":
         return tl.dot(h_high, w_high, acc, input_precision="tf32")
     else:
         return tl.dot(h_high, w_high, acc, input_precision="ieee")
@@ -262,8 +262,9 @@ def columns_at(ptr, chains, first_col, DIM: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def start_tile(seed, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Start noise (ROWS, COLS) fp32 from the counters of step 0."""
+    KIND: tl.constexpr = MAP.init
     step = tl.full([], 0, tl.int32)
-    value = noise_tile(seed, ids, first_col, step, MAP.dim, ROWS, COLS, MAP.init)
+    value = noise_tile(seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
     if MAP.init == "uniform":
         return MAP.low + (MAP.high - MAP.low) * value
     else:

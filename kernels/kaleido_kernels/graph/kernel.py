@@ -77,7 +77,7 @@ def write_input(
     col = first_col + tl.arange(0, COLS)
     mask = tl.broadcast_to((col < MAP.dim)[None, :], (ROWS, COLS))
     tl.store(block.state_ptr + place, x, mask=mask)
-    high, _ = to_operand(x, MAP.precision)
+    high, _ = to_operand(x, MAP)
     tl.store(block.operand_ptr + chains.rows[:, None] * DIM_PADDED + col[None, :], high, mask=mask)
 
 
@@ -153,7 +153,7 @@ def activate_kernel(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < tl.multiple_of(n_values, 16)
     x = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    high, _ = to_operand(hidden_activation(x, MAP, USE_ASM), MAP.precision)
+    high, _ = to_operand(hidden_activation(x, MAP, USE_ASM), MAP)
     tl.store(h_ptr + place, high, mask=mask)
 
 

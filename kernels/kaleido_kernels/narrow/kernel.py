@@ -96,27 +96,29 @@ class Network(NamedTuple):
 
 @triton.jit
 def load_network(
-    w_high_ptr, w_low_ptr, bias_ptr, PRECISION: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr,
+    w_high_ptr, w_low_ptr, bias_ptr, MAP: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The whole network, which stays in shared memory and registers from then on."""
     DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
     WIDTH: tl.constexpr = LAYOUT.width
     high = load_layers(w_high_ptr, N_LAYERS, DIM_PADDED, WIDTH)
-    low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if PRECISION == "fp16x3" else high
+    low = load_layers(w_low_ptr, N_LAYERS, DIM_PADDED, WIDTH) if MAP.precision == "fp16x3" else high
     bias_rows = load_bias_rows(bias_ptr, N_LAYERS, DIM_PADDED, WIDTH) if LAYOUT.bias == "mma" else high
     ones = tl.full([BLOCK, 16], 1.0, tl.float32).to(bias_ptr.dtype.element_ty)
     return Network(high, low, bias_rows, ones)
 
 
 @triton.jit
-def layer_sums(h_high, h_low, net, layer: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
-               BIAS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def layer_sums(
+    h_high, h_low, net, layer: tl.constexpr, OUT: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """(BLOCK, OUT) fp32: a layer before its activation."""
     acc = tl.zeros([BLOCK, OUT], tl.float32)
-    if BIAS == "mma":
+    if LAYOUT.bias == "mma":
         acc = tl.dot(net.ones, net.bias_rows[layer], acc, input_precision="ieee")
-    return dense_layer(h_high, h_low, net.high[layer], net.low[layer], acc, PRECISION)
+    return dense_layer(h_high, h_low, net.high[layer], net.low[layer], acc, MAP)
 
 
 @triton.jit
@@ -126,11 +128,11 @@ def network(
     """bound(MLP(x)) of a tile, (BLOCK, DIM_PADDED) fp32."""
     WIDTH: tl.constexpr = LAYOUT.width
     DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
-    h_high, h_low = to_operand(x, MAP.precision)
+    h_high, h_low = to_operand(x, MAP)
     for layer in tl.static_range(N_LAYERS - 1):
-        acc = layer_sums(h_high, h_low, net, layer, WIDTH, MAP.precision, LAYOUT.bias, BLOCK)
+        acc = layer_sums(h_high, h_low, net, layer, WIDTH, MAP, LAYOUT, BLOCK)
         h_high, h_low = activate(acc, MAP, USE_ASM)
-    out = layer_sums(h_high, h_low, net, N_LAYERS - 1, DIM_PADDED, MAP.precision, LAYOUT.bias, BLOCK)
+    out = layer_sums(h_high, h_low, net, N_LAYERS - 1, DIM_PADDED, MAP, LAYOUT, BLOCK)
     return bound_output(out, MAP, USE_ASM)
 
 
@@ -184,7 +186,7 @@ def narrow_kernel(
     x = first_state(start_ptr, seed, chains, 0, MAP, BLOCK, DIM_PADDED)
     # Padded columns begin as 1: two of them carry the folded bias through the layers, the others meet zero weights.
     x = tl.where((tl.arange(0, DIM_PADDED) < MAP.dim)[None, :], x, 1.0)
-    net = load_network(w_high_ptr, w_low_ptr, bias_ptr, MAP.precision, LAYOUT, N_LAYERS, BLOCK)
+    net = load_network(w_high_ptr, w_low_ptr, bias_ptr, MAP, LAYOUT, N_LAYERS, BLOCK)
 
     end = first_step + run_steps
     # Steps are run in stretches: up to each draw, or up to each check.

@@ -84,7 +84,7 @@ class Weights(NamedTuple):
 
 @triton.jit
 def layer_columns(
-    tile, first_col, h_high, h_low, weights, PRECISION: tl.constexpr, LAYOUT: tl.constexpr, COLS: tl.constexpr,
+    tile, first_col, h_high, h_low, weights, MAP: tl.constexpr, LAYOUT: tl.constexpr, COLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK, COLS) fp32 before the activation: columns first_col .. of what weight tile ``tile`` makes of h."""
@@ -92,10 +92,10 @@ def layer_columns(
     offsets = tl.arange(0, LAYOUT.width)[:, None] * LAYOUT.tile + cols[None, :]
     place = tile * (LAYOUT.width * LAYOUT.tile)
     w_high = tl.load(weights.high_ptr + place + offsets)
-    w_low = tl.load(weights.low_ptr + place + offsets) if PRECISION == "fp16x3" else w_high
+    w_low = tl.load(weights.low_ptr + place + offsets) if MAP.precision == "fp16x3" else w_high
     bias = tl.load(weights.bias_ptr + tile * LAYOUT.tile + cols)
     acc = tl.broadcast_to(bias[None, :], (BLOCK, COLS))
-    return dense_layer(h_high, h_low, w_high, w_low, acc, PRECISION)
+    return dense_layer(h_high, h_low, w_high, w_low, acc, MAP)
 
 
 @triton.jit
@@ -119,7 +119,7 @@ def store_first_input(
 def load_input(input_ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constexpr):
     """Columns first_col .. of a step's input in memory, as an operand (BLOCK, TILE)."""
     inputs, mask = columns_at(input_ptr, chains, first_col, MAP.dim, TILE)
-    return to_operand(tl.load(inputs, mask=mask, other=0.0), MAP.precision)
+    return to_operand(tl.load(inputs, mask=mask, other=0.0), MAP)
 
 
 @triton.jit
@@ -148,16 +148,16 @@ def run_tiles(
     """
     TILE: tl.constexpr = LAYOUT.tile
     HALVES: tl.constexpr = LAYOUT.width // TILE
-    g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), MAP.precision)
+    g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), MAP)
     tile = 0
     for _ in range(n_tiles):
-        acc = layer_columns(tile, 0, h_high, h_low, weights, MAP.precision, LAYOUT, TILE, BLOCK)
+        acc = layer_columns(tile, 0, h_high, h_low, weights, MAP, LAYOUT, TILE, BLOCK)
         if MAP.jitter != "none":
             r_high, r_low = activate(acc, MAP, USE_ASM)
         elif tile < LAYOUT.n_tiles - LAYOUT.last_tiles:
             r_high, r_low = activate(acc, MAP, USE_ASM)
         else:
-            r_high, r_low = to_operand(bound_output(acc, MAP, USE_ASM), MAP.precision)
+            r_high, r_low = to_operand(bound_output(acc, MAP, USE_ASM), MAP)
         if HALVES == 1:
             h_high, h_low = r_high, r_low
         else:
@@ -186,12 +186,11 @@ def last_layer(
     """
     EDGE: tl.constexpr = LAYOUT.edge
     FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
-    jittered = is_jittered_before(done, next_draw_end, timing)
     for piece in tl.static_range((MAP.dim + EDGE - 1) // EDGE):
         first_col = piece * EDGE
         offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
         acc = layer_columns(
-            FIRST + first_col // LAYOUT.tile, first_col % LAYOUT.tile, h_high, h_low, weights, MAP.precision, LAYOUT,
+            FIRST + first_col // LAYOUT.tile, first_col % LAYOUT.tile, h_high, h_low, weights, MAP, LAYOUT,
             EDGE, BLOCK,
         )  # fmt: skip
         y = bound_output(acc, MAP, USE_ASM)
@@ -201,6 +200,7 @@ def last_layer(
             draw_offsets = (chains.rows[:, None] * timing.n_draws + draw) * MAP.dim + cols[None, :]
             tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
         if done < target:
+            jittered = is_jittered_before(done, next_draw_end, timing)
             x = jitter_input(x, done, jittered, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
         # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
         kept = tl.where(done == target, y, x) if MAP.jitter == "upstream" else x

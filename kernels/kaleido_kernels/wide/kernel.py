@@ -120,7 +120,7 @@ class Scratch(NamedTuple):
 @triton.jit
 def product_tile(
     act_desc, act_ptr, weight_desc, weight_ptr, bias_ptr, in_block, weight_block, bias_tile, inner_blocks,
-    COLS: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, USE_TMA: tl.constexpr,
+    COLS: tl.constexpr, LAYOUT: tl.constexpr, MAP: tl.constexpr, USE_TMA: tl.constexpr,
 ):  # fmt: skip
     """Input blocks times weight blocks plus bias: (rows, COLS) fp32. Weight blocks are (COLS, inner)."""
     ROWS: tl.constexpr = LAYOUT.rows
@@ -137,7 +137,7 @@ def product_tile(
         if PARTS == 2:
             h_low = load_block(act_desc, act_ptr, h + 1, ROWS, INNER, USE_TMA)
             w_low = load_block(weight_desc, weight_ptr, w + 1, COLS, INNER, USE_TMA)
-        acc = dense_layer(h_high, h_low, w_high.T, w_low.T, acc, PRECISION)
+        acc = dense_layer(h_high, h_low, w_high.T, w_low.T, acc, MAP)
     return acc
 
 
@@ -149,7 +149,7 @@ def put_input(x, scratch, ids, block, step, jittered, keep, noise, MAP: tl.const
     x = jitter_input(x, step, jittered, noise, ids, first_col, MAP, LAYOUT.rows, COLS)
     col = first_col + tl.arange(0, COLS)
     x = tl.where(col[None, :] < MAP.dim, x, 0.0)
-    high, low = to_operand(x, MAP.precision)
+    high, low = to_operand(x, MAP)
     first_block = scratch.program * LAYOUT.program_blocks + first_col // LAYOUT.inner
     store_blocks(scratch.act_ptr, first_block, high, low, LAYOUT.rows, COLS, LAYOUT.inner, LAYOUT.parts)
     if keep:
@@ -174,7 +174,7 @@ def run_layers(net, scratch, MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: t
             acc = product_tile(
                 net.act_desc, net.act_ptr, net.weight_desc, net.weight_ptr, net.bias_ptr,
                 in_block, weight_block + n * inner_blocks, bias_tile + n, inner_blocks,
-                COLS, LAYOUT, MAP.precision, USE_TMA,
+                COLS, LAYOUT, MAP, USE_TMA,
             )  # fmt: skip
             high, low = activate(acc, MAP, USE_ASM)
             first_block = out_block + n * (COLS // LAYOUT.inner)
@@ -186,7 +186,7 @@ def run_layers(net, scratch, MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: t
     for n in range((MAP.dim + LAST_COLS - 1) // LAST_COLS):
         acc = product_tile(
             net.act_desc, net.act_ptr, net.last_desc, net.last_ptr, net.last_bias_ptr,
-            in_block, n * inner_blocks, n, inner_blocks, LAST_COLS, LAYOUT, MAP.precision, USE_TMA,
+            in_block, n * inner_blocks, n, inner_blocks, LAST_COLS, LAYOUT, MAP, USE_TMA,
         )  # fmt: skip
         tl.store(scratch.raw_row + (n * LAST_COLS + tl.arange(0, LAST_COLS))[None, :], acc)
     tl.debug_barrier()
