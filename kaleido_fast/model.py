@@ -21,17 +21,12 @@ from kaleido_fast.modules.linear_layers import linear_in_force
 from kaleido_fast.modules.recognition import read_sequential
 from kaleido_fast.modules.wrappers import look_through
 from kaleido_fast.scalars import plain_fields
+from kaleido_kernels import shapes
+from kaleido_kernels.activations import torch_function
 from kaleido_kernels.shapes import BOUNDS as BOUND_RANGES
 from kaleido_kernels.shapes import NetShape
 
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {name: torch_function(name) for name in shapes.ACTIVATIONS}
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 MAX_WIDTH = 1 << 20
 

@@ -19,13 +19,10 @@ from kaleido_fast.errors import unknown_name
 from kaleido_fast.modules.exactness import UnknownModuleError, class_name, why_not_exactly
 from kaleido_fast.modules.linear_layers import linear_in_force
 from kaleido_fast.modules.wrappers import look_through
+from kaleido_kernels.activations import ACTIVATIONS
 
 ACTIVATION_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Tanh: "tanh",
+    getattr(nn, each.module): name for name, each in ACTIVATIONS.items() if each.module
 }
 BOUND_MODULES: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 DROPOUTS = (

@@ -24,6 +24,7 @@ from kaleido_fast.planning.cpu_tiles import full_tile
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
 from kaleido_fast.scalars import whole_number
+from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.choice import Choice, choose, force
 from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
 from kaleido_kernels.shapes import NetShape
@@ -200,7 +201,7 @@ def choose_engine(
         return asked, "asked for by name", plain
     engine = asked if asked != "auto" else "triton" if facts.kind == "cuda" else "cpu"
     try:
-        _refuse_engine(engine, request, facts)
+        _refuse_engine(engine, request, spec, facts)
         if engine == "triton":
             plain = tuple(_with_kernel(phase, request, spec, facts, weights) for phase in plain)
     except ValueError as problem:
@@ -271,12 +272,12 @@ def _refuse_for_module(asked: str, request: SampleRequest, why_general: str) -> 
         )
 
 
-def _refuse_engine(engine: str, request: SampleRequest, facts: DeviceFacts) -> None:
+def _refuse_engine(engine: str, request: SampleRequest, spec: ModelSpec, facts: DeviceFacts) -> None:
     """Raise `ValueError` with the reason, and what would help, where ``engine`` cannot run a request on a device."""
     if request.precision == "fp64":
         raise ValueError("it has no fp64: use engine='reference'")
     if engine == "cpu":
-        problem = _why_not_cpu(request, facts)
+        problem = _why_not_cpu(request, spec, facts)
     elif not facts.has_triton:
         problem = "Triton is not installed: it comes with torch's CUDA builds, or pip install triton"
     elif facts.kind == "cpu" and not facts.interpreter:
@@ -287,11 +288,13 @@ def _refuse_engine(engine: str, request: SampleRequest, facts: DeviceFacts) -> N
         raise ValueError(problem)
 
 
-def _why_not_cpu(request: SampleRequest, facts: DeviceFacts) -> str:
+def _why_not_cpu(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts) -> str:
     if facts.kind != "cpu":
         return f"the device is {facts.name or facts.kind}: pass device='cpu'"
     if request.precision == "bf16" and not facts.has_bf16:
         return "this processor does not multiply bf16: use engine='reference'"
     if request.precision not in ("fp32", "bf16"):
         return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
+    if not ACTIVATIONS[spec.activation].on_cpu:
+        return f"its loops have no {spec.activation}: use engine='reference'"
     return facts.numba_problem if facts.has_numba else "numba is not installed: pip install 'kaleido-fast[cpu]'"

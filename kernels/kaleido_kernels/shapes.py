@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh")
+from kaleido_kernels import activations
+
+ACTIVATIONS = tuple(activations.ACTIVATIONS)
+"""Hidden activations."""
 BOUNDS = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 """Output bounds and the range that each has."""
 INITS = ("uniform", "normal")

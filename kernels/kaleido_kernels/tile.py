@@ -136,8 +136,3 @@ def too_much_tensor_memory(tile: AnyTile, precision: str, fills: bool, facts: Gp
 def too_wide(kernel: str, shape: NetShape, most: int) -> str | None:
     """Why a kernel for widths up to ``most`` cannot run a network, if it cannot."""
     return f"{kernel}: a layer is {max(shape.widths)} wide, at most {most}" if max(shape.widths) > most else None
-
-
-def bends(activation: str) -> bool:
-    """Whether a hidden activation is more than a maximum and a product: it takes registers on the way."""
-    return activation not in ("relu", "leaky_relu")

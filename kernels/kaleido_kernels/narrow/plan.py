@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
 from kaleido_kernels.tile import (
     GpuFacts,
     Tile,
-    bends,
     too_many_registers,
     too_much_shared,
     too_much_tensor_memory,
@@ -52,7 +52,7 @@ def narrow_layout(shape: NetShape) -> NarrowLayout:
     if not any(shape.bias):
         return NarrowLayout(width, dim_padded, "none")
     spare = shape.hidden + BIAS_COLUMNS <= width and shape.dim + BIAS_COLUMNS <= dim_padded
-    folds = spare and shape.activation in ("relu", "leaky_relu")
+    folds = spare and ACTIVATIONS[shape.activation].keeps_one
     return NarrowLayout(width, dim_padded, "fold" if folds else "mma")
 
 
@@ -84,7 +84,7 @@ def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
     parts, layout = operand_parts(precision) * OPERAND_BYTES[precision] / 4, narrow_layout(shape)
     held, rest = layout.width * (1 + parts) + 2 * layout.dim_padded, 28
     rest += 40 if precision == "fp16x3" else 0
-    rest += layout.width * 70 // 128 if bends(shape.activation) and shape.activation != "tanh" else 0
+    rest += layout.width * 70 // 128 if ACTIVATIONS[shape.activation].bends and shape.activation != "tanh" else 0
     return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.precision import OPERAND_BYTES, operand_parts
 from kaleido_kernels.shapes import NetShape, next_power_of_two
-from kaleido_kernels.tile import GpuFacts, Tile, bends, too_many_registers, too_much_shared, too_wide
+from kaleido_kernels.tile import GpuFacts, Tile, too_many_registers, too_much_shared, too_wide
 
 BY_DEFAULT, TAKES_CHECKS = True, True
 VERDICTS = ("no stack",)
@@ -67,7 +68,7 @@ def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
     parts, layout = operand_parts(precision) * OPERAND_BYTES[precision] / 4, stream_layout(shape)
     two = layout.width > layout.tile
     held, rest = layout.tile + layout.width * parts + (layout.tile * parts if two else 0), 30
-    rest += 70 if bends(shape.activation) and two else 0
+    rest += 70 if ACTIVATIONS[shape.activation].bends and two else 0
     return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
 
 

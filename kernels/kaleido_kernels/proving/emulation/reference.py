@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kaleido_kernels.activations import torch_function
 from kaleido_kernels.packing import Layers, round_operand
 from kaleido_kernels.shapes import NetShape
 
-HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 BOUND = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
@@ -63,5 +56,5 @@ def apply_network(layers: Layers, shape: NetShape, form: str, x: Tensor) -> Tens
         h = h if bias is None else h + bias.to(torch.float64)
         if index < shape.n_layers - 1:
             leaky = shape.activation == "leaky_relu"
-            h = F.leaky_relu(h, shape.negative_slope) if leaky else HIDDEN[shape.activation](h)
+            h = F.leaky_relu(h, shape.negative_slope) if leaky else torch_function(shape.activation)(h)
     return BOUND[shape.bound](h).to(torch.float32)
