@@ -152,10 +152,10 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
 def load_checkpoint(source: str | Path = DEFAULT_MODEL) -> Checkpoint:
     """Read a checkpoint from a path or the name of a bundled model.
 
-    Where a file has the name of a bundled model, ``builtin:digits`` is the one and ``./digits`` the other.
+    Where a file has the name of a bundled model, ``builtin:digits`` is the model and ``./digits`` the file.
 
     Raises:
-        InputError: missing, truncated, changed, foreign or of an unknown version; shapes that do not fit the
+        InputError: missing, truncated, changed, of another format or of an unknown version; shapes that do not fit the
             specification; weights that are not finite.
     """
     path = _find(source)
@@ -183,7 +183,7 @@ def _find(source: str | Path) -> Path:
         if isinstance(source, str) and name in PRESETS and bundled.is_file():
             raise InputError(
                 f"{name!r} is a bundled model, and a file of that name lies here: write {BUILT_IN_PREFIX}{name} for "
-                f"the one, ./{name} for the other"
+                f"the model, ./{name} for the file"
             )
         return path
     if name in PRESETS:
@@ -203,7 +203,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except UNREADABLE as problem:
         text = " ".join(str(problem).split())
         raise InputError(
-            f"checkpoint {path} cannot be read as safetensors: {text}; it may be cut short or foreign"
+            f"checkpoint {path} cannot be read as safetensors: {text}; it may be cut short or of another format"
         ) from problem
 
 
@@ -217,13 +217,13 @@ def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, str]:
         version = header["version"]
         texts = {name: header[name] for name in ("spec", "card", "checksum")}
     except (ValueError, TypeError, KeyError) as problem:
-        raise InputError(f"checkpoint {path} is damaged: its header does not hold together") from problem
+        raise InputError(f"checkpoint {path} is damaged: its header contradicts itself") from problem
     if version != VERSION:
         raise InputError(
             f"checkpoint {path} has version {version!r}: this release reads {VERSION!r}; upgrade kaleido-fast"
         )
     if not all(isinstance(text, str) for text in texts.values()):
-        raise InputError(f"checkpoint {path} is damaged: its header does not hold together")
+        raise InputError(f"checkpoint {path} is damaged: its header contradicts itself")
     return texts
 
 

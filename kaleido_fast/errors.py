@@ -35,7 +35,7 @@ class StreamInterruptedError(KeyboardInterrupt):
     """Ctrl-C or SIGTERM while blocks were written; it says what is kept and how to go on.
 
     Args:
-        text: that.
+        text: what is kept and how to go on.
         terminated: whether it was SIGTERM.
     """
 
@@ -54,7 +54,7 @@ class SamplingInterruptedError(KeyboardInterrupt):
 
 
 class SamplingMemoryError(InputError):
-    """The memory of a device ran out during sampling, although the plan's estimate fitted; the run holds none of it.
+    """A device ran out of memory during sampling, although the plan's estimate fitted; the run holds none of it now.
 
     Args:
         text: what to do.
@@ -77,7 +77,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
 def warn_caller(text: str, category: type[Warning]) -> None:
     """Warn at the line outside of this package that led here, so that Python shows it once for that line."""
     level, frame = 1, sys._getframe()
-    # Between our own: what torch and Python wrap functions in.
+    # torch and contextlib wrap our functions: their frames lie between ours.
     inside = (__name__.partition(".")[0], "torch", "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         level, frame = level + 1, frame.f_back

@@ -45,7 +45,7 @@ class ModelSpec(NetShape):
         negative_slope: of leaky_relu.
 
     Raises:
-        InputError: a value outside of what is said here.
+        InputError: a value outside of these ranges.
     """
 
     widths: tuple[int, ...]
@@ -203,7 +203,7 @@ def plain_mlp(model: nn.Module, *, data_range: tuple[float, float] | None = None
     weights torch makes from other tensors (parametrised, pruned, normed ones) are taken with the weights in force.
 
     Args:
-        model: a `KaleidoMLP`, given back as it is where its layers are plain; or a Sequential, as in
+        model: a `KaleidoMLP`, returned as it is where its layers are plain; or a Sequential, as in
             `KaleidoMLP.from_sequential`.
         data_range: (low, high) for a Sequential; None for the range of its bound.
 

@@ -1,6 +1,6 @@
 """Names and defaults of a run: plain Python, so that ``--help`` need not wait for torch.
 
-The lists that the kernels know too are theirs.
+Lists that the kernels know too are taken from them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "fp64", *LOW_PRECISIONS)
 BOUNDS = tuple(shapes.BOUNDS)
 PUBLISHED_EPS, PUBLISHED_RUNS = 0.01, 30  # of the published sampler, as its MNIST notebook runs it
 BUILT_IN_PREFIX = "builtin:"
-DEFAULT_MODEL = f"{BUILT_IN_PREFIX}digits"  # whatever file lies here: without a name none of them is meant
+DEFAULT_MODEL = f"{BUILT_IN_PREFIX}digits"  # with its prefix: a file of that name in the working folder is not meant
 BACKGROUND = "white"  # of transparent pictures, as viewers and browsers show them
 IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 IMAGE_SUFFIXES |= {".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"}  # of files that are read as pictures

@@ -2,7 +2,7 @@
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key = the 64-bit seed and
 counter = (chain low, chain high, dim // 4, step); dim d takes word d % 4. Step 0 is the start noise, step t the jitter
-of step t. Words are held in int64 tensors, since torch has little uint32 arithmetic.
+of step t. Words are held in int64 tensors, because torch has little uint32 arithmetic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far work is, as callbacks are told."""
+"""How far work is: what callbacks get."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Meter:
         self.total = n_chains * n_steps
         self.chains_done = chains_done
         self.done = chains_done * n_steps
-        self.began = self.told = time.perf_counter()
+        self.began = self.reported = time.perf_counter()
 
     def add(self, chain_steps: int) -> None:
         self.done += chain_steps
         now = time.perf_counter()
-        if self.callback is not None and (now - self.told > 0.1 or self.done >= self.total):
-            self.told = now
+        if self.callback is not None and (now - self.reported > 0.1 or self.done >= self.total):
+            self.reported = now
             self.callback(SampleProgress(self.chains_done, self.n_chains, self.done, self.total, now - self.began))
 
     def finish(self, chains: int) -> None:
-        """Count this many more chains as done, steps that they were spared included."""
+        """Count this many more chains as done, including the steps that they did not need."""
         self.chains_done += chains
         self.add(self.chains_done * self.n_steps - self.done)
 

@@ -10,7 +10,7 @@ from kaleido_fast.errors import InputError
 
 
 def plain_number(value: Any) -> Any:
-    """A number of any library as Python's ``int``, ``float`` or ``bool``; whatever else comes is given back as it is.
+    """A number of any library as Python's ``int``, ``float`` or ``bool``; anything else is returned as it is.
 
     Whole numbers stay whole. Truth values stay truth values: checks refuse them where a number is asked for.
     """
@@ -54,7 +54,7 @@ def whole_number(name: str, value: Any, least: int, most: int) -> int:
     """``value`` as an int.
 
     Raises:
-        InputError: it is no whole number from ``least`` to ``most``; truth values are none.
+        InputError: it is no whole number from ``least`` to ``most``, or a truth value.
     """
     plain = plain_number(value)
     if isinstance(plain, bool) or not isinstance(plain, int) or not least <= plain <= most:
@@ -63,7 +63,7 @@ def whole_number(name: str, value: Any, least: int, most: int) -> int:
 
 
 def real_number(value: Any) -> float | None:
-    """``value`` as a float; None where it is no number. Truth values are none."""
+    """``value`` as a float; None where it is no number; truth values are no numbers here."""
     plain = plain_number(value)
     return None if isinstance(plain, bool) or not isinstance(plain, (int, float)) else float(plain)
 

@@ -98,7 +98,7 @@ def test_options_of_a_run_have_no_say_in_draws_that_are_there(option, tmp_path, 
     np.save("d.npy", np.zeros((3, 4, 2), np.float32))
     status, _, errors = call(monkeypatch, capsys, "animate", "d.npy", *option)
     assert status == 2 and errors.count("\n") == 1
-    assert f"{option[0]} is for a model that is run now, and d.npy is there" in errors
+    assert f"{option[0]} is for a run of a model, and d.npy holds finished draws" in errors
 
 
 def test_evaluate_measures_the_noise_that_is_asked_for(model, monkeypatch, capsys):

@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def _memory(field: str) -> int:
-    """A field of this process' status in bytes; 0 where the system has none.
+    """A field of the status of this process, in bytes; 0 where the system has none.
 
     Not `resource.getrusage`: its maximum starts from the size of the process that started this one.
     """

@@ -155,7 +155,7 @@ class Checker:
         self.expected: dict[str, list[Tensor]] = {}
 
     def check(self, contestant: Contestant, z0: Tensor) -> Deviation:
-        """`check_contestant` on start states (n, D), of which a checker takes the same ones for the same n."""
+        """`check_contestant` on start states (n, D), which must be the same ones in each call with the same n."""
         key = f"{contestant.precision} {sorted(contestant.proof_request.items())} {len(z0)}"
         if key not in self.expected:
             states = reference_states(self.model, z0, contestant.precision, **contestant.proof_request)

@@ -50,7 +50,7 @@ GPU_STATE = (
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:
-    """Clocks (MHz), power (W), temperature (deg C) of a GPU at this moment, as nvidia-smi has them; {} without it."""
+    """Clocks (MHz), power (W), temperature (deg C) of a GPU at this moment, by nvidia-smi; {} without it."""
     if device.type != "cuda":
         return {}
     query = ("nvidia-smi", f"--query-gpu={','.join(GPU_STATE)}", "--format=csv,noheader,nounits")

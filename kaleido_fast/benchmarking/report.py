@@ -112,7 +112,7 @@ def _speed_table(report: BenchReport) -> Table:
 
 
 def short(value: float) -> str:
-    """Three digits and a unit: 4.67M."""
+    """A number with three digits and a unit: 4.67M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g}{unit}"

@@ -139,7 +139,7 @@ class NetworkResult:
 class BenchReport:
     """Results of all networks, and where they were measured.
 
-    ``lost``: what took the device away, empty if nothing did; the networks ``unmeasured`` were left for it.
+    ``lost``: what made the device fail, or empty; the networks ``unmeasured`` were left out for that reason.
     """
 
     results: list[NetworkResult]
@@ -310,7 +310,7 @@ def _prepare(
 
 
 def _refuse_lost(name: str, device: torch.device, problem: Exception) -> None:
-    """Stop if what failed took the device with it: all that follows would fail too, and be blamed for it."""
+    """Stop if what failed took the device with it: all that follows would fail too, and would be blamed for it."""
     if not device_answers(device):
         raise DeviceLostError(name, problem) from problem
 

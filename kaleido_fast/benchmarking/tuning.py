@@ -85,7 +85,7 @@ class TunedTile:
         failed = sum(bool(trial.problem) for trial in self.trials)
         tail = f" ({len(self.trials)} tiles tried{f', {failed} failed' if failed else ''})"
         if self.best == self.default:
-            return f"{self.name}: {self.default.name} stays, nothing was clearly faster{tail}"
+            return f"{self.name}: {self.default.name} stays: no other was clearly faster{tail}"
         gain = f"{self.gain:.2f} times as fast as" if self.gain is not None else "which runs, in place of"
         return f"{self.name}: {self.best.name}, {gain} {self.default.name}{tail}"
 

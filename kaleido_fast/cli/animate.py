@@ -35,7 +35,7 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
     "slider), .png (rows of chains, a column a step) [default: chains.gif, and chains.mp4 where ffmpeg is there].",
 )
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=64, show_default=True, help="Chains shown.")
-@click.option("--first-chain", type=int, default=0, show_default=True, help="First of them; in FILE, its place there.")
+@click.option("--first-chain", type=int, default=0, show_default=True, help="First chain; of FILE, its place there.")
 @click.option(
     "--steps", "n_steps", type=click.IntRange(min=1), help="Steps [default: as many as the model recommends]."
 )
@@ -44,7 +44,7 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
     type=click.IntRange(min=2),
     default=80,
     show_default=True,
-    help="At most so many; late steps are left out.",
+    help="Frames at most; late steps are left out.",
 )
 @click.option("--fps", type=click.FloatRange(0.1, 60), default=8.0, show_default=True, help="Frames a second.")
 @click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: the model's].")
@@ -117,20 +117,22 @@ def command(
 
 
 def _refuse_run_options(file: Path) -> None:
-    """Options of a run have no say in draws that are there."""
+    """Refuse options of a run where the draws are in a file: they would have no effect."""
     from kaleido_fast.errors import InputError
 
     context = click.get_current_context()
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
         if parameter.name in OF_A_RUN and given:
-            raise InputError(f"{parameter.opts[0]} is for a model that is run now, and {file} is there: leave one out")
+            raise InputError(
+                f"{parameter.opts[0]} is for a run of a model, and {file} holds finished draws: leave one out"
+            )
 
 
 def _claim(
     wanted: tuple[Path, ...], written: list[Path], inputs: Inputs, *, overwrite: bool
 ) -> AbstractContextManager[None]:
-    """Hold what will be written."""
+    """Hold the locks of what will be written."""
     from kaleido_fast.errors import unknown_name
     from kaleido_fast.system.outputs import claimed
 

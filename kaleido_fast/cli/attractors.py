@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.command(name="attractors", short_help="List where chains end: basins, periods, stability.")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
-@click.option("--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps at most, less one.")
+@click.option(
+    "--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps before the last one, at most."
+)
 @click.option(
     "--tol",
     type=float,
@@ -60,7 +62,7 @@ def command(
 ) -> None:
     """List where chains end without jitter: fixed points and cycles, their basins and their stability.
 
-    Attractors are those with a spectral radius below 1; where chains rest though it is 1 or more, the state is said to
+    Attractors are those with a spectral radius below 1; a state where chains rest although it is 1 or more is said to
     repel. Writes the catalogue as JSON, and for models of pictures a sheet beside it, the most visited state first.
     """
     from kaleido_fast.checkpoint import load_checkpoint
@@ -108,7 +110,7 @@ def command(
 
 
 def _training_data(checkpoint: Checkpoint, source: str | None) -> Tensor | None:
-    """The data asked for, or the model's own where it can be had without a download."""
+    """The data asked for, or the model's own if they need no download."""
     from kaleido_fast.errors import InputError
     from kaleido_fast.reading.datasets import DOWNLOADED, NAMES, built_in, load_dataset
 
@@ -146,7 +148,7 @@ def _print(catalogue: Catalogue, written: list[Path]) -> None:
     )
     for kind, what in (
         (REPELS, "repel (spectral radius 1 or more): their chains rest within --tol, and would leave in the long run"),
-        (UNMEASURED, "were not measured: the spectral radius is found for the most visited alone"),
+        (UNMEASURED, "were not measured: only the most visited ones have a spectral radius"),
     ):
         states, chains = catalogue.counted(kind)
         if states:

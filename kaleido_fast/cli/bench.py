@@ -44,7 +44,7 @@ TERMINAL = Path("-")
     type=Name("precision", names.PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Operands of the products, of the engines.",
+    help="Precision of the engines: of the operands of products.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--rounds", type=click.IntRange(min=1), help="Timings of each contestant [default: 5, 3 with --quick].")
@@ -108,7 +108,7 @@ def command(
 def make_request(
     *, networks: tuple[str, ...], model: str | None, peers: tuple[str, ...], device: str, precision: str, **options: Any
 ) -> BenchRequest:
-    """Options of the command as what is to be run; everything that can be refused is refused here."""
+    """The request that the options of the command describe; what can be refused is refused here."""
     from kaleido_fast.benchmarking.cases import find_networks
     from kaleido_fast.benchmarking.peers import choose_peers
     from kaleido_fast.benchmarking.runner import BenchRequest

@@ -4,7 +4,7 @@
     python benchmarks/costs.py --network points2d --chains 1e12 --rate model     # rate from a model of an H200
     python benchmarks/costs.py --check     # the arithmetic against real runs of 100,000 and 1,000,000 chains here
 
-docs/scaling.md explains every figure. Nothing is measured but by --check: results are as good as the numbers given.
+docs/scaling.md explains every figure. Only --check measures anything: results are as good as the numbers given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kaleido_fast.presets import PRESETS
 @click.command(help=__doc__)
 @click.option("--network", type=Name("network", tuple(PRESETS)), default="digits", show_default=True, help="Sizes.")
 @click.option(
-    "--chains", type=click.FloatRange(min=1), default=1e9, show_default=True, help="Number of chains; 1e9 will do."
+    "--chains", type=click.FloatRange(min=1), default=1e9, show_default=True, help="Number of chains, such as 1e9."
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a chain [default: as recommended for the network].")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws kept per chain.")
@@ -44,13 +44,13 @@ from kaleido_fast.presets import PRESETS
     type=click.Choice(["gpu", "cpu"]),
     default="gpu",
     show_default=True,
-    help="Plan for such a device.",
+    help="Kind of device to plan for.",
 )
 @click.option(
     "--rate",
     type=NumberOr(float, model="model"),
     default="model",
-    help="Chain-steps per second of one worker, or 'model': of an H200 by the roofline, which no run has shown.",
+    help="Chain-steps per second of one worker, or 'model': of an H200, computed from its roofline, not measured.",
 )
 @click.option(
     "--precision",
@@ -82,7 +82,7 @@ from kaleido_fast.presets import PRESETS
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Bytes on disk by bytes of the arrays; --check measures it.",
+    help="Bytes on disk per byte of the arrays; --check measures it.",
 )
 @click.option(
     "--preemptions", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Per worker and hour."
@@ -95,7 +95,11 @@ from kaleido_fast.presets import PRESETS
     help="Seconds from a preemption until the group computes again.",
 )
 @click.option(
-    "--simulate", "simulated", type=click.IntRange(min=0), default=0, help="Also play so many runs by chance."
+    "--simulate",
+    "simulated",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Also simulate this many runs, with preemptions by chance.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, times in hours or as named.")
 @click.option(

@@ -57,7 +57,11 @@ SIGMAS = (0.1, 0.3, 1.0)
     multiple=True,
     help="Noise to recover examples from, in units of half the data range; repeatable [default: 0.1, 0.3 and 1].",
 )
-@click.option("--classes/--no-classes", default=None, help="Tell classes by a small classifier [default: if labelled].")
+@click.option(
+    "--classes/--no-classes",
+    default=None,
+    help="Find the classes of samples by a small classifier [default: if the data have labels].",
+)
 @click.option("--burn-in", type=int, help="Steps before the draw [default: as recommended].")
 @click.option("--jitter", type=float, help="Noise in units of half the data range [default: as recommended].")
 @click.option("--settle", type=int, help="Clean steps before the draw [default: as recommended].")
@@ -149,7 +153,9 @@ def command(
 def _refuse_sampling(draws: Path, sampling: dict[str, Any]) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
     if given:
-        raise InputError(f"{given[0]} is for samples that are drawn now, and {draws} is there: leave out one of them")
+        raise InputError(
+            f"{given[0]} is for samples that are drawn now, and {draws} holds finished draws: leave one of them out"
+        )
 
 
 MEASURES = (

@@ -12,7 +12,7 @@ from kaleido_fast.cli.output import say_json
 from kaleido_fast.errors import InputError
 from kaleido_fast.system.valid_json import json_text
 
-MOST_CHUNKS = 64  # of a store, that are read for the range of its draws
+MOST_CHUNKS = 64  # of a store, which are read to find the range of its draws
 
 
 @click.command(name="info", short_help="Say what a checkpoint or a file of draws holds.")

@@ -17,8 +17,9 @@ from kaleido_fast.cli.options import Output
 def command(out: Path, parts: tuple[Path, ...], overwrite: bool, quiet: bool) -> None:
     """Join the stores PARTS of neighbouring chains into the store OUT.
 
-    Parts are made by jobs that differ in --first-chain and --chains alone. OUT has the same bytes as the store of one
-    run over all chains, if the first part's chunks are as long as that run's. Interrupted, the same command goes on.
+    Parts are made by jobs that differ only in --first-chain and --chains. OUT has the same bytes as the store of one
+    run over all chains, if the first part's chunks are as long as that run's. After an interruption the same
+    command goes on.
     """
     from kaleido_fast.storing.joining import join_stores
     from kaleido_fast.system.bars import progress_bar

@@ -28,7 +28,7 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what 
 
 
 class Name(click.ParamType):
-    """One of a closed list of names; an unknown one is answered with the nearest."""
+    """One of a closed list of names; the error for an unknown one names the nearest."""
 
     name = "name"
 
@@ -61,7 +61,7 @@ class NumberOr(click.ParamType):
 
 
 class Shape(click.ParamType):
-    """The shape of one picture: HEIGHT,WIDTH, or with 3 for colour behind."""
+    """The shape of one picture: HEIGHT,WIDTH, or HEIGHT,WIDTH,3 for colour."""
 
     name = "HEIGHT,WIDTH[,3]"
 

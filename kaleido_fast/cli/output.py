@@ -34,7 +34,7 @@ def say_facts(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def say_table(table: Table) -> None:
-    """Print a table, in which square brackets are square brackets: for a terminal in its width, else without breaks."""
+    """Print a table, with square brackets as they are: in the width of a terminal, else without line breaks."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -52,6 +52,6 @@ def say_table(table: Table) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line on standard error; where that cannot be written, nothing is worth ending for."""
+    """Print a line on standard error; a failure to write it is no reason to end."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)

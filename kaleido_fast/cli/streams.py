@@ -14,7 +14,7 @@ ESCAPED = "kaleido_fast.escaped"
 
 
 def prepare_streams() -> None:
-    """Make standard streams take every name, and the numbers of closed ones be taken by nothing else.
+    """Let the standard streams print every name, and keep the numbers of closed ones from other files.
 
     The first file that is opened after ``>&-`` would have number 1: whatever a library prints would go into it. Writing
     to what stands there now fails, as writing to a closed file does.
@@ -40,7 +40,7 @@ def prepare_streams() -> None:
 
 
 def _is_file(stream: TextIO) -> bool:
-    """Whether bytes leave this process: who captures a text in memory reads characters."""
+    """Whether bytes leave this process: a program that captures text in memory reads characters."""
     try:
         return stream.fileno() >= 0
     except OSError:
@@ -48,7 +48,7 @@ def _is_file(stream: TextIO) -> bool:
 
 
 class _Output(io.FileIO):
-    """Standard output that knows of its failures: with PYTHONUNBUFFERED a second flush would not fail again."""
+    """Standard output that remembers its failures: with PYTHONUNBUFFERED a second flush would not fail again."""
 
     def __init__(self) -> None:
         super().__init__(1, "wb", closefd=False)

@@ -46,32 +46,30 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=Output(), help="Checkpoint to write [default: NAME.safetensors].")
 @click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
-@click.option("--steps", type=int, help="Optimiser steps [default: the recipe's; of no preset 4000].")
-@click.option("--batch-size", type=int, help="Examples per step [default: the recipe's; of no preset 128].")
-@click.option(
-    "--learning-rate", type=float, help="Peak learning rate of Adam [default: the recipe's; of no preset 0.001]."
-)
+@click.option("--steps", type=int, help="Optimiser steps [default: the recipe's, else 4000].")
+@click.option("--batch-size", type=int, help="Examples per step [default: the recipe's, else 128].")
+@click.option("--learning-rate", type=float, help="Peak learning rate of Adam [default: the recipe's, else 0.001].")
 @click.option(
     "--noise",
     type=float,
-    help="Training noise in units of half the data range; 0 trains a plain autoencoder [default: the recipe's; of no "
-    "preset 0.4, 0.5 above 256 values].",
+    help="Training noise in units of half the data range; 0 trains a plain autoencoder [default: the recipe's, "
+    "else 0.4, and 0.5 above 256 values].",
 )
 @click.option(
     "--pair-mix",
     type=float,
-    help="Move inputs up to this share of the way to another example; 0 is off [default: the recipe's; of no preset 0, "
-    "0.4 above 256 values].",
+    help="Move inputs up to this share of the way to another example; 0 is off [default: the recipe's, else 0, "
+    "and 0.4 above 256 values].",
 )
 @click.option(
     "--held-out",
     type=int,
-    help="Examples kept back for choosing the best weights [default: the recipe's; of no preset 0].",
+    help="Examples kept back for choosing the best weights [default: the recipe's, else 0].",
 )
 @click.option(
     "--hidden",
     type=click.IntRange(min=1),
-    help="Width of the hidden layers [default: the preset's, else 256, 512 above 256 values].",
+    help="Width of the hidden layers [default: the preset's, else 256, and 512 above 256 values].",
 )
 @click.option("--layers", type=click.IntRange(min=1), help="Number of linear layers [default: the preset's, else 6].")
 @click.option("--activation", type=Name("activation", names.ACTIVATIONS), help="Hidden activation [default: relu].")
@@ -185,7 +183,7 @@ def command(
 def _check_files(
     files: dict[str, Path | None], inputs: dict[str, str | None], name: str, request: dict[str, Any], overwrite: bool
 ) -> Checkpoint | None:
-    """Refuse files that are in the way; the checkpoint, where this very run has been finished before.
+    """Refuse files that are in the way; returns the checkpoint if this same run was finished before.
 
     The unfinished state is compared when it is read. To overwrite removes it only if it is another run's.
     """
@@ -211,7 +209,7 @@ def _check_files(
 
 
 def _own_checkpoint(out: Path, name: str, request: dict[str, Any]) -> Checkpoint:
-    """The checkpoint at ``out``, if it is of this very run; another one is refused with the difference."""
+    """The checkpoint at ``out`` if it is of this same run; another one is refused with the difference."""
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.training.trainer import request_of
 
@@ -304,7 +302,7 @@ def _report(
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    """A line a fact; how draws mix in words."""
+    """One line a fact; how draws mix, in words."""
     from kaleido_fast.evaluating.thinning import thin_line
 
     mixing = facts["diagnostics"].get("mixing")

@@ -32,7 +32,11 @@ TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"
     help="Chains of the runs to tune for.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(min=3), default=20, show_default=True, help="Timings of each tile; medians count."
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=20,
+    show_default=True,
+    help="Timings of each tile; the median counts.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:1, ...")
 @click.option(
@@ -55,8 +59,8 @@ def command(
 ) -> None:
     """Time the tiles of the fused kernels on this GPU and keep the best.
 
-    Every tile first has to reproduce the reference's states. The table is read by the next run on this GPU; nothing is
-    tuned without being asked for. Ctrl-C keeps what was found for the networks that were done.
+    Every tile first has to reproduce the reference's states. The next run on this GPU reads the table; nothing is tuned
+    unless you ask for it. Ctrl-C keeps what was found for the networks that were done.
     """
     from kaleido_fast.benchmarking.cases import find_networks
     from kaleido_fast.benchmarking.tuning import TunedTile, is_table, tune_model, write_table

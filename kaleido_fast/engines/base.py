@@ -43,7 +43,10 @@ class Halts:
 
     @classmethod
     def from_signed(cls, halt: Tensor) -> Halts:
-        """Decode what a kernel stores, (n,) int32: 0 for a chain that goes on, s for a settled, -s for a returned one.
+        """Decode what a kernel stores, (n,) int32.
+
+        It is 0 for a chain that goes on, s for one that came to rest after s steps, -s for one that was back at its
+        earlier state then.
 
         The host waits for the device once, for four numbers.
         """

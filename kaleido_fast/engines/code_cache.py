@@ -56,7 +56,7 @@ class CodeCache:
     def __init__(self, function: Callable[..., Any], folders: Callable[[], list[Path]]) -> None:
         self.name, self.folders = function.__qualname__.strip("<>"), folders
         self.source = Path(function.__code__.co_filename)
-        self.told = False
+        self.warned = False
 
     cache_path = None  # numba shows it in a dispatcher's statistics
 
@@ -71,14 +71,14 @@ class CodeCache:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as problem:
-                self.tell(f"{path} cannot be read ({problem.strerror}): compiled anew")
+                self.warn(f"{path} cannot be read ({problem.strerror}): compiled anew")
                 continue
             if content[:DIGEST] != stamp and len(content) > 2 * DIGEST:
                 continue  # of other sources
             code = content[2 * DIGEST :]
             if hashlib.sha256(code).digest() == content[DIGEST : 2 * DIGEST]:
                 return CompileResult._rebuild(target_context, *pickle.loads(code))
-            self.tell(f"{path} is damaged: compiled anew")
+            self.warn(f"{path} is damaged: compiled anew")
         return None
 
     def save_overload(self, signature: Any, compiled: CompileResult) -> None:
@@ -94,7 +94,7 @@ class CodeCache:
                 return
             except (OSError, InputError) as problem:
                 problems.append(str(problem))
-        self.tell(
+        self.warn(
             f"compiled code is not kept, so that each process compiles it again: {problems[-1]}; set NUMBA_CACHE_DIR "
             "to a folder that can be written"
         )
@@ -110,10 +110,10 @@ class CodeCache:
         """Digest of what the code is made from: code of other sources is replaced."""
         return hashlib.sha256(_read(self.source)).digest()
 
-    def tell(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Warn, once a process."""
-        if not self.told:
-            self.told = True
+        if not self.warned:
+            self.warned = True
             warnings.warn(text, stacklevel=1)
 
     def enable(self) -> None:

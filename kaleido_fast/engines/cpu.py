@@ -39,7 +39,7 @@ class CpuEngine:
     """
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest) -> None:
-        # numba takes half a second to import: only who samples pays for it.
+        # numba takes half a second to import: only a program that samples pays for it.
         from kaleido_fast.engines import cpu_kernels
 
         self.kernels = cpu_kernels

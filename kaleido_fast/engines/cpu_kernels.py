@@ -6,7 +6,7 @@ the same operations in the same order (one multiply-add per weight, in the order
 that a chain's bits depend on neither its place nor its neighbours nor the register block that computed it, and not on
 the width of the processor's vectors either; only one without fused multiply-add rounds otherwise.
 
-Everything that is compiled is in this file, for the cache on disk notices changes of the file only.
+Everything that is compiled is in this file, because the cache on disk notices only changes of this file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _register_block() -> tuple[int, int, int]:
 
 VECTOR, VECTORS, MAX_OUTPUTS = _register_block()
 LANES = VECTOR * VECTORS
-# For a processor that numba was told of, LLVM ends the process where it finds no instruction for bf16.
+# If numba compiles for a processor without bf16 (NUMBA_CPU_NAME), LLVM ends the process at the first such instruction.
 IS_COMPILED = not config.DISABLE_JIT
 _FOR_THIS_PROCESSOR = config.CPU_NAME is None and config.CPU_FEATURES is None and bool(config.ENABLE_AVX)
 HAS_BF16 = VECTOR == 16 and _FOR_THIS_PROCESSOR and bool(binding.get_host_cpu_features().get("avx512bf16"))
@@ -707,7 +707,7 @@ def advance_rows(layers, steps, tile, chain_ids, state, start, first_step, last_
     """Run steps ``first_step`` .. ``last_step - 1`` of some chains, tile after tile.
 
     Args:
-        layers, steps, tile: see there.
+        layers, steps, tile: see `Layers`, `Steps` and `Tile`.
         chain_ids: (n,) int64 absolute ids.
         state: (n, dim) fp32 states before ``first_step``; not read where ``start`` names a start noise.
         start: START_UNIFORM or START_NORMAL; else ``state`` is taken.

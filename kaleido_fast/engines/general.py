@@ -64,7 +64,7 @@ class ModuleEngine(ReferenceEngine):
 
     @property
     def read_modules(self) -> tuple[nn.Module, ...]:
-        """What a run reads weights of as it goes on: the copy, and what of the caller's it calls."""
+        """The modules whose weights a run reads as it goes on: the copy, and the caller's modules that it calls."""
         return (self.answers.form.module, *self.answers.form.borrowed)
 
     def advance(
@@ -177,7 +177,7 @@ class Answers:
 
     def _inside(self, y: Tensor) -> Tensor:
         inside = y.clamp(self.low, self.high)
-        if self.device.type == "cpu" and torch.equal(inside, y):  # elsewhere to look is to wait
+        if self.device.type == "cpu" and torch.equal(inside, y):  # on other devices a look at the values waits for them
             return inside
         excess = (y - inside).abs()
         finite = excess.isfinite()

@@ -98,8 +98,8 @@ def residual_of(change: Tensor) -> Tensor:
 # outputs, gone with 16.
 _WIDTH_MULTIPLE = 16
 
-# Products of 16 rows and of many have been seen to agree bit for bit, those of 8 not. To look costs as much as three
-# steps of a whole tile.
+# Products of 16 rows and of many have been seen to agree bit for bit, those of 8 not. A test of this costs as much as
+# three steps of a whole tile.
 _FEWEST_ROWS = 16
 _WORTH_STEPS = 8
 

@@ -1,4 +1,4 @@
-"""The Triton engine: packs a network for a fused kernel and launches it. Device code is imported through it alone."""
+"""The Triton engine: packs a network for a fused kernel and launches it. It alone imports device code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class TritonEngine:
         self._launching = threading.Lock()
 
     def with_request(self, request: SampleRequest) -> TritonEngine:
-        """See `kaleido_fast.engines.base.Engine.with_request`; on the same stream, for kernels share their scratch."""
+        """See `kaleido_fast.engines.base.Engine.with_request`.
+
+        It must run on the same stream, because both share the kernel's scratch.
+        """
         other = copy.copy(self)
         other.request, other.compile_seconds = request, 0.0
         return other

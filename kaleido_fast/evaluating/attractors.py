@@ -136,7 +136,7 @@ def attractors(
             `Dataset`.
 
     Raises:
-        InputError: no chain of the run settled, a distance that is not above 0, a model or data of another size, or
+        InputError: no chain of the run arrived, a distance that is not above 0, a model or data of another size, or
             more distinct end states than the catalogue holds.
     """
     distance = check_distance(distance)
@@ -167,7 +167,7 @@ def attractors(
 
 
 def check_distance(distance: float) -> float:
-    """The distance as a float; one that tells no end states apart is refused: `InputError`."""
+    """The distance as a float; one at which no end states differ is refused: `InputError`."""
     number = real_number(distance)
     if number is None or not 0 < number < float("inf"):
         raise InputError(f"distance is {distance!r}: give a finite number of half data ranges, above 0")
@@ -175,7 +175,7 @@ def check_distance(distance: float) -> float:
 
 
 def check_sigma(sigma: float) -> float:
-    """Noise as a float; a value below 0, or none at all, is refused: `InputError`."""
+    """Noise as a float; a value below 0, or one that is no number, is refused: `InputError`."""
     number = real_number(sigma)
     if number is None or not 0 <= number < float("inf"):
         raise InputError(f"sigma is {sigma!r}: give a finite number of half data ranges, 0 or more")
@@ -189,7 +189,7 @@ def recovered(
     """Which examples (n, D) draw chains back that start from them with noise: bool (n,).
 
     The start is the example plus ``sigma`` times standard normal noise, in units of half the data range, clamped to the
-    range. It is recovered if after 300 steps the chain has settled within a mean squared difference of 0.02 of the
+    range. It is recovered if after 300 steps the chain has arrived within a mean squared difference of 0.02 of the
     example (same units). With ``sigma`` 0 the start is `nudged`: that says which examples are stable attractors.
 
     Raises:
@@ -217,7 +217,7 @@ def recovered(
 
 
 def _end_states(result: SampleResult, model: KaleidoMLP) -> Iterator[tuple[Tensor, Tensor]]:
-    """One state (n, D) and the period (n,) of every chain that settled, block by block, on the host."""
+    """One state (n, D) and the period (n,) of every chain that arrived, block by block, on the host."""
     for first in range(0, len(result.residual), _BLOCK):
         rows = slice(first, first + _BLOCK)
         outcome, periods = result.outcome[rows].cpu(), result.period[rows].cpu()

@@ -18,7 +18,7 @@ MOST_EXAMPLES = 5000  # more cost time and change shares by less than the sampli
 class Trees:
     """300 extremely randomised trees (Geurts et al. 2006), by scikit-learn.
 
-    Give examples that the sampled model was not trained on: copies would be recognised all too surely.
+    Give examples that the sampled model was not trained on: copies of known examples are recognised too easily.
 
     Args:
         examples: (m, D), at most 5000 of which, evenly spaced, are used.
@@ -49,7 +49,7 @@ class Trees:
     def predict(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Place of every sample's (n, D) class in ``classes``, int64 (n,), and the trees' share of votes for it, (n,).
 
-        A low share tells of blur: real digits get 0.7, blurred ones 0.2 to 0.5.
+        A low share means blur: real digits get 0.7, blurred ones 0.2 to 0.5.
         """
         votes = np.concatenate(
             [self._trees.predict_proba(block.cpu().numpy()) for block in samples.float().split(4096)]

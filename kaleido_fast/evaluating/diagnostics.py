@@ -19,7 +19,7 @@ CHECKED_EXAMPLES = 1 << 14
 STABLE_STEPS = 300
 STABLE_MSE = 0.02  # in squared units of half the data range, as measured on [-1, 1]
 STABLE_RESIDUAL = 1e-4  # half the data range
-NUDGE = 1e-3  # half the data range: a plain loss of 0 makes examples exact fixed points, where a chain rests though
+NUDGE = 1e-3  # half the data range: a plain loss of 0 makes examples exact fixed points, where a chain rests although
 # they repel (points1d: a spectral radius of 3.5)
 POWER_STEPS = 60
 POWER_STARTS = 4

@@ -106,7 +106,7 @@ def evaluate(
     device: str = "auto",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Sample a model and measure it, or measure draws of it that are there.
+    """Sample a model and measure it, or measure draws that were made before.
 
     Args:
         checkpoint: the model.
@@ -116,7 +116,7 @@ def evaluate(
         k: neighbours of precision, recall, density and coverage.
         seed: of the samples, of the noise at training examples, and of the classifier.
         sigmas: noise from which training examples are to be recovered, in units of half the data range.
-        classes: whether classes are told; None does so where there are labels and scikit-learn.
+        classes: whether to find the classes of samples; None does if there are labels and scikit-learn.
         sampling: options of `fast_sample` that replace the recommended ones.
         draws: of `open_draws`: the last draw of each of their first ``n_chains`` chains takes the place of samples.
         engine, device: as for `fast_sample`.
@@ -262,7 +262,7 @@ def _mixing(
 
 
 def check_draws(draws: Draws, checkpoint: Checkpoint) -> None:
-    """Refuse draws that are not of a model: `InputError`. Draws without a record are taken at their word."""
+    """Refuse draws that are not of a model: `InputError`. Draws without a record are not checked."""
     dim, hashed = checkpoint.model.spec.dim, draws.record.get("model_hash")
     if draws.shape[2] != dim:
         raise InputError(f"{draws.path} holds draws of {draws.shape[2]} values, {checkpoint.path} makes {dim}")

@@ -146,7 +146,7 @@ def _grow(data: Dataset | None, classes: bool | None, seed: int) -> tuple[Trees 
     if classes is False or data is None:
         return None, ()
     if data.labels is None:
-        text = f"data {data.name} have no labels: no classes can be told"
+        text = f"data {data.name} have no labels, so classes cannot be measured"
         if classes:
             raise InputError(f"{text}; give a file of labels")
         return None, (text,)

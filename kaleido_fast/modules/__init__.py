@@ -1,1 +1,1 @@
-"""The caller's modules: which run by their weights alone, how all others run, how they are told apart."""
+"""The caller's modules: which run by their weights alone, how all others run, and how each is identified."""

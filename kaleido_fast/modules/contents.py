@@ -73,7 +73,7 @@ def _tell_hooks(walk: Walk, hooks: Mapping[int, Any], with_kwargs: Mapping[int, 
 
 
 def _tell_script(module: torch.jit.ScriptModule) -> bytes:
-    """A TorchScript module by the archive that it would be saved as, less what tells where its source was."""
+    """A TorchScript module by the archive that it would be saved as, without the place of its source."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(module.save_to_buffer()))
     except RuntimeError as problem:
@@ -83,7 +83,7 @@ def _tell_script(module: torch.jit.ScriptModule) -> bytes:
     with archive:
         for name in archive.namelist():
             if "/code/" in name and name.endswith(".py"):
-                # Which classes share a file, and a part of their names, tells how many were compiled before.
+                # Which classes share a file, and a part of their names, depends on how many were compiled before.
                 classes += _CLASS.split(_MANGLED.sub(b"", archive.read(name)))
             elif not name.endswith((".debug_pkl", "/serialization_id")):
                 members.append(hash_of("member", name.encode(), _MANGLED.sub(b"", archive.read(name))))

@@ -60,7 +60,7 @@ def check_dim(dim: object) -> int:
 
 
 def check_module(module: nn.Module) -> None:
-    """Refuse a module whose weights are not there yet, or that has no form for evaluation: `InputError`."""
+    """Refuse a module whose weights are not there yet, or that cannot be evaluated: `InputError`."""
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"a {type(module).__name__} has no values yet for {name}: call it once on data before")
@@ -242,7 +242,7 @@ def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if module.training != training:
             with contextlib.suppress(NotImplementedError):
-                module.train(training)  # adapters, for one, merge and part their weights here
+                module.train(training)  # adapters, for example, merge and split their weights here
     for module, training in modes:
         if module.training != training:
             module.training = training

@@ -1,9 +1,9 @@
 """What a module is, as one SHA-256: its code, its settings, its weights and buffers; the same in every process.
 
 A record of draws names the model by it, so that no run goes on with another model. What is read is what runs: bytecode,
-not source files, which may have changed since they were loaded. Objects are told by their contents, never by where
-they lie in memory, and sets in an order of their own. Code of the standard library, of torch and of installed packages
-counts by name and version. What cannot be told, such as an open file, leaves the module without an identity.
+not source files, which may have changed since they were loaded. Objects count by their contents, never by where
+they lie in memory, and sets in a fixed order. Code of the standard library, of torch and of installed packages
+counts by name and version. What cannot be read, such as an open file, leaves the module without an identity.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Identity:
     """What a module is.
 
     Args:
-        digest: 64 hexadecimal digits; "" where it cannot be told.
-        untold: what part cannot be told, and why; "" where all can.
+        digest: 64 hexadecimal digits; "" if it is not known.
+        untold: what part cannot be read, and why; "" if all can.
     """
 
     digest: str
@@ -58,7 +58,7 @@ def identify(module: nn.Module) -> Identity:
 
     Its mode (training or evaluation), gradients, devices and memory formats do not count.
     """
-    walk = Walk(_TELL)
+    walk = Walk(_DIGESTS)
     try:
         hooks = nn.modules.module
         everywhere = [*hooks._global_forward_pre_hooks.values(), *hooks._global_forward_hooks.values()]
@@ -89,7 +89,7 @@ class Watch:
         return next((name for place, name in keys if now.get((place, name)) != self.before.get((place, name))), "")
 
     def _digests(self) -> dict[tuple[int, str], bytes]:
-        walk = Walk(_TELL)
+        walk = Walk(_DIGESTS)
         return {
             (place, name): walk.of(tensor)
             for place, module in enumerate(self.modules)
@@ -101,8 +101,8 @@ def _tell_set(walk: Walk, values: set[Any] | frozenset[Any]) -> bytes:
     return hash_of("set", *sorted(map(walk.of, values)))
 
 
-# How each kind of object is told: the first that fits.
-_TELL: tuple[tuple[Any, Callable[[Walk, Any], bytes]], ...] = (
+# How each kind of object is digested: the first that fits.
+_DIGESTS: tuple[tuple[Any, Callable[[Walk, Any], bytes]], ...] = (
     (nn.Module, tell_module),
     (Tensor, tell_tensor),
     ((np.ndarray, np.generic), tell_array),

@@ -95,7 +95,7 @@ def _opened(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _changes_nothing(module: nn.Module) -> bool:
-    """Whether a module gives back (n, D) states as they are, in evaluation."""
+    """Whether a module returns (n, D) states as they are, in evaluation."""
     if any(not why_not_exactly(module, kind) for kind in (nn.Identity, *DROPOUTS)):
         return True
     if why_not_exactly(module, nn.Flatten):

@@ -12,7 +12,7 @@ _LOCKS = ("lock", "RLock")
 
 
 class UntoldError(Exception):
-    """Something whose contents cannot be told; says what it is."""
+    """Something whose contents cannot be read; says what it is."""
 
 
 def hash_of(kind: str, *parts: bytes | memoryview) -> bytes:
@@ -28,13 +28,13 @@ class Walk:
     """Digests of objects by their contents. An object within itself counts by how deep it lies there.
 
     Args:
-        tell: kinds of objects and how each is told, the first that fits; any other object is told by what `copy` and
+        digest: kinds of objects and how each is digested, the first that fits; any other object by what `copy` and
             `pickle` would make it of.
     """
 
-    def __init__(self, tell: Sequence[tuple[Any, Callable[[Walk, Any], bytes]]]) -> None:
-        self.tell = tell
-        self.path: list[str] = []  # of attributes, to say what could not be told
+    def __init__(self, digest: Sequence[tuple[Any, Callable[[Walk, Any], bytes]]]) -> None:
+        self.digest = digest
+        self.path: list[str] = []  # of attributes, to say what could not be read
         self.known: dict[int, bytes] = {}
         self.open: dict[int, int] = {}
         self.held: list[Any] = []  # an id means nothing once its object is gone
@@ -78,9 +78,9 @@ class Walk:
         return self.mapping({name: values[name] for name in sorted(values) if name not in without})
 
     def _compound(self, value: Any) -> bytes:
-        for kinds, tell in self.tell:
+        for kinds, digest in self.digest:
             if isinstance(value, kinds):
-                return tell(self, value)
+                return digest(self, value)
         if type(value).__module__ == "_thread" and type(value).__name__ in _LOCKS:
             return hash_of("lock")
         return self.reduced(value)
@@ -89,22 +89,22 @@ class Walk:
         """An object by what `copy` and `pickle` would make it of."""
         try:
             reduce = copyreg.dispatch_table.get(type(value))
-            told = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as problem:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise UntoldError(f"of type {kind}, whose contents cannot be read") from problem
-        if isinstance(told, str):
-            return hash_of("global", type(value).__qualname__.encode(), told.encode())
-        make, arguments, state, items, pairs = (*told, None, None, None)[:5]
+        if isinstance(reduced, str):
+            return hash_of("global", type(value).__qualname__.encode(), reduced.encode())
+        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         parts = [self.of(type(value)), self.of(make), self.of(arguments), self.of(state)]
         return hash_of("object", *parts, self.all(items or ()), self.all(pairs or ()))
 
 
 def by_parts(kind: str, *names: str) -> Callable[[Walk, Any], bytes]:
-    """How to tell an object by some of its attributes."""
+    """How to digest an object: by some of its attributes."""
     return lambda walk, value: hash_of(kind, *(walk.of(getattr(value, name)) for name in names))
 
 
-def exactly(kind: type, tell: Callable[[Walk, Any], bytes]) -> Callable[[Walk, Any], bytes]:
-    """For a container itself; one derived from it may hold more, and is told by what it would be made of."""
-    return lambda walk, value: tell(walk, value) if type(value) is kind else walk.reduced(value)
+def exactly(kind: type, digest: Callable[[Walk, Any], bytes]) -> Callable[[Walk, Any], bytes]:
+    """How to digest exactly this kind. An object of a derived kind may hold more: it counts as any other object."""
+    return lambda walk, value: digest(walk, value) if type(value) is kind else walk.reduced(value)

@@ -27,10 +27,10 @@ def tile_rows(width: int, kind: str) -> int:
 
 
 def module_tile(n_chains: int, dim: int, kind: str) -> int:
-    """Rows that a module which is no plain MLP gets at once, where nobody says.
+    """Rows that a module which is no plain MLP gets at once, unless the request says.
 
-    A part of what is asked for, not of how it is run: libraries round differently for another number of rows. One
-    chain is run alone, few together, and from seven times `full_module_tile` on there are always that many. Between,
+    It is part of the request, not of the plan: libraries round differently for another number of rows. One
+    chain is run alone, a few together, and from seven times `full_module_tile` on there are always that many. Between,
     the sizes are those with three leading bits (1 .. 8, 10, 12, 14, 16, 20, ...), so that most runs agree and at most
     a fourth of the rows is idle.
     """

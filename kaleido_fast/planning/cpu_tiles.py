@@ -43,7 +43,7 @@ def unit_chains(left: int, tile: int, n_threads: int, flops: int) -> int:
     """Chains that a thread takes at a time, whole tiles: a part of what is left ("guided self-scheduling").
 
     Args:
-        left: chains of the call that nobody has taken, at least 1.
+        left: chains of the call that no thread has taken, at least 1.
         tile: chains of one tile.
         n_threads: threads that share the chains.
         flops: floating-point operations of one chain over all its steps.

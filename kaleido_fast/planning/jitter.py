@@ -1,4 +1,4 @@
-"""What the noise of a run does: settled before it, and said after it."""
+"""What the noise of a run does: decided before it, and described after it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class PlannedPhase:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How a request will be run: decided once, and all that runs, explains or records it reads this.
+    """How a request will be run: decided once; all that runs, explains or records the run reads this.
 
     Args:
         engine: the engine that runs it.

@@ -1,4 +1,4 @@
-"""How many steps lie between the draws of a chain: what is taken where nobody says, and what is refused.
+"""How many steps lie between the draws of a chain: the default, and what is refused.
 
 Jittered chains move only by their jittered steps: ``thin - settle`` of them lie between two draws. With none the next
 draw is the last one run a little further, a near-copy.
@@ -35,7 +35,7 @@ def default_thin(options: Mapping[str, Any], n_draws: int, noise: str) -> int:
     """Steps per draw where ``thin`` was not passed.
 
     Several draws of a jittered chain lie as many jittered steps apart as were measured to mix, whatever ``settle`` is;
-    where nobody measured, `DEFAULT_JITTERED_STEPS`, unless the model recommends a ``thin`` above ``settle``.
+    where none were measured, `DEFAULT_JITTERED_STEPS`, unless the model recommends a ``thin`` above ``settle``.
 
     Args:
         options: ``jitter``, ``settle``, ``thin`` and `JITTERED_STEPS`, of those that are known.
@@ -45,7 +45,7 @@ def default_thin(options: Mapping[str, Any], n_draws: int, noise: str) -> int:
     thin, settle = options.get("thin", DEFAULT_THIN), plain_number(options.get("settle", DEFAULT_SETTLE))
     jitter, n_draws = plain_number(options.get("jitter", DEFAULT_JITTER)), plain_number(n_draws)
     numbers = isinstance(settle, Integral) and isinstance(n_draws, Integral) and isinstance(jitter, Real)
-    if not numbers or not are_jittered(n_draws, jitter, noise):  # what is no number, the request refuses by name
+    if not numbers or not are_jittered(n_draws, jitter, noise):  # the request itself refuses what is no number
         return thin
     if JITTERED_STEPS in options:
         return settle + options[JITTERED_STEPS]

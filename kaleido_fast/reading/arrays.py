@@ -94,7 +94,7 @@ def place_channels(raw: RawData, channels: str | None) -> RawData:
         channels: "first", "last" or "none" (no axis of colours); None finds out.
 
     Raises:
-        InputError: it cannot be told from the shape.
+        InputError: the shape does not show it.
     """
     values = raw.values
     if channels is not None and channels not in CHANNELS:

@@ -150,7 +150,7 @@ def load_dataset(
         source: one of
 
             - a name: points1d, points2d, digits, mnist, fashion-mnist, cifar10. Where a file or folder of that name
-              lies here too, write ``builtin:mnist`` for the one, ``./mnist`` for the other;
+              lies here too, write ``builtin:mnist`` for the data set, ``./mnist`` for the file;
             - a path: an IDX or .npy file (gz or not), an .npz file, a table as text (.csv, .tsv, .txt), a picture or
               its frames, a folder of pictures of one size, a folder of such folders (the classes), or one with an IDX
               file of images;
@@ -164,7 +164,7 @@ def load_dataset(
             and are taken as they are.
         background: what transparent pictures are laid over: the name of a colour, or #rrggbb.
         channels: where arrays of pictures have their colours: "first", "last", "none" (there is no such axis); None
-            finds out, and asks where it cannot be told.
+            finds out, and asks where the shape does not show it.
 
     Warns:
         DataWarning: what was decided in reading, such as for transparent pictures or left-out frames.
@@ -219,7 +219,7 @@ def _read_raw(source: Any, background: str, channels: str | None) -> RawData:
     if isinstance(source, str) and name in NAMES and path.exists():
         raise InputError(
             f"{name!r} is a built-in data set, and a {'folder' if path.is_dir() else 'file'} of that name lies here: "
-            f"write {built_in(name)} for the one, ./{name} for the other"
+            f"write {built_in(name)} for the data set, ./{name} for the {'folder' if path.is_dir() else 'file'}"
         )
     if name in NAMES and not path.exists():
         return _read_named(name)

@@ -36,7 +36,7 @@ class Picture:
         transparent: whether it was laid over the background.
         shortened: whether Pillow gave 8 of the 16 bits of each colour.
         n_frames: frames or pages of the file, of which this is one.
-        complaint: what Pillow found wrong with the file and read it all the same.
+        complaint: what Pillow found wrong with a file that it could read.
     """
 
     name: str
@@ -127,7 +127,7 @@ def as_picture(image: Image.Image, name: str, background: str) -> Picture:
 
 
 def gather(name: str, pictures: Sequence[Picture], background: str) -> RawData:
-    """Pictures of one size as (n, height, width) or (n, height, width, 3), with what is to be said of them.
+    """Pictures of one size as (n, height, width) or (n, height, width, 3), with notes on them.
 
     Raises:
         InputError: they are not alike.

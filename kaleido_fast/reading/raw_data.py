@@ -22,7 +22,7 @@ class RawData:
     """Examples as they are stored: ``values`` (n, ...) in any real type, classes (n,) or None.
 
     ``value_range`` holds the raw values that stand for black and white where the source defines them; ``notes`` what a
-    reader of the data should be told.
+    reader of the data should know.
     """
 
     name: str

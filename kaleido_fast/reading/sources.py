@@ -23,7 +23,7 @@ from kaleido_fast.reading.readers import IDX_TYPES, read_idx_file, read_npy_file
 from kaleido_fast.reading.tables import TABLE_SUFFIXES, read_table
 
 NPY, GZIP, ZIP = b"\x93NUMPY", b"\x1f\x8b", b"PK\x03\x04"
-START = 512  # bytes of a file that tell what it is
+START = 512  # bytes of a file that show what it is
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 KINDS = "an IDX, .npy, .npz or CSV file, a picture, or a folder of pictures"
 _LABEL_WORDS = ("label", "target", "classes")

@@ -10,7 +10,7 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.system.files import check_writable
 
 UNFINISHED = ".unfinished"
-"""In a report's folder until it is whole: the names of its files."""
+"""A file in a report's folder until the report is whole; it holds the names of the report's files."""
 
 
 def make_folder(folder: Path) -> None:

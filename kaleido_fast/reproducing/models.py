@@ -195,6 +195,6 @@ def cached_path(settings: Settings, name: str, key: list[object]) -> Path:
     except OSError as problem:
         raise write_error(folder, problem) from problem
     if not os.access(folder, os.W_OK):
-        raise InputError(f"cache {folder} cannot be written: pass --cache with a folder of yours")
+        raise InputError(f"cache {folder} cannot be written: pass --cache with a folder that you can write to")
     text = json.dumps([key, resolve_device(settings.device).type], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"

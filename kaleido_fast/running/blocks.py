@@ -22,7 +22,10 @@ from kaleido_fast.running.subject import Subject
 
 @dataclass(frozen=True)
 class Run:
-    """What is sampled, what is asked for, how and where it is computed; results lie on ``device``, ``others`` help."""
+    """What is sampled, what is asked for, and how and where it is computed.
+
+    Results lie on ``device``; the devices ``others`` compute a part.
+    """
 
     subject: Subject
     request: SampleRequest
@@ -59,7 +62,7 @@ def run_blocks(
     Args:
         run: what to compute.
         phases: its engines, see `build_phases`.
-        spans: places of chains in the run, taken one at a time, so that somebody else may take others.
+        spans: places of chains in the run, taken one at a time, so that another thread may take others.
         meter: counts progress.
         whole: arrays of the whole run to be filled, of which the blocks are views; None makes new ones for each span.
         z0: (n_chains, D) start states of the whole run, None for start noise.

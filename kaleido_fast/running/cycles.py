@@ -1,9 +1,9 @@
-"""Cycles: chains that go round are found, their periods measured, and their later draws known without running them.
+"""Cycles: finds chains that go round, measures their periods, and gives their later draws without running them.
 
 The search is Brent's ("An improved Monte Carlo factorization algorithm", 1980): one earlier state a chain, renewed
 after 1, 2, 4, ... checks; a chain that is back at it may go round. Checks lie multiples of ``check_every`` apart, which
-an odd period meets late; so the last steps of a run, up to ``max_period`` and a quarter of all, are run singly and each
-is compared with the state before them.
+an odd period meets late. So the last steps of a run, at most ``max_period`` and at most a quarter of all, are run one
+by one, and each state is compared with the one before these steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def renewals(first: int, check_every: int, most_checks: int) -> Iterator[int]:
 
 
 def steps_run_singly(max_period: int, n_steps: int) -> int:
-    """How many steps at the end of a run are run singly; none where no cycle is looked for."""
+    """How many steps at the end of a run are run one by one; none where no cycle is looked for."""
     return min(max_period, n_steps // 4) if max_period > 1 else 0
 
 
@@ -67,11 +67,11 @@ class Orbits:
 
 
 def follow(engine: Engine, chain_ids: Tensor, state: Tensor, tol: float, max_period: int) -> Orbits:
-    """Step chains singly from ``state`` (n, D) until all have been back at it, at most ``max_period`` steps."""
+    """Run chains step by step from ``state`` (n, D) until all have been back at it, at most ``max_period`` steps."""
     states = [state]
     period = torch.zeros(len(state), dtype=torch.int32, device=state.device)
     for p in range(1, max_period + 1):
-        # Step 0 stands for any: chains are frozen without jitter only, and then a step does not depend on its number.
+        # Step 0 stands for any: chains are frozen only without jitter, when a step does not depend on its number.
         states.append(engine.advance(chain_ids, states[-1], 0, 1, None, lambda _: None).state)
         period[are_back(states[-1], state, tol) & (period == 0)] = p
         if bool((period > 0).all()):

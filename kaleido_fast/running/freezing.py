@@ -64,7 +64,7 @@ class Window:
         engine: runs them.
         first, last: steps ``first`` .. ``last - 1``.
         renews: whether chains' states at its end become their earlier ones.
-        single_steps: steps run singly so far, each of which is compared with the state before them; 0 before these.
+        single_steps: steps run one by one so far; each is compared with the state before the first of them.
     """
 
     engine: Engine
@@ -80,8 +80,8 @@ class Policy:
 
     Args:
         tol, patience, check_every, max_period, retire_cycles, schedule: of the request.
-        freeze_from: step from which on chains are frozen and compared with earlier states of theirs.
-        singly_from: step from which on steps are run singly.
+        freeze_from: step from which on chains are frozen and compared with their earlier states.
+        singly_from: step from which on steps are run one by one.
     """
 
     tol: float
@@ -98,7 +98,7 @@ class Policy:
         """The policy of a request that freezes chains, over the phases of its run."""
         assert request.tol is not None
         n_steps = request.schedule.n_steps
-        freeze_from = phases[-1].first  # what settles in a low precision is not yet a fixed point of the network
+        freeze_from = phases[-1].first  # what stands still in a low precision is not yet a fixed point of the network
         return cls(
             tol=request.tol,
             patience=request.patience,
@@ -111,7 +111,7 @@ class Policy:
         )
 
     def windows(self, phases: Sequence[Phase]) -> Iterator[Window]:
-        """Phases cut at draws, at checks or renewals, and, where steps are run singly, at each."""
+        """Phases cut at draws, at checks or renewals, and, where steps are run one by one, at each step."""
         schedule, singly_from, looks_for_cycles = self.schedule, self.singly_from, self.max_period > 1
         most_checks = self.max_period if looks_for_cycles else schedule.n_steps
         renewing = renewals(self._next_check(self.freeze_from), self.check_every, most_checks)
@@ -138,7 +138,7 @@ class Policy:
     def checks(self, last: int, checks_passed: Tensor, earlier_state: Tensor | None) -> Checks:
         """What a window that ends at ``last`` looks for; the arguments are the chains' own."""
         patience = self.patience if last > self.freeze_from else NEVER
-        if last > self.singly_from:  # each step is compared at its end, be there a check or not
+        if last > self.singly_from:  # each step is compared at its end, with or without a check
             earlier_state = None
         return Checks(self.tol, patience, self.check_every, checks_passed, earlier_state)
 
@@ -184,7 +184,7 @@ class Running:
         return new if len(places) == len(self) else values.index_copy(0, places, new)
 
     def forget(self, places: Tensor) -> None:
-        """Look for some of them no longer: nothing comes back to infinity."""
+        """Stop looking for cycles of some of them: no chain comes back to infinity."""
         if self.earlier_state is not None:
             self.earlier_state[places] = torch.inf
 
@@ -206,7 +206,7 @@ class _Block:
     def begin(self, window: Window, z0: Tensor | None) -> Running:
         """Run the first window, from ``z0`` or from start noise, which engines make in the launch of their first steps.
 
-        From here on there is a state; there is no earlier one yet, so that none is back.
+        From here on there is a state, but no earlier one, so no chain can be back at it.
         """
         running, halts = self._start(window, z0)
         staying, _ = self._sort(window, window.first, running, running.everyone(), halts)
@@ -214,7 +214,7 @@ class _Block:
         return running
 
     def run(self, window: Window, running: Running) -> None:
-        """Run chains up to the window's end; those that settle on the way leave, as do those that walk their cycle.
+        """Run chains up to the window's end; those that arrive on the way leave, as do those on a cycle.
 
         Where there are checks the host waits for the device once, for four numbers, and for more only where a cycle is
         to be measured.

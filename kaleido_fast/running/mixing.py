@@ -37,9 +37,9 @@ class Mixing:
 
     Args:
         r_hat: the largest split R-hat, rank-normalised, of the values or of their distance from the median (folded):
-            1 for draws whose chains cannot be told apart, infinite for chains that stand still in different places;
+            1 for draws whose chains look alike, infinite for chains that stand still in different places;
             None for one chain, and where no value moves but in the middle draw.
-        ess_bulk, ess_tail: the smallest effective sample sizes: as many independent draws would tell the middle of the
+        ess_bulk, ess_tail: the smallest effective sample sizes: as many independent draws would show the middle of the
             distribution, or its 5 % and 95 % quantiles, as well as these ``n_chains * n_draws``. None for less than 10
             draws a chain.
         n_chains, n_draws: chains watched (the first ones, those with NaN left out), and draws of each (the first).

@@ -33,7 +33,7 @@ class Mark:
     """A tensor as it can be recognised without reading it.
 
     Args:
-        storage: the memory; while this is held nobody else gets the same one.
+        storage: the memory; while this is held no other tensor gets the same memory.
         layout: type, device, shape, strides and offset.
         writes: torch's count of in-place writes; None where it counts none, or not all.
     """
@@ -96,7 +96,7 @@ class PackedModel:
             return self._engines[key]
 
     def drop_engines(self) -> None:
-        """Forget what engines made."""
+        """Forget the engines that were made of these weights."""
         with self._lock:
             self._engines.clear()
 
@@ -181,7 +181,7 @@ class PackedModels:
 
 
 PACKED = PackedModels()
-"""Of this process."""
+"""The packed networks of this process."""
 
 
 def forget_packed() -> None:

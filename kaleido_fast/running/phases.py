@@ -38,7 +38,7 @@ class BlockEnd:
 
     @classmethod
     def of(cls, residual: Tensor, n_steps: int, chain_steps: int) -> BlockEnd:
-        """Of chains that run all ``n_steps`` steps and of which no period is known."""
+        """The end of chains that run all ``n_steps`` steps and have no known period."""
         steps = torch.full((len(residual),), n_steps, dtype=torch.int32, device=residual.device)
         return cls(residual, steps, torch.zeros_like(steps), chain_steps)
 

@@ -157,7 +157,9 @@ def _spec(record: dict[str, Any], dim: int, shape: tuple[int, ...], states: Tens
     if "model" in record:
         known = ModelSpec.from_json(json.dumps(record["model"]))
         if known.dim != dim:
-            raise InputError(f"{path}: draws of {dim} values, but its record says {known.dim}: it is of another file")
+            raise InputError(
+                f"{path}: draws of {dim} values, but its record says {known.dim}: the record belongs to another file"
+            )
         bound, low, high, shape = known.bound, known.low, known.high, shape or known.sample_shape
     else:
         lowest, highest = float(states.min()), float(states.max())

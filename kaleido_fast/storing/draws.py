@@ -110,7 +110,9 @@ def read_draws(path: Path) -> DrawsFile:
         draws, record = _read(path)
     except (OSError, ValueError, KeyError, EOFError, RecursionError, SafetensorError, zipfile.BadZipFile) as problem:
         text = " ".join(str(problem).split())
-        raise InputError(f"{path} cannot be read as draws: {text}; it may be cut short or foreign") from problem
+        raise InputError(
+            f"{path} cannot be read as draws: {text}; it may be cut short or of another format"
+        ) from problem
     encoding = Encoding.from_record(record)
     if encoding is not None and encoding.dtype == "uint8" == str(draws.dtype):
         draws = encoding.decode(draws)

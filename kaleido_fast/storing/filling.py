@@ -127,14 +127,14 @@ def _watch_model(run: Run, phases: list[Phase]) -> Watch | None:
     watch = Watch(*engine.read_modules)
     if identify(run.subject.module).digest != run.subject.model_hash:
         raise InputError(
-            "the model changed while the output was prepared, whose record names it as it was: nothing is written; "
+            "the model changed while the output was prepared: nothing is written; "
             "put it back and give the same command to go on, or --overwrite starts anew"
         )
     return watch
 
 
 def _refuse_change(watch: Watch | None) -> None:
-    """Refuse to write what a model that is no longer the record's may have computed."""
+    """Refuse to write a block that the model may have computed after it changed."""
     changed = "" if watch is None else watch.changed()
     if changed:
         raise InputError(

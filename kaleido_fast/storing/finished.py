@@ -50,7 +50,7 @@ def find_finished(path: Path, run: Run, scaling: Scaling | None) -> FinishedDraw
 
 
 def find_finished_npy(task: StoringTask) -> dict[str, Any] | None:
-    """The record of an .npy that was written block by block, if it is whole and of this very run.
+    """The record of an .npy that was written block by block, if it is whole and of this same run.
 
     None where there is something to compute.
 
@@ -61,12 +61,12 @@ def find_finished_npy(task: StoringTask) -> dict[str, Any] | None:
     if is_store(path) or task.overwrite or not path.exists() or read_partial(path) is not None:
         return None
     stored = read_finished(path)
-    found = "no record that fits is beside it"
+    found = "there is no record beside it that fits"
     try:
         if stored is not None:
             found = task.difference(stored)
     except InputError:
-        found = "the record beside it is of something else"
+        found = "the record beside it belongs to another file"
     if found:
         raise _of_another_run(path, found)
     remove_rest(path)

@@ -37,7 +37,7 @@ def join_stores(
         callback: called with blocks done and blocks in all.
 
     Raises:
-        InputError: as said, or a damaged chunk.
+        InputError: parts of different runs, an unfinished part, a gap, an overlap, or a damaged chunk.
         StreamInterruptedError: Ctrl-C or SIGTERM.
     """
     path = Path(path)

@@ -98,5 +98,5 @@ class BlockOutput(Protocol):
         ...
 
     def finish(self) -> list[str]:
-        """Publish an output whose blocks are all whole; gives the paths of its files."""
+        """Publish an output whose blocks are all whole; returns the paths of its files."""
         ...

@@ -113,7 +113,7 @@ def check_task(task: StoringTask, n_workers: int) -> None:
     """Refuse what can be refused without looking into the output.
 
     Raises:
-        InputError: it cannot be stored, or not there, or not by so many workers.
+        InputError: it cannot be stored, or not at this path, or not by so many workers.
     """
     path = task.path
     if path.suffix not in BLOCK_ENDINGS:
@@ -171,7 +171,7 @@ def open_shared_store(task: StoringTask, token: str) -> ZarrOutput:
     output = ZarrOutput.open(task.path, writable=True)
     problem = task.difference(output.record)
     if problem:
-        raise InputError(f"it would compute something else than the first worker: {problem}")
+        raise InputError(f"it would compute something other than the first worker: {problem}")
     return output
 
 
@@ -199,7 +199,7 @@ def _continue_npy(task: StoringTask, begun: Begun) -> NpyOutput:
 
 
 def _own_record(task: StoringTask) -> list[Path]:
-    """The .json beside the output, where it is the record of this very run."""
+    """The .json beside the output, if it is the record of this same run."""
     path = record_path(task.path)
     try:
         stored = json.loads(path.read_text())

@@ -209,7 +209,7 @@ def _result(
 
 @contextlib.contextmanager
 def _bar(callback: Callback | None, *, show: bool) -> Iterator[Callback | None]:
-    """The callback, with a progress bar beside it or not."""
+    """The callback, with a progress bar beside it if asked for."""
     if not show:
         yield callback
         return

@@ -118,4 +118,4 @@ def _checksum(stated: Mapping[str, Any]) -> str:
 def unreadable(path: Path, problem: Exception) -> InputError:
     """The error for a store, or a part of it, that cannot be read."""
     text = " ".join(str(problem).split())[:200] or type(problem).__name__
-    return InputError(f"{path} cannot be read as a store of draws: {text}; it may be damaged or foreign")
+    return InputError(f"{path} cannot be read as a store of draws: {text}; it may be damaged or of another format")

@@ -95,7 +95,7 @@ class Tally:
         return _quantiles(values, np.array([self.steps[int(value)] for value in values], np.int64))
 
     def steps_histogram(self) -> dict[str, int]:
-        """As `kaleido_fast.running.result.steps_histogram`."""
+        """Chains that arrived, by their steps: see `kaleido_fast.running.result.steps_histogram`."""
         settled = self.settled
         most = max(settled, default=0)
         return histogram_of(most, lambda first, last: sum(n for t, n in settled.items() if first <= t <= last))

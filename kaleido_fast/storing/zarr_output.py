@@ -121,7 +121,8 @@ class ZarrOutput:
         mark = self._mark(block)
         if mark is None:
             raise InputError(
-                f"{self.path}: block {block} ({place}) is missing: the run is unfinished; its command again goes on"
+                f"{self.path}: block {block} ({place}) is missing: the run is unfinished; "
+                "give its command again to go on"
             )
         try:
             held = last_checksum(self.path / place)
@@ -205,7 +206,7 @@ def remove_leftovers(path: Path) -> None:
 def _check_removable(path: Path) -> None:
     """Only a store is replaced: anything else of that name stays."""
     if not path.is_dir() or not set(_names(path)) <= {"zarr.json", MARKS, *ARRAYS}:
-        raise InputError(f"output {path} is not a store that kaleido-fast wrote, and stays: choose another name")
+        raise InputError(f"output {path} was not written by kaleido-fast and stays as it is: choose another name")
 
 
 def _names(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from kaleido_fast.system.tuned import tables_of, tuned_in
 from kaleido_kernels.tile import GpuFacts
 
 Device = str | torch.device | None
-"""As a caller names one."""
+"""A device as a caller names it."""
 
 
 def resolve_device(device: Device) -> torch.device:

@@ -156,7 +156,7 @@ def write_error(path: Path, problem: OSError) -> InputError:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; when the block ends well, flush it to disk and rename it to ``path``.
+    """Yield a temporary path beside ``path``; when the block ends well, flush it to disk and rename it to ``path``.
 
     On any error the temporary file is removed and an earlier ``path`` is untouched; an `OSError` becomes an
     `InputError`. Where ``path`` is a link, it stays, and what it leads to is written.

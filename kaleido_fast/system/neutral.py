@@ -1,4 +1,4 @@
-"""Torch as it is when a program starts, for as long as the library works: its settings change no bit of an answer.
+"""While the library works, torch is as when a program starts: the caller's settings change no bit of an answer.
 
 Entered at the doors of the library, left on any exit with everything as it was. Gradient and inference mode, autocast,
 the default device and the flushing of denormals belong to the calling thread, and are changed for it alone. The default
@@ -72,5 +72,5 @@ def neutral(device: torch.device | None = None) -> Iterator[None]:
 
 
 def _flushes_denormals() -> bool:
-    """Whether this thread takes numbers too small to be normal for zero: torch can set that, but not tell."""
+    """Whether this thread takes numbers too small to be normal for zero: torch can set that, but cannot read it."""
     return sys.float_info.min / 2 == 0

@@ -40,7 +40,7 @@ def check_outputs(
         outputs: all files and stores that the run writes.
         inputs: all that it reads.
         overwrite: whether outputs may replace what is there; never what is read.
-        ours: outputs that may exist, since this very run has written them or goes on with them.
+        ours: outputs that may exist, because this same run has written them or goes on with them.
         stores: outputs that are folders.
         remedy: what to do instead of overwriting.
 

@@ -62,7 +62,7 @@ def stop_flag(*, several: bool) -> Iterator[StopFlag]:
 
 @contextlib.contextmanager
 def _handled(handle: Callable[[int, Any], None], numbers: Iterable[int]) -> Iterator[None]:
-    """Handle signals in the main thread, and give back what handled them before."""
+    """Handle signals in the main thread, and restore what handled them before."""
     ours = numbers if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, handle) for number in ours}
     try:

@@ -1,9 +1,9 @@
 """Workers that share a run: processes joined by the key-value store of torch's launcher (`torchrun`).
 
-Rank 0, the first worker, prepares the output, shows progress and prints the end.
+Rank 0, the first worker, prepares the output, shows progress and prints the results.
 
-No collective operations, and no scheduler of our own: a counter in the launcher's store hands out blocks, so that fast
-devices take more. A worker that dies is left to the launcher, which starts all anew (``--max-restarts``).
+There are no collective operations, and no scheduler of our own: a counter in the launcher's store hands out blocks, so
+that fast devices take more. A worker that dies is left to the launcher, which starts all anew (``--max-restarts``).
 """
 
 from __future__ import annotations

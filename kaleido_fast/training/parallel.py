@@ -49,7 +49,7 @@ class TrainingWorkers:
         """Hold the state file and join the workers; yields whether all go on from that file.
 
         Args:
-            state: the file, which the first worker alone writes; None for none.
+            state: the file, which the first worker alone writes; None keeps no state.
             request: what is trained, as plain JSON values: the same for all.
             batch_size: examples of a step, to be shared.
             device: where this process computes.
@@ -201,7 +201,7 @@ def _difference(state: Path | None, mine: dict[str, Any], first: dict[str, Any])
     """Why this worker cannot train with the first one."""
     for key, value in first["facts"].items():
         if mine["facts"].get(key) != value:
-            return f"it would train something else than the first worker: {key} {mine['facts'].get(key)}, not {value}"
+            return f"it would train something other than the first worker: {key} {mine['facts'].get(key)}, not {value}"
     seen = None if state is None else read_token(state)
     if seen != first["token"] or mine["digest"] != first["digest"]:
         where = "no state file" if state is None else state.absolute()

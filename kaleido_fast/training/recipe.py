@@ -33,7 +33,7 @@ def default_spec(dataset: Dataset) -> ModelSpec:
 
 
 def default_recipe(dataset: Dataset) -> TrainingRecipe:
-    """Noise 0.4; above D = 256 noise and pair-mix, since noise of independent values leaves the subspace of large
+    """Noise 0.4; above D = 256 noise and pair-mix, because noise of independent values leaves the subspace of large
     images alone and only mixing contracts along it."""
     return TrainingRecipe() if dataset.dim <= 256 else TrainingRecipe(noise=0.5, pair_mix=0.4)
 

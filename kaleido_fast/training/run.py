@@ -243,7 +243,7 @@ class TrainingRun:
         before = position.get("workers", 1)
         if before != self.workers.size:
             warnings.warn(
-                f"{path} was written by {before} workers, now they are {self.workers.size}: the result agrees with "
+                f"{path} was written by {before} workers, now there are {self.workers.size}: the result agrees with "
                 "that of an uninterrupted run to rounding, not to the bit",
                 stacklevel=5,
             )

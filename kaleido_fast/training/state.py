@@ -32,7 +32,7 @@ def load_state(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], dic
     """Read position and tensors back.
 
     Raises:
-        InputError: the file is damaged or foreign, or it belongs to another request (the difference is named).
+        InputError: the file is damaged, of another format, or of another request (the difference is named).
     """
     try:
         metadata, tensors = read_sealed(path)

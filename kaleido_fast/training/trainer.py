@@ -143,7 +143,7 @@ def train(
 def _describe_problems(
     name: str, diagnostics: Diagnostics, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
-    """Warn of what will make samples poor, and give the same texts."""
+    """Warn of what will make samples poor; returns the same texts."""
     problems = (
         (diagnostics.problem(sampling.get("jitter", 0.0)), UnstableModelWarning),
         (thin_problem(thinning), SlowMixingWarning),
@@ -189,7 +189,7 @@ def training_request(
 
 
 def request_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The request whose training ended in a checkpoint, as `training_request` gives it."""
+    """The request whose training ended in a checkpoint, as `training_request` returns it."""
     card = checkpoint.card
     names = [field.name for field in fields(TrainingRecipe)]
     return {

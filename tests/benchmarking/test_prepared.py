@@ -149,7 +149,7 @@ NO_ARCHIVE = "no archive of prepared kernels"
         (lambda files: files.pop(LAST), "damaged"),
         (lambda files: files.pop("BBB/k.cubin"), "damaged"),
         (lambda files: files.update({"BBB": b"a file"}), "damaged"),
-        (lambda files: files.update({"./BBB/k.cubin": b"twice"}), "which none of ours does"),
+        (lambda files: files.update({"./BBB/k.cubin": b"twice"}), "which no archive of ours holds"),
         (lambda files: [files.pop(name) for name in list(files) if name.startswith("AAA")], "1 kernels of 2"),
         (set_entry("commit", 7), NO_ARCHIVE),
         (set_entry("kernels", "2"), NO_ARCHIVE),

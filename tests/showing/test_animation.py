@@ -208,5 +208,5 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, monkeypatch, capsys, a
 def test_a_record_of_another_file_is_refused(folder):
     (folder / "draws.json").write_text((folder / "draws.json").read_text())
     np.save("draws.npy", np.zeros((3, 2, 5), np.float32))
-    with pytest.raises(InputError, match="of another file"):
+    with pytest.raises(InputError, match="the record belongs to another file"):
         read_shown(folder / "draws.npy", n_chains=3)

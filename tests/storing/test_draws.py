@@ -179,7 +179,7 @@ def test_chains_at_work_at_once_change_no_byte_of_a_store(stores, tmp_path):
     [
         (("--out", "file.zarr"), "file.zarr is a file: give the folder of a store"),
         (("--out", "folder.zarr"), "folder.zarr cannot be read as a store of draws"),
-        (("--out", "folder.zarr", "--overwrite"), "folder.zarr is not a store that kaleido-fast wrote, and stays"),
+        (("--out", "folder.zarr", "--overwrite"), "folder.zarr was not written by kaleido-fast and stays as it is"),
         (("--out", "store.npy"), "store.npy is a folder"),
         (("--out", "float32.zarr", "--chunk-chains", "9000"), "has chunks of 4,096 chains, asked for are 9,000"),
         (("--out", "float32.zarr", "--dtype", "uint8"), "encoding.dtype was float32, is now uint8"),

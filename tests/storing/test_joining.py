@@ -103,7 +103,10 @@ def test_a_damaged_part_is_named_and_can_be_repaired(parts, tmp_path, monkeypatc
             ("part2.zarr", "part0.zarr", "part1.zarr"),
             "belongs to another run: request.first_chain was 13298, is now 1000",
         ),
-        (("file.zarr", "part0.zarr", "part1.zarr", "--overwrite"), "is not a store that kaleido-fast wrote, and stays"),
+        (
+            ("file.zarr", "part0.zarr", "part1.zarr", "--overwrite"),
+            "was not written by kaleido-fast and stays as it is",
+        ),
         (("nowhere/all.zarr", "part0.zarr"), "nowhere does not exist"),
     ],
 )

@@ -238,7 +238,7 @@ def call(monkeypatch, capsys, *args: str) -> tuple[int, str]:
         (("--out", "m.safetensors.zarr", "--chunk-chains", "-1"), "chunk_chains is -1"),
         (("--out", "gone/a.zarr"), "does not exist"),
         (("--out", "file.zarr"), "file.zarr is a file"),
-        (("--out", "file.zarr", "--overwrite"), "is not a store that kaleido-fast wrote, and stays"),
+        (("--out", "file.zarr", "--overwrite"), "was not written by kaleido-fast and stays as it is"),
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(folder, monkeypatch, capsys, args, text):

@@ -95,7 +95,7 @@ def test_another_number_of_workers_goes_on_and_says_so(tmp_path):
     end_early(tmp_path / "run", [0, 1], signal.SIGTERM, n=2)
     workers = train_together([tmp_path / "run"], n=3)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    text = "a.training was written by 2 workers, now they are 3: the result agrees"
+    text = "a.training was written by 2 workers, now there are 3: the result agrees"
     assert errors_of(tmp_path / "run", 0).read_text().count(text) == 1
 
 
@@ -139,7 +139,7 @@ def test_workers_that_would_train_something_else_are_refused(tmp_path):
         worker.join(120)
     told = [errors_of(tmp_path / "run", rank).read_text() for rank in range(2)]
     assert [worker.exitcode for worker in workers] == [2, 2], told
-    assert "it would train something else than the first worker: seed 2, not 1" in told[0]
+    assert "it would train something other than the first worker: seed 2, not 1" in told[0]
 
 
 def test_a_training_that_another_process_writes_is_refused_by_its_name(tmp_path):

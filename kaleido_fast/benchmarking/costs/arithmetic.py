@@ -1,4 +1,4 @@
-"""The arithmetic: bytes, files and operations of a store, expected times, work lost to preemption, runs by chance."""
+"""The arithmetic: bytes, files and operations of a store, expected times, work lost to preemption, random runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LargeRun:
         group: workers that restart together: all of a torchrun, 1 in an array job.
         bandwidth: bytes a second that one worker can write.
         operation_seconds: to make one small file durable on the storage.
-        stored_share: bytes on disk by bytes of the arrays.
+        stored_share: bytes on disk per byte of the arrays.
         preemptions: per worker and second.
         restart_seconds: from a preemption until the group computes again.
     """
@@ -158,9 +158,9 @@ def times(run: LargeRun) -> dict[str, float]:
 
 
 def simulate(run: LargeRun, seed: int) -> tuple[float, int]:
-    """One run by chance: seconds until its last block is durable, and how often a group was stopped.
+    """One random run: seconds until its last block is durable, and how often a group was stopped.
 
-    Blocks are dealt out to the groups beforehand, as to the jobs of an array; in a group whoever is free takes one.
+    Blocks are dealt out to the groups beforehand, as to the jobs of an array; in a group a free worker takes the next.
     """
     dice, slowest, stops = random.Random(seed), 0.0, 0
     n_groups = run.workers // run.group

@@ -38,7 +38,7 @@ def check(tell: Callable[[str], None]) -> None:
 
 
 def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str], None]) -> tuple[LargeRun, float]:
-    """A real run: its bytes, files and operations have to be the predicted ones. Gives it and its seconds.
+    """A real run: its bytes, files and operations must be the predicted ones. Returns it and its seconds.
 
     Raises:
         InputError: they are not.
@@ -77,7 +77,7 @@ def check_store(network: str, n_chains: int, n_steps: int, tell: Callable[[str],
         tell(f"  {name:18}{value:>14,}  predicted {predicted[name]:,}{'  WRONG' if name in wrong else ''}")
     tell(f"  {'stored_bytes':18}{stored:>14,}  {run.stored_share:.3f} of the arrays")
     if wrong:
-        raise InputError(f"{network}, {n_chains:,} chains: predicted other {', '.join(wrong)} than a real run has")
+        raise InputError(f"{network}, {n_chains:,} chains: a real run has other {', '.join(wrong)} than predicted")
     return run, result.stats.seconds
 
 
@@ -156,7 +156,7 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
                 path, started = path.with_name(f"{len(lost)}.zarr"), 0
                 continue
             if done.returncode != -signal.SIGKILL:
-                raise InputError(f"a run that was to be killed ended otherwise: {done.stderr.strip()[-300:]}")
+                raise InputError(f"a run that was to be killed ended by itself: {done.stderr.strip()[-300:]}")
             durable = int(ZarrOutput.open(path).done().sum())
             lost.append(float(done.stdout.split()[-1]) - (durable - started))
             started = durable
@@ -167,11 +167,11 @@ def check_loss(network: str, n_chains: int, n_steps: int, kills: int, tell: Call
         f"({min(lost):.2f} to {max(lost):.2f}), predicted {predicted:.2f} and what was not yet written"
     )
     if not predicted - 4 * error <= mean <= predicted + 4 * error + 1:
-        raise InputError("predicted other losses than real runs have")
+        raise InputError("the predicted losses differ from those of real runs")
 
 
 def run_until_killed(network: str, n_chains: int, n_steps: int, blocks: float, path: Path) -> None:
-    """Sample until so many blocks' worth of chain-steps is done; say how many, and be gone."""
+    """Sample until as many chain-steps as in so many blocks are done; print how many, and end at once."""
     from kaleido_fast import sample_to
     from kaleido_fast.progress import SampleProgress
 

@@ -1,4 +1,4 @@
-"""The figures for people, and what should be changed."""
+"""The figures in words, and advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MANY_FILES = 10_000_000
 
 
 def as_lines(run: LargeRun, *, simulated: int) -> list[str]:
-    """The figures for people."""
+    """The figures in words."""
     held, hours, layout = storage(run), times(run), run.layout
     lines = [
         f"run        {layout.n_chains:,} chains x {run.n_steps} steps, {layout.n_draws} x {layout.dim} "
@@ -36,14 +36,14 @@ def as_lines(run: LargeRun, *, simulated: int) -> list[str]:
     if simulated:
         walls = sorted(simulate(run, seed)[0] / 3600 for seed in range(simulated))
         lines.append(
-            f"simulated  {_amount(walls[len(walls) // 2])} hours (median of {simulated} runs by chance), "
+            f"simulated  {_amount(walls[len(walls) // 2])} hours (median of {simulated} random runs), "
             f"{_amount(walls[0])} to {_amount(walls[-1])}"
         )
     return lines + [f"note       {text}" for text in remarks(run)]
 
 
 def remarks(run: LargeRun) -> list[str]:
-    """What somebody with these numbers should change."""
+    """Advice: what to change at these numbers."""
     found, hours = [], times(run)
     if run.write_seconds > run.block_seconds:
         found.append("writing is slower than computing and sets the pace: longer --chunk-chains, or a smaller --dtype")
@@ -60,7 +60,7 @@ def remarks(run: LargeRun) -> list[str]:
 
 
 def _amount(value: float) -> str:
-    """Three digits, no exponent where one can do without."""
+    """Three digits, without an exponent where possible."""
     if value >= 999.5 and math.isfinite(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"

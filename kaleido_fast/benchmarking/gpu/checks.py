@@ -39,7 +39,7 @@ def check(job: CheckJob, emit: Emit) -> None:
 
 
 def _compare(compare: Callable[[], Deviation], found: dict[str, Any], prefix: str, emit: Emit) -> None:
-    """Put the errors that ``compare`` finds into ``found`` and tell them, those of wrong states too."""
+    """Put the errors that ``compare`` finds into ``found`` and emit them, those of wrong states too."""
     wrong: WrongStatesError | None = None
     try:
         deviation = compare()
@@ -52,7 +52,7 @@ def _compare(compare: Callable[[], Deviation], found: dict[str, Any], prefix: st
 
 
 def repeated(run: Callable[[Tensor, int], Tensor], z0: Tensor, steps: int, times: int) -> dict[str, int]:
-    """Run the same again and again.
+    """Run the same work again and again.
 
     Raises:
         InputError: another result than the first; which chains, how many.

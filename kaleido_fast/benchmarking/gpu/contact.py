@@ -1,4 +1,4 @@
-"""The cases of a first contact with a GPU, and what a process does for one of them; `first_contact` shares them out."""
+"""The cases of a first contact with a GPU, and what a process does for one of them; `first_contact` hands them out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kaleido_fast.system.devices import device_facts
 from kaleido_fast.system.versions import library_versions
 
 NETS = ("mnist", "digits", "deep128", "points2d", "points1d", "cifar")
-"""By worth: what a run of 15 minutes must not miss first."""
+"""The most important first: what a run of 15 minutes must not miss."""
 OTHERS = (
     *(("mnist", "fp16", "graph"), ("cifar", "fp16", "graph"), ("digits", "fp16", "graph")),
     *(("digits", "fp16", "wide"), ("deep128", "fp16", "wide"), ("points2d", "fp16", "stream")),

@@ -101,7 +101,7 @@ def checked_entries(work: Work, builders: Mapping[str, Builder], share: float) -
         work.begin(name)
         try:
             entries[name] = _entry(work, name, build, all_z0, expected)
-        except Exception as problem:  # somebody else's library, or a kernel that is wrong: a result too
+        except Exception as problem:  # of another library, or of a kernel that is wrong: a result too
             work.fail(name, problem)
         release(work.device)
     return entries
@@ -128,7 +128,7 @@ def _entry(work: Work, name: str, build: Builder, all_z0: Tensor, expected: dict
         return timed(entry)()
 
     entry.n_steps = steps_within(steps, target, work.device)
-    timed(entry)()  # whoever compiles for a number of steps has done so now
+    timed(entry)()  # a contestant that compiles for a number of steps has done so now
     entry.seconds = watch(timed(entry))
     return entry
 

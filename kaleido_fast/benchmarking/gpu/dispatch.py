@@ -21,7 +21,7 @@ KINDS: dict[str, Callable[[Any, Emit], None]] = {
     "look": look,
     "contact": contact,
 }
-"""By ``job["kind"]``, which names the type of the job: see `jobs`."""
+"""What does a job, by ``job["kind"]``, which names its type: see `jobs`."""
 
 
 def run_job(job: Job, emit: Emit) -> None:

@@ -1,7 +1,7 @@
 """The first minutes with a GPU: a line a case as it goes, each case in a process that may die or hang alone.
 
 First whether states are right, several cases at a time, the networks that matter most first; then milliseconds, alone.
-``benchmarks/first_contact.py`` starts the command; docs/gpu.md tells what it must print.
+``benchmarks/first_contact.py`` starts the command; docs/gpu.md says what it must print.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ContactRequest:
 
     Args:
         device: such as "cuda".
-        minutes: for everything; what is not reached is told as such.
+        minutes: for everything; cases that are not reached are reported as such.
         networks: which of `NETS`.
         chains, repeats, timed_chains: sizes.
         seconds: most for one case.
@@ -90,14 +90,14 @@ def make_contact(
     new_worker: Callable[[], Worker],
     tell: Callable[[str], None],
 ) -> tuple[int, int]:
-    """Check all cases, then time some; every line is told and added to ``out`` as its case finishes.
+    """Check all cases, then time some; every line is shown and added to ``out`` as its case finishes.
 
     Args:
         request: what to do.
-        about: of the GPU, as `look_at` gives it: the first line that is added, so that runs can be told apart.
+        about: of the GPU, as `look_at` returns it: the first line that is added, which marks the start of a run.
         out: file of JSON lines.
         new_worker: makes what does the cases.
-        tell: called with a line for people.
+        tell: called with a line to show.
 
     Returns:
         Number of cases without a problem, and of all.
@@ -330,7 +330,7 @@ def _request(networks: Sequence[str], minutes: float, emulate: bool, workers: in
 
 
 def _use(archive: Path) -> None:
-    """Unpack an archive where Triton looks; one that is of no use is told, and kernels are compiled anew."""
+    """Unpack an archive where Triton looks; for one that is of no use it says so, and kernels are compiled anew."""
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # noqa: PTH111 - as Triton does; Path raises where there is no home
     cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home) / ".triton" / "cache")
     here = manifest_here(source_commit(ROOT / "kaleido_fast")[0])

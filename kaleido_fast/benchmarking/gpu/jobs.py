@@ -48,7 +48,7 @@ class CheckJob(ReportJob):
 
 
 class ProveJob(ReportJob):
-    """A tile, as `kaleido_kernels.tuned.tile_to_json` has it, against the reference."""
+    """A tile, as `kaleido_kernels.tuned.tile_to_json` returns it, against the reference."""
 
     kind: Literal["prove"]
     network: str

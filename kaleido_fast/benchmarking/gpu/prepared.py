@@ -45,11 +45,11 @@ class Manifest:
     kernels: int
 
     def difference(self, other: Manifest) -> str:
-        """In what ``other`` differs so that its kernels are of no use here; nothing if they are."""
+        """How ``other`` differs so that its kernels are of no use here; empty if they are of use."""
         if other.triton != self.triton:
-            return f"it is for Triton {other.triton}, here is {self.triton}"
+            return f"it is for Triton {other.triton}, and {self.triton} is here"
         if other.sources != self.sources:
-            return f"it is for the kernels of commit {other.commit[:10]}, here are others"
+            return f"it is for the kernels of commit {other.commit[:10]}, and the kernels here are others"
         return ""
 
 
@@ -106,7 +106,7 @@ def _add(bundle: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def unpack(archive: Path, cache: Path, here: Manifest) -> Manifest:
-    """Put an archive's kernels into a Triton cache, in place of nothing that is there.
+    """Put an archive's kernels into a Triton cache; kernels that are there stay.
 
     Args:
         archive: what `pack` wrote.
@@ -198,12 +198,14 @@ def _read(archive: Path) -> dict[str, bytes]:
     for name in found:
         parts = Path(name).parts
         if len(parts) > 2 or ".." in parts or "\0" in name or "/".join(parts) != name or Path(name).is_absolute():
-            raise InputError(f"archive {archive} holds {name!r}, which none of ours does: make it again with --prepare")
+            raise InputError(
+                f"archive {archive} holds {name!r}, which no archive of ours holds: make it again with --prepare"
+            )
     return found
 
 
 def _relocated(group: bytes, there: set[str], folder: Path) -> bytes:
-    """Triton's list of a kernel's files with the paths that they have in ``folder``, those left out left out.
+    """Triton's list of a kernel's files with their paths in ``folder``, without the files that are left out.
 
     Raises:
         ValueError: it is no such list, or lists other files than ``there`` are.

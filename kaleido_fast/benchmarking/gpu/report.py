@@ -76,7 +76,7 @@ class Report:
 
     Args:
         request: what is measured.
-        tell: called with a line for people as things finish.
+        tell: called with a line to show as things finish.
     """
 
     def __init__(self, request: ReportRequest, tell: Callable[[str], None]) -> None:
@@ -158,7 +158,7 @@ def make_report(
         facts = _facts(report, worker)
         if "ceilings" in request.stages:
             _ceilings(report, worker)
-        worker.close()  # its memory and context are for others now
+        worker.close()  # its memory and context are free for other processes now
         proved = _proofs(report, facts, new_worker) if {"checks", "tuning"} & set(request.stages) else {}
         if NETWORK_STAGES & set(request.stages):
             _networks(report, worker, proved)
@@ -251,7 +251,7 @@ def _proofs(report: Report, facts: Mapping[str, Any], new_worker: Callable[[], W
 
 
 def _right(found: Mapping[str, Any]) -> str:
-    """What a check or a proof found, in a line."""
+    """What a check or a proof found, in one line."""
     at = found["error_at"]
     place = f"after step {at['step']} (chain {at['chain']}, dim {at['dim']})"
     text = f"right; largest error {found['error']:.2g} {place}, relative {found['relative_error']:.2g}"

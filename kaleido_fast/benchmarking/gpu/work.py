@@ -46,7 +46,7 @@ class Work:
         return self.began + share * self.job["seconds"] - time.monotonic()
 
     def begin(self, what: str) -> None:
-        """Tell what is begun, for whoever finds this process dead; "" when it is done."""
+        """Note what is begun, in case this process dies in it; "" when it is done."""
         self.record["at_work"] = what
         self.emit(self.record)
 
@@ -64,7 +64,7 @@ class Work:
 
 
 def release(device: torch.device) -> None:
-    """Give memory back: plans ask the device, not torch, what is free."""
+    """Return memory to the device: plans ask the device, not torch, what is free."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -64,7 +64,7 @@ class _Started:
     errors: IO[str]
 
     def read(self) -> None:
-        """Take its answers until it ends; for a thread."""
+        """Take its answers until it ends; runs in a thread."""
         assert self.process.stdout is not None
         try:
             for line in self.process.stdout:
@@ -177,7 +177,7 @@ class ProcessWorker:
 
 
 def _message(line: str | None) -> dict[str, Any] | None:
-    """What a process told; None if that cannot be read, as of one that died in the middle of a line."""
+    """What a process answered; None if that cannot be read, as of one that died in the middle of a line."""
     try:
         message = json.loads(line or "")
     except ValueError:
@@ -199,7 +199,7 @@ def run_jobs(
 
     Raises:
         BaseException: whatever ``finished`` or a worker raised, or KeyboardInterrupt. No further job was started or
-            told, and the workers are closed.
+            reported, and the workers are closed.
     """
     waiting = deque(jobs)
     telling, stopped = threading.Lock(), threading.Event()
@@ -270,7 +270,7 @@ def _launching(how: str) -> contextlib.AbstractContextManager[object]:
 
 
 def main(launches: str) -> None:
-    """Read jobs from standard input, one a line, and tell what they give on what was standard output.
+    """Read jobs from standard input, one a line, and write their answers to what was standard output.
 
     When standard input ends, so does this process, in the middle of a job too.
     """
@@ -289,7 +289,7 @@ def main(launches: str) -> None:
 
 
 def _take(lines: queue.Queue[bytes]) -> None:
-    """Take jobs; when there is nobody left who gives them, end this process and what it started."""
+    """Take jobs; when the process that gives them has ended, end this one and what it started."""
     with open(0, "rb", buffering=0, closefd=False) as given:  # a buffer's lock would be held in what peers fork
         for line in given:
             lines.put(line)
