@@ -4,7 +4,7 @@
     python benchmarks/settling.py --model settling.safetensors --model digits=20000 --model mine.safetensors=2000
 
 Without ``--model`` it trains the digits network on 500 images first (about two minutes on two cores): most of its
-chains settle within some dozen steps. Runs with and without ``tol`` take turns. Distances are the largest difference
+chains arrive within some dozen steps. Runs with and without ``tol`` take turns. Distances are the largest difference
 between the two final states of a chain, over its values.
 """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=float,
     default=names.DEFAULT_TOL,
     show_default=True,
-    help="Last change of a settled chain, in data units.",
+    help="A chain has arrived when its last step changed it by less, in data units.",
 )
 @click.option(
     "--distance",
@@ -144,7 +144,7 @@ def _print(catalogue: Catalogue, written: list[Path]) -> None:
         table.add_row(f"{row['share']:.2%}", f"{row['chains']:,}", str(row["period"]), radius, row["kind"], nearest)
     click.echo(
         f"{catalogue.counted(ATTRACTOR)[0]:,} attractors; {catalogue.n_settled:,} of {catalogue.n_chains:,} chains "
-        "settled"
+        "arrived"
     )
     for kind, what in (
         (REPELS, "repel (spectral radius 1 or more): their chains rest within --tol, and would leave in the long run"),

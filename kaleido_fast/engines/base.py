@@ -29,14 +29,14 @@ class Halts:
     """Which chains of a run with checks went on to its end, and which halted on the way.
 
     Args:
-        running, settled, returned: (k,) int64 each, in order, together all places 0 .. n - 1: chains that go on, that
+        running, arrived, returned: (k,) int64 each, in order, together all places 0 .. n - 1: chains that go on, that
             are at rest or NaN, and that were back at their earlier state.
         steps: (n,) int32, number of steps after which a chain halted; 0 for one that goes on.
         steps_sum: the sum of ``steps``.
     """
 
     running: Tensor
-    settled: Tensor
+    arrived: Tensor
     returned: Tensor
     steps: Tensor
     steps_sum: int
@@ -52,9 +52,9 @@ class Halts:
         """
         steps, sign = halt.abs(), halt.sign()
         sizes = torch.stack([*((sign == value).sum() for value in (-1, 0, 1)), steps.sum()])
-        n_returned, n_running, n_settled, steps_sum = sizes.tolist()
-        returned, running, settled = sign.argsort(stable=True).split([n_returned, n_running, n_settled])
-        return cls(running, settled, returned, steps, steps_sum)
+        n_returned, n_running, n_arrived, steps_sum = sizes.tolist()
+        returned, running, arrived = sign.argsort(stable=True).split([n_returned, n_running, n_arrived])
+        return cls(running, arrived, returned, steps, steps_sum)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def attractors(
         leaders.add(states, periods)
     states, counts, period_of = leaders.by_count()
     if not len(states):
-        raise InputError("no chain of this run settled: sample with jitter=0, a tol, and more burn_in")
+        raise InputError("no chain of this run arrived: sample with jitter=0, a tol, and more burn_in")
     nearest = nearest_mse = None
     if examples is not None:
         nearest, nearest_mse = nearest_examples(states, examples)
@@ -221,8 +221,8 @@ def _end_states(result: SampleResult, model: KaleidoMLP) -> Iterator[tuple[Tenso
     for first in range(0, len(result.residual), _BLOCK):
         rows = slice(first, first + _BLOCK)
         outcome, periods = result.outcome[rows].cpu(), result.period[rows].cpu()
-        settled = (outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)
-        states, periods = result.final[rows].cpu()[settled].float(), periods[settled]
+        arrived = (outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)
+        states, periods = result.final[rows].cpu()[arrived].float(), periods[arrived]
         for period in periods[periods > 1].unique().tolist():
             same = periods == period
             states[same] = _lowest_state(model, states[same], period)

@@ -34,7 +34,7 @@ LONG_BURN_IN = 299
 WATCHED = 500  # training examples that recovery is measured on
 _RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle", "tol", "precision")
 _SPACING = ("thin", "jitter", "settle")
-SAMPLES, SETTLED, REAL = "samples", "without jitter", "real data"
+SAMPLES, WITHOUT_JITTER, REAL = "samples", "without jitter", "real data"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str,
     request = runs[SAMPLES].request
     if request.jitter > 0 or (request.burn_in < LONG_BURN_IN and bool((runs[SAMPLES].outcome != 0).any())):
         where = {name: options[name] for name in ("engine", "device")}
-        runs[SETTLED] = fast_sample(
+        runs[WITHOUT_JITTER] = fast_sample(
             checkpoint, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
         )
     return runs

@@ -66,7 +66,7 @@ MEASURES = (
     Measure("fixed_point", "chains at fixed points"),
     Measure("cycle", "chains in cycles", better=-1),
     Measure("moving", "chains still moving", better=-1),
-    Measure("steps", "steps until settled (median)", "{:.0f}", -1),
+    Measure("steps", "steps until arrival (median)", "{:.0f}", -1),
     Measure("residual", "residual (median)", "{:.1g}", -1),
     Measure("stable", "stable training examples"),
     Measure("recovered", f"recovered from noise {RECOVERY_NOISE}"),

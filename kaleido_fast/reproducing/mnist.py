@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import evenly
-from kaleido_fast.evaluating.evaluation import LONG_BURN_IN, SAMPLES, SETTLED, Evaluation, also_sampled
+from kaleido_fast.evaluating.evaluation import LONG_BURN_IN, SAMPLES, WITHOUT_JITTER, Evaluation, also_sampled
 from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
@@ -57,7 +57,7 @@ def run(settings: Settings, report: Report) -> None:
         show_model(settings, report, shown, slug)
         sample_sheets(report, shown, scores, slug)
         if shown.sampling:
-            _settled_sheet(settings, report, shown, slug)
+            _long_run_sheet(settings, report, shown, slug)
         show_wanderers(settings, report, shown, held_out, slug)
     report.record(
         training_seconds={"ours": ours.seconds, "published": published.seconds},
@@ -83,7 +83,7 @@ def _without_noise(settings: Settings, shown: ShownModel, found: Evaluation, hel
     )
 
 
-def _settled_sheet(settings: Settings, report: Report, shown: ShownModel, slug: str) -> None:
+def _long_run_sheet(settings: Settings, report: Report, shown: ShownModel, slug: str) -> None:
     """The same chains as on the sheet of samples, 300 steps without noise."""
     result = fast_sample(
         shown.checkpoint,
@@ -99,7 +99,7 @@ def _settled_sheet(settings: Settings, report: Report, shown: ShownModel, slug: 
 
 def _as_published(found: Evaluation) -> str:
     """What noise and steps do to the published recipe, in one paragraph."""
-    noisy, short, long = (found.sets[name].coverage or 0.0 for name in (SAMPLES, SHORT, SETTLED))
+    noisy, short, long = (found.sets[name].coverage or 0.0 for name in (SAMPLES, SHORT, WITHOUT_JITTER))
     return (
         f"The published code samples with {PUBLISHED_RUNS} steps and adds noise of {PUBLISHED_EPS:g} after each, also "
         f"the last one: that is the first row, coverage {noisy:.2f}. The same steps without noise: {short:.2f}; 300 "

@@ -95,7 +95,7 @@ def describe(report: Report, made: Trained, data: Dataset, result: SampleResult,
     quantiles = result.stats.steps_quantiles
     report.text(
         f"Trained on {len(data)} points in {made.seconds:.1f} s ({made.clock}). {arrived:,} of {n:,} chains end within "
-        f"{REACHED} of a training point, the furthest {float(ends.distance.max()):.4f} away; half of them have settled "
+        f"{REACHED} of a training point, the furthest {float(ends.distance.max()):.4f} away; half of them have arrived "
         f"after {quantiles['50%']:.0f} steps, 99 % after {quantiles['99%']:.0f}."
     )
     report.table(

@@ -276,9 +276,9 @@ class _Block:
             return [places], []
         self.end.chain_steps += last * len(halts.running) + halts.steps_sum - first * len(places)
         staying, halted = [places[halts.running]], []
-        if len(halts.settled):
+        if len(halts.arrived):
             first_draw = self.policy.schedule.draws_done(first)  # a window ends at the next draw, if not before
-            self._freeze(running, places[halts.settled], halts.steps[halts.settled], first_draw)
+            self._freeze(running, places[halts.arrived], halts.steps[halts.arrived], first_draw)
         if len(halts.returned):
             steps = halts.steps[halts.returned]
             for step in steps.unique().tolist():
@@ -346,7 +346,7 @@ class _Block:
 def check_chains(made: Advanced, checks: Checks, step: int) -> Checked:
     """A check after ``step`` steps, by the host: what kernels do inside of a launch (`kaleido_kernels.steps`)."""
     passed = torch.where(made.residual < checks.tol, checks.checks_passed + 1, 0)
-    settled = (passed >= checks.patience) | torch.isnan(made.residual)  # a NaN stays one: nothing more can come of it
+    arrived = (passed >= checks.patience) | torch.isnan(made.residual)  # a NaN stays one: nothing more can come of it
     back = are_back(made.state, checks.saved, checks.tol)
-    halt = torch.where(settled, step, torch.where(back, -step, 0)).to(torch.int32)
+    halt = torch.where(arrived, step, torch.where(back, -step, 0)).to(torch.int32)
     return Checked(made.state, made.residual, passed, Halts.from_signed(halt))

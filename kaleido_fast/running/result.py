@@ -56,7 +56,7 @@ class SampleStats:
         compile_seconds: part of ``seconds`` spent on compiling a kernel that was not cached.
         residual_quantiles: 0, 10, 50, 90, 99, 100 % of the last residuals, NaN left out.
         outcome_shares: share of chains by outcome name.
-        steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they settled.
+        steps_quantiles: 0, 10, 50, 90, 99, 100 % of the steps that chains were run before they arrived.
         steps_histogram: chains that arrived, by the steps they took, in bins that double: {"1-8": 12, "9-16": 70, ...};
             chains that did not arrive are in none.
         mixing: how independent draws of a chain are; None for less than 4 draws a chain, and where none differ.
@@ -275,9 +275,9 @@ def quantiles_of(n: int, at: Callable[[list[int]], Sequence[float]]) -> dict[str
 
 def steps_histogram(steps: Tensor, outcome: Tensor) -> dict[str, int]:
     """Count chains that arrived (fixed point or cycle) by their steps, (n,) each, in bins 1-8, 9-16, 17-32, ..."""
-    settled = steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)]
-    most = int(settled.max()) if len(settled) else 0
-    return histogram_of(most, lambda first, last: int(((settled >= first) & (settled <= last)).sum()))
+    arrived = steps[(outcome == Outcome.FIXED_POINT) | (outcome == Outcome.CYCLE)]
+    most = int(arrived.max()) if len(arrived) else 0
+    return histogram_of(most, lambda first, last: int(((arrived >= first) & (arrived <= last)).sum()))
 
 
 def histogram_of(most: int, count: Callable[[int, int], int]) -> dict[str, int]:

@@ -178,12 +178,12 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match=re.escape("data of shape (4, 2): give (m, 1)")):
         attractors(result, model, data=torch.zeros(4, 2))
     jittered = fast_sample(model, n_chains=10, jitter=0.1)
-    with pytest.raises(InputError, match="no chain of this run settled: sample with jitter=0"):
+    with pytest.raises(InputError, match="no chain of this run arrived: sample with jitter=0"):
         attractors(jittered, model)
     with pytest.raises(InputError, match="the model 3"):
         attractors(result, random_mlp(3, 4, 3))
     moving = fast_sample(random_mlp(4, 9, 4, scale=4.0), n_chains=5, burn_in=3, tol=1e-9)
-    with pytest.raises(InputError, match="no chain of this run settled"):
+    with pytest.raises(InputError, match="no chain of this run arrived"):
         attractors(moving, random_mlp(4, 9, 4))
 
 
@@ -194,7 +194,7 @@ def test_command_writes_the_catalogue_and_a_sheet(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert "attractors; 200 of 200 chains settled" in capsys.readouterr().out
+    assert "attractors; 200 of 200 chains arrived" in capsys.readouterr().out
     facts = json.loads((tmp_path / "attractors.json").read_text())
     assert sum(row["chains"] for row in facts["attractors"]) == 200
     assert sum(row["share"] for row in facts["attractors"]) == pytest.approx(1, abs=1e-12)
@@ -209,7 +209,7 @@ def test_command_writes_the_catalogue_and_a_sheet(tmp_path, monkeypatch, capsys)
         (("--distance", "0"), "distance is 0.0"),
         (("--tol", "nan"), "tol is nan"),
         (("--tol", "-1"), "tol is -1.0"),
-        (("--burn-in", "0"), "no chain of this run settled"),
+        (("--burn-in", "0"), "no chain of this run arrived"),
         (("--chains", "0"), "n_chains is 0"),
     ],
 )

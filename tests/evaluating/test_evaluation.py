@@ -17,7 +17,7 @@ from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_chec
 from kaleido_fast.cli import main
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import stable_examples
-from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, SETTLED, evaluate
+from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, WITHOUT_JITTER, evaluate
 from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.presets import PRESETS
@@ -115,9 +115,9 @@ def test_every_figure_of_a_model_of_pictures(squares):
     checkpoint = load_checkpoint(model)
     reference = find_reference(checkpoint, data)
     found = evaluate(checkpoint, reference, n_chains=200, sampling={"burn_in": 20, "jitter": 0.3}, sigmas=(0.05, 2.0))
-    assert list(found.sets) == [SAMPLES, SETTLED, REAL]
-    assert found.runs[SAMPLES]["jitter"] == 0.3 and found.runs[SETTLED]["jitter"] == 0
-    assert found.runs[SETTLED]["burn_in"] == 299
+    assert list(found.sets) == [SAMPLES, WITHOUT_JITTER, REAL]
+    assert found.runs[SAMPLES]["jitter"] == 0.3 and found.runs[WITHOUT_JITTER]["jitter"] == 0
+    assert found.runs[WITHOUT_JITTER]["burn_in"] == 299
     for scores in found.sets.values():
         assert None not in (scores.coverage, scores.nearest, scores.authentic, scores.blank, scores.entropy)
         assert sum(scores.class_shares.values()) == pytest.approx(1)

@@ -88,7 +88,7 @@ def test_the_command_calls_nothing_an_attractor_that_repels(tmp_path, monkeypatc
     assert sum(row["chains"] for row in rows) == facts["n_settled"] == 300
     chains = sum(row["chains"] for row in facts["other_end_states"])
     text = " ".join(output.split())
-    assert f"{len(facts['attractors'])} attractors; 300 of 300 chains settled" in text
+    assert f"{len(facts['attractors'])} attractors; 300 of 300 chains arrived" in text
     assert f"{len(facts['other_end_states'])} end states ({chains} chains) repel" in text
 
 

@@ -110,7 +110,7 @@ def test_a_walk_goes_where_the_steps_go(period):
 def test_halts_say_of_every_chain_what_its_sign_says(signed):
     halts = Halts.from_signed(torch.tensor(signed, dtype=torch.int32))
     assert halts.running.tolist() == [i for i, s in enumerate(signed) if s == 0]
-    assert halts.settled.tolist() == [i for i, s in enumerate(signed) if s > 0]
+    assert halts.arrived.tolist() == [i for i, s in enumerate(signed) if s > 0]
     assert halts.returned.tolist() == [i for i, s in enumerate(signed) if s < 0]
     assert halts.steps.tolist() == [abs(s) for s in signed] and halts.steps_sum == sum(map(abs, signed))
 
