@@ -57,7 +57,7 @@ def test_a_model_file_called_like_a_bundled_one_is_refused(tmp_path, monkeypatch
     other = KaleidoMLP(ModelSpec((3, 3)))
     for name in ("digits", "mnist"):
         save_checkpoint(name, other, ModelCard())
-    with pytest.raises(InputError, match=r"builtin:digits for the data set, \./digits for the file"):
+    with pytest.raises(InputError, match=r"builtin:digits for the model, \./digits for the file"):
         load_checkpoint("digits")
     with pytest.raises(InputError, match="lies here"):
         fast_sample("digits", n_chains=1)
