@@ -28,6 +28,7 @@ from kaleido_fast.names import (
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
 )
+from kaleido_fast.planning.merging import refuse_tol_with_jitter
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Meter
@@ -36,7 +37,6 @@ from kaleido_fast.running.engine import build_phases
 from kaleido_fast.running.execution import compute_chains, memory_advice
 from kaleido_fast.running.packed import PACKED
 from kaleido_fast.running.subject import Subject, check_z0_form
-from kaleido_fast.sampling import refuse_tol_with_jitter
 from kaleido_fast.scalars import plain_number, refuse_truth_values
 from kaleido_fast.system.devices import device_facts, refuse_capture
 from kaleido_fast.system.memory import is_lack_of_memory

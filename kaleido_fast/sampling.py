@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from kaleido_fast.errors import (
     warn_caller,
 )
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
-from kaleido_fast.planning.jitter import fit_to_noise
-from kaleido_fast.planning.request import RECOMMENDABLE, SampleRequest, Trace, merge_options
-from kaleido_fast.planning.spacing import default_thin, refuse_copies
+from kaleido_fast.planning.merging import complete_request
+from kaleido_fast.planning.request import SampleRequest, Trace
 from kaleido_fast.progress import Callback
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.running.execution import execute
@@ -130,6 +128,7 @@ def fast_sample(
         SamplingMemoryError: the memory ran out all the same; it says what to pass.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
     """
+    given = locals()
     if isinstance(z0, np.ndarray):
         z0 = torch.from_numpy(z0.copy())
     run = prepare_run(
@@ -139,27 +138,7 @@ def fast_sample(
         z0=z0,
         device=device,
         block_chains=block_chains,
-        n_chains=n_chains,
-        first_chain=first_chain,
-        burn_in=burn_in,
-        n_draws=n_draws,
-        thin=thin,
-        seed=seed,
-        init=init,
-        noise=noise,
-        jitter=jitter,
-        settle=settle,
-        tol=tol,
-        patience=patience,
-        check_every=check_every,
-        max_period=max_period,
-        retire_cycles=retire_cycles,
-        precision=precision,
-        polish=polish,
-        engine=engine,
-        kernel=kernel,
-        tile_chains=tile_chains,
-        trace=trace,
+        **{field.name: given[field.name] for field in fields(SampleRequest)},
     )
     if z0 is not None:
         check_z0(z0, run.request, run.subject)
@@ -193,22 +172,7 @@ def prepare_run(
     """
     refuse_capture(torch.device("cuda"))
     subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
-    names = (*RECOMMENDABLE, "seed")
-    explicit = {name: options[name] for name in RECOMMENDABLE if name != "tol" and options.get(name) is not None}
-    if options.get("tol", "recommended") != "recommended":
-        explicit["tol"] = options["tol"]
-    merged = fit_to_noise(merge_options(explicit, subject.recommended), explicit, options.get("noise", "normal"))
-    merged = _without_tol_where_jittered(merged, explicit)
-    if "thin" not in explicit:
-        known = {**subject.recommended, **merged}
-        merged["thin"] = default_thin(known, options.get("n_draws", 1), options.get("noise", "normal"))
-    seed = options.get("seed", 0)
-    request = SampleRequest(
-        seed=secrets.randbits(64) if seed is None else seed,
-        **merged,
-        **{name: value for name, value in options.items() if name not in names},
-    )
-    refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
+    request = complete_request(options, subject.recommended)
     first, *others = devices_for(subject.module, device, packable=subject.spec is not None)
     if streamed and others:
         raise InputError("draws written as they are made come from one device: start one process a GPU, with torchrun")
@@ -232,20 +196,3 @@ def prepare_run(
             f"this model runs as it is, by the slower engine 'reference': {subject.why_general}", GeneralModuleWarning
         )
     return Run(subject, request, plan, first, tuple(others))
-
-
-def _without_tol_where_jittered(options: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
-    """A jittered chain never arrives: a default tolerance does not apply there, one that was passed is refused."""
-    if not options.get("jitter"):
-        return options
-    refuse_tol_with_jitter(explicit.get("tol"), options["jitter"])
-    return {**options, "tol": None}
-
-
-def refuse_tol_with_jitter(tol: float | None, jitter: float) -> None:
-    """Refuse a tolerance that was passed for jittered chains: `InputError`."""
-    if tol is not None and jitter:
-        raise InputError(
-            f"tol {tol} with jitter {jitter}: a jittered chain never settles, so none can be "
-            "frozen; pass jitter=0, or leave tol out (trace shows how chains move)"
-        )

@@ -18,7 +18,8 @@ from kaleido_fast.evaluating.scorer import Scorer, SetScores
 from kaleido_fast.evaluating.thinning import N_CHAINS as MIXED_CHAINS
 from kaleido_fast.evaluating.thinning import N_DRAWS as MIXED_DRAWS
 from kaleido_fast.model import KaleidoMLP, model_hash
-from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
+from kaleido_fast.planning.options import MAX_COUNT
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import SampleResult, outcome_shares, quantiles, residual_quantiles
 from kaleido_fast.sampling import fast_sample

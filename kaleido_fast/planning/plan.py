@@ -22,7 +22,8 @@ from kaleido_fast.planning.blocks import (
 )
 from kaleido_fast.planning.cpu_tiles import full_tile
 from kaleido_fast.planning.facts import DeviceFacts
-from kaleido_fast.planning.request import MAX_COUNT, SampleRequest
+from kaleido_fast.planning.options import MAX_COUNT
+from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.scalars import whole_number
 from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.choice import Choice, choose, force

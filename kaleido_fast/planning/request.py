@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,20 +17,11 @@ from kaleido_fast.names import (
     DEFAULT_SETTLE,
     DEFAULT_THIN,
     DEFAULT_TOL,
-    ENGINES,
-    INITS,
-    KERNELS,
     LOW_PRECISIONS,
-    NOISES,
-    PRECISIONS,
 )
+from kaleido_fast.planning.options import OPTIONS, OneOf, Range, Real, Whole
 from kaleido_fast.scalars import plain_fields, whole_number
-from kaleido_kernels.schedule import MAX_STEPS, Schedule
-
-RECOMMENDABLE = ("burn_in", "thin", "jitter", "settle", "tol")
-MAX_COUNT = 2**62
-MAX_PERIOD = 2**16
-MAX_TILE = 2**20
+from kaleido_kernels.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -50,27 +40,13 @@ class SampleRequest:
     """What a run computes; two equal requests give the same bits on one engine, precision and kind of device (on a CPU
     engine "reference" also takes the same number of threads).
 
+    Options are those of `kaleido_fast.fast_sample`; `kaleido_fast.planning.options.OPTIONS` has text, range and unit of
+    each. Here all are filled in:
+
     Args:
-        n_chains: number of chains, at least 1.
-        first_chain: absolute id of the first one, 0 .. 2**62.
-        burn_in: steps before the draws.
-        n_draws: draws kept per chain.
-        thin: steps per draw.
-        seed: 0 .. 2**64 - 1.
-        init: start noise: "uniform" over the data range or "normal" clipped to it.
-        noise: jitter noise: "normal", "uniform" or "upstream".
-        jitter: scale of the jitter noise in units of half the data range; 0 is off.
-        settle: steps without jitter before each draw; not used by "upstream" noise, which comes after every step.
-        tol: without jitter, a chain whose residual is below it is frozen (see `kaleido_fast.running.freezing`); None
-            runs every step. Jittered runs never freeze.
-        patience: checks in a row below ``tol`` before a chain is frozen.
+        settle: not used by "upstream" noise, which comes after every step.
+        tol: None runs every step. Jittered runs never freeze (see `kaleido_fast.running.freezing`).
         check_every: steps between checks; they fall on multiples of it.
-        max_period: longest cycle looked for among chains that do not settle; 1 looks for none.
-        retire_cycles: a chain found in a cycle is run no further; its later draws walk the cycle.
-        precision: "fp32", "fp64" (reference only), "tf32", "fp16" or "bf16" (rounded operands, fp32 sums).
-        polish: with a precision below fp32, steps before the first draw from which on all is run in fp32.
-        engine: "auto", "triton", "cpu" or "reference".
-        kernel: of the Triton engine: "narrow", "stream", "wide" or "graph"; "auto" lets the plan choose.
         trace: states to record, or None.
         tile_chains: rows that a module which is no plain MLP gets at once: bits may depend on it. None lets the plan
             choose (`module_tile`); `kaleido_fast.sampling.prepare_run` writes its choice here.
@@ -103,29 +79,14 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        _check_count("n_chains", self.n_chains, 1, MAX_COUNT)
-        _check_count("first_chain", self.first_chain, 0, MAX_COUNT)
-        _check_count("burn_in", self.burn_in, 0, MAX_STEPS)
-        _check_count("n_draws", self.n_draws, 1, MAX_STEPS)
-        _check_count("thin", self.thin, 1, MAX_STEPS)
-        _check_count("settle", self.settle, 0, MAX_STEPS)
-        _check_count("patience", self.patience, 1, MAX_STEPS)
-        _check_count("check_every", self.check_every, 1, MAX_STEPS)
-        _check_count("max_period", self.max_period, 1, MAX_PERIOD)
-        _check_count("polish", self.polish, 0, MAX_STEPS)
-        _check_count("seed", self.seed, 0, 2**64 - 1)
-        _check_name("init", self.init, INITS)
-        _check_name("noise", self.noise, NOISES)
-        _check_name("precision", self.precision, PRECISIONS)
-        _check_name("engine", self.engine, ENGINES)
-        _check_name("kernel", self.kernel, KERNELS)
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if value is not None or not option.or_none:
+                _check(name, value, option.range)
         if self.kernel != "auto" and self.engine not in ("auto", "triton"):
             raise InputError(
                 f"kernel {self.kernel!r} with engine {self.engine!r}: kernels are of engine 'triton'; leave one out"
             )
-        _check_scale("jitter", self.jitter, positive=False)
-        if self.tol is not None:
-            _check_scale("tol", self.tol, positive=True)
         try:
             _ = self.schedule
         except ValueError as problem:
@@ -139,8 +100,6 @@ class SampleRequest:
             raise InputError(f"polish with precision {self.precision!r}: it goes with {', '.join(LOW_PRECISIONS)}")
         if self.trace is not None:
             _check_trace(self.trace, self)
-        if self.tile_chains is not None:
-            _check_count("tile_chains", self.tile_chains, 1, MAX_TILE)
 
     @property
     def freezes(self) -> bool:
@@ -165,20 +124,13 @@ class SampleRequest:
         return values
 
 
-def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""
-    options = {name: recommended[name] for name in RECOMMENDABLE if name in recommended}
-    options.update(explicit)
-    return options
-
-
-def _check_count(name: str, value: object, least: int, most: int) -> None:
-    whole_number(name, value, least, most)
-
-
-def _check_name(kind: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise unknown_name(kind, value, known)
+def _check(name: str, value: object, allowed: Range) -> None:
+    if isinstance(allowed, Whole):
+        whole_number(name, value, allowed.least, allowed.most)
+    elif isinstance(allowed, Real):
+        _check_scale(name, value, positive=allowed.positive)
+    elif isinstance(allowed, OneOf) and value not in allowed.names:
+        raise unknown_name(name, value, allowed.names)
 
 
 def _check_scale(name: str, value: object, *, positive: bool) -> None:
@@ -193,6 +145,6 @@ def _check_trace(trace: Trace, request: SampleRequest) -> None:
         raise InputError("trace without chains or steps: name at least one of each")
     first, last = request.first_chain, request.first_chain + request.n_chains - 1
     for chain in trace.chains:
-        _check_count("trace chain", chain, first, last)
+        whole_number("trace chain", chain, first, last)
     for step in trace.steps:
-        _check_count("trace step", step, 0, request.schedule.n_steps)
+        whole_number("trace step", step, 0, request.schedule.n_steps)

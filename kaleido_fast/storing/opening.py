@@ -12,7 +12,7 @@ from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.errors import InputError, unknown_name, warn_caller
 from kaleido_fast.names import BLOCK_ENDINGS
 from kaleido_fast.planning.blocks import stored_block
-from kaleido_fast.planning.request import MAX_COUNT
+from kaleido_fast.planning.options import MAX_COUNT
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.scalars import whole_number
 from kaleido_fast.storing.durable import import_zarr

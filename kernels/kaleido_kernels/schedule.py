@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaleido_kernels.shapes import NOISES
+from kaleido_kernels.shapes import MAX_STEPS, NOISES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_STEPS = 2**31 - 1  # steps are 32-bit: one word of the noise counter
 
 
 @dataclass(frozen=True)

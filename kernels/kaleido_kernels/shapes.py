@@ -17,6 +17,8 @@ NOISES = ("normal", "uniform", "upstream")
 """Jitter noise."""
 KERNELS = ("narrow", "stream", "wide", "graph")
 """Ways to run a network on a GPU."""
+MAX_STEPS = 2**31 - 1
+"""Steps of a run: they are 32-bit, one word of the noise counter."""
 
 
 @dataclass(frozen=True)

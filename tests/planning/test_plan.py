@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kaleido_fast import InputError, ModelSpec, SampleRequest
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.merging import merge_options
 from kaleido_fast.planning.plan import make_plan, plan_kernel
-from kaleido_fast.planning.request import merge_options
 from kaleido_fast.presets import NETWORKS
 from kaleido_fast.running.subject import resolve_subject
 from kaleido_fast.system.versions import library_versions

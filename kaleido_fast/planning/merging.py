@@ -1,0 +1,66 @@
+"""Options as a caller passes them become a request: what was left out comes from the checkpoint, or is the default."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from kaleido_fast.errors import InputError
+from kaleido_fast.planning.jitter import fit_to_noise
+from kaleido_fast.planning.options import OPTIONS, RECOMMENDABLE
+from kaleido_fast.planning.request import SampleRequest
+from kaleido_fast.planning.spacing import default_thin, refuse_copies
+
+
+def complete_request(options: Mapping[str, Any], recommended: Mapping[str, Any]) -> SampleRequest:
+    """The request that a caller's options mean.
+
+    Args:
+        options: of `kaleido_fast.fast_sample`; None, or "recommended" for ``tol``, leaves one to the recommendation.
+        recommended: as `kaleido_fast.planning.spacing.recommended_options` gives it.
+
+    Raises:
+        InputError: a value outside of its range, or options that do not go together.
+    """
+    explicit = {name: options[name] for name in RECOMMENDABLE if not _is_left_out(name, options)}
+    noise, n_draws = options.get("noise", "normal"), options.get("n_draws", 1)
+    merged = fit_to_noise(merge_options(explicit, recommended), explicit, noise)
+    merged = _without_tol_where_jittered(merged, explicit)
+    if "thin" not in explicit:
+        merged["thin"] = default_thin({**recommended, **merged}, n_draws, noise)
+    given = {**{name: value for name, value in options.items() if name not in RECOMMENDABLE}, **merged}
+    if given.get("seed", 0) is None:
+        given["seed"] = secrets.randbits(64)
+    request = SampleRequest(**given)
+    refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
+    return request
+
+
+def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a request: the recommended ones of a checkpoint, over which every explicit one wins."""
+    return {**{name: recommended[name] for name in RECOMMENDABLE if name in recommended}, **explicit}
+
+
+def refuse_tol_with_jitter(tol: float | None, jitter: float) -> None:
+    """Refuse a tolerance that was passed for jittered chains: `InputError`."""
+    if tol is not None and jitter:
+        raise InputError(
+            f"tol {tol} with jitter {jitter}: a jittered chain never settles, so none can be "
+            "frozen; pass jitter=0, or leave tol out (trace shows how chains move)"
+        )
+
+
+def _is_left_out(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the recommendation holds; None says so, except where it is a value of its own."""
+    nothing = "recommended" if OPTIONS[name].or_none else None
+    value = options.get(name, nothing)
+    return value is nothing or (isinstance(value, str) and value == nothing)
+
+
+def _without_tol_where_jittered(options: dict[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """A jittered chain never arrives: a default tolerance does not apply there, one that was passed is refused."""
+    if not options.get("jitter"):
+        return options
+    refuse_tol_with_jitter(explicit.get("tol"), options["jitter"])
+    return {**options, "tol": None}

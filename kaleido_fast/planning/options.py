@@ -1,0 +1,172 @@
+"""The options of a run, defined once: text, range, unit and default of each.
+
+Checks of a request, the command line's ``--help`` and the table of docs/sampling.md come from here. Plain Python, so
+that ``--help`` need not wait for torch.
+
+Texts name an option as `tol` and a missing value as `None`; the command line writes ``--tol`` and its own word there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from kaleido_fast.names import (
+    DEFAULT_BURN_IN,
+    DEFAULT_CHECK_EVERY,
+    DEFAULT_JITTER,
+    DEFAULT_MAX_PERIOD,
+    DEFAULT_PATIENCE,
+    DEFAULT_SETTLE,
+    DEFAULT_THIN,
+    DEFAULT_TOL,
+    ENGINES,
+    INITS,
+    KERNELS,
+    NOISES,
+    PRECISIONS,
+)
+from kaleido_kernels.shapes import MAX_STEPS
+
+MAX_COUNT = 2**62
+MAX_PERIOD = 2**16
+MAX_TILE = 2**20
+
+
+class Whole(NamedTuple):
+    """Whole numbers from ``least`` to ``most``."""
+
+    least: int
+    most: int
+
+
+class Real(NamedTuple):
+    """Finite numbers from 0 on; without 0 where ``positive``."""
+
+    positive: bool = False
+
+
+class OneOf(NamedTuple):
+    """A closed list of names."""
+
+    names: tuple[str, ...]
+
+
+class Switch(NamedTuple):
+    """On or off."""
+
+
+Range = Whole | Real | OneOf | Switch
+
+
+class Option(NamedTuple):
+    """One option of a run.
+
+    Args:
+        text: what it is, without the full stop at the end.
+        range: values it may have.
+        default: what a request has where nothing else is said; None where it must be passed.
+        otherwise: what holds where it is left out, in words, if that is more than the default.
+        unit: of its numbers.
+        or_none: whether None is a value of its own.
+        recommendable: whether a checkpoint may recommend it; passed by name it wins over the recommendation.
+    """
+
+    text: str
+    range: Range
+    default: Any = None
+    otherwise: str = ""
+    unit: str = ""
+    or_none: bool = False
+    recommendable: bool = False
+
+
+OPTIONS = {
+    "n_chains": Option("Number of independent chains", Whole(1, MAX_COUNT), unit="chains"),
+    "first_chain": Option("Absolute id of the first chain", Whole(0, MAX_COUNT), 0),
+    "burn_in": Option(
+        "Steps before the draws",
+        Whole(0, MAX_STEPS),
+        DEFAULT_BURN_IN,
+        f"the model's recommendation, else {DEFAULT_BURN_IN}",
+        unit="steps",
+        recommendable=True,
+    ),
+    "n_draws": Option("Draws kept per chain", Whole(1, MAX_STEPS), 1, unit="draws"),
+    "thin": Option(
+        "Steps per draw",
+        Whole(1, MAX_STEPS),
+        DEFAULT_THIN,
+        f"{DEFAULT_THIN}; several draws with jitter: as recommended, else `settle` and 64 more",
+        unit="steps",
+        recommendable=True,
+    ),
+    "seed": Option(
+        "0 to 2^64-1; the same seed gives the same bits. `None` draws one and reports it", Whole(0, 2**64 - 1), 0
+    ),
+    "init": Option("Start noise over the data range", OneOf(INITS), "uniform"),
+    "noise": Option(
+        "Kind of jitter. upstream: as published, after each step, also the last one; `jitter` is its eps [0.01], and "
+        "no step is clean",
+        OneOf(NOISES),
+        "normal",
+    ),
+    "jitter": Option(
+        "Noise added to the state before each step, in units of half the data range",
+        Real(),
+        DEFAULT_JITTER,
+        f"recommended, else {DEFAULT_JITTER:g}",
+        unit="half the data range",
+        recommendable=True,
+    ),
+    "settle": Option(
+        "Last steps before each draw without jitter",
+        Whole(0, MAX_STEPS),
+        DEFAULT_SETTLE,
+        f"recommended, else {DEFAULT_SETTLE}",
+        unit="steps",
+        recommendable=True,
+    ),
+    "tol": Option(
+        "Last change of a chain, in data units, below which it is frozen; `None` runs every step",
+        Real(positive=True),
+        DEFAULT_TOL,
+        "1e-4; not with jitter",
+        unit="data units",
+        or_none=True,
+        recommendable=True,
+    ),
+    "patience": Option(
+        "Checks in a row below `tol` before a chain is frozen", Whole(1, MAX_STEPS), DEFAULT_PATIENCE, unit="checks"
+    ),
+    "check_every": Option("Steps between checks", Whole(1, MAX_STEPS), DEFAULT_CHECK_EVERY, unit="steps"),
+    "max_period": Option(
+        "Longest cycle looked for among chains that do not settle; 1 looks for none",
+        Whole(1, MAX_PERIOD),
+        DEFAULT_MAX_PERIOD,
+        unit="steps",
+    ),
+    "retire_cycles": Option("Run chains found in a cycle no further: later draws walk it", Switch(), False),
+    "precision": Option("Operands of the products; sums are fp32 (fp64 in fp64)", OneOf(PRECISIONS), "fp32"),
+    "polish": Option(
+        "With a precision below fp32: steps before the first draw from which on all runs in fp32",
+        Whole(0, MAX_STEPS),
+        0,
+        unit="steps",
+    ),
+    "engine": Option("auto: the fastest that can run", OneOf(ENGINES), "auto"),
+    "kernel": Option(
+        "Of the Triton engine; auto: the one measured best on this GPU, else the first that fits",
+        OneOf(KERNELS),
+        "auto",
+    ),
+    "tile_chains": Option(
+        "Rows that a module which is no plain MLP gets at once; last bits may depend on it",
+        Whole(1, MAX_TILE),
+        otherwise="chosen by `n_chains`",
+        unit="chains",
+        or_none=True,
+    ),
+}
+"""All fields of `kaleido_fast.SampleRequest` but ``trace``, in their order."""
+
+RECOMMENDABLE = tuple(name for name, option in OPTIONS.items() if option.recommendable)
