@@ -67,12 +67,25 @@ class LazyGroup(click.Group):
             raise InputError(f"a file ends too early: {problem or 'it is cut off or empty'}") from problem
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"kaleido-fast, version {package_version()}")
+        ctx.exit()
+
+
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,  # by itself click takes that for an error, whose lines become one
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(package_version(), prog_name="kaleido-fast")
+@click.option(  # click's own would look the version up (5 ms) at each start
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Sample generative kaleidoscopic networks: one deep MLP iterated over 100,000 chains at once.

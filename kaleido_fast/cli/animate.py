@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, Output, Shape, overwrite_option
+from kaleido_fast.cli.options import Output, Shape, overwrite_option, run_option
 from kaleido_fast.cli.output import tell
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
     "slider), .png (rows of chains, a column a step) [default: chains.gif, and chains.mp4 where ffmpeg is there].",
 )
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=64, show_default=True, help="Chains shown.")
-@click.option("--first-chain", type=int, default=0, show_default=True, help="First chain; of FILE, its place there.")
+@run_option("first_chain", text="First chain; of FILE, its place there")
 @click.option(
     "--steps", "n_steps", type=click.IntRange(min=1), help="Steps [default: as many as the model recommends]."
 )
@@ -48,11 +48,11 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
 )
 @click.option("--fps", type=click.FloatRange(0.1, 60), default=8.0, show_default=True, help="Frames a second.")
 @click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: the model's].")
-@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
-@click.option("--init", type=Name("init", names.INITS), default="uniform", show_default=True, help="Start noise.")
-@click.option("--jitter", type=float, help="As in sample [default: recommended, else 0].")
-@click.option("--settle", type=int, help="As in sample [default: recommended, else 2].")
-@click.option("--noise", type=Name("noise", names.NOISES), default="normal", show_default=True, help="As in sample.")
+@run_option("seed", text="0 to 2^64-1")
+@run_option("init", text="Start noise")
+@run_option("jitter", text="As in sample")
+@run_option("settle", text="As in sample")
+@run_option("noise", text="As in sample")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Output, overwrite_option
+from kaleido_fast.cli.options import Output, overwrite_option, run_option
 from kaleido_fast.cli.output import say_table
 from kaleido_fast.system.valid_json import json_text
 
@@ -22,16 +22,8 @@ if TYPE_CHECKING:
 @click.command(name="attractors", short_help="List where chains end: basins, periods, stability.")
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
-@click.option(
-    "--burn-in", type=int, default=names.DEFAULT_BURN_IN, show_default=True, help="Steps before the last one, at most."
-)
-@click.option(
-    "--tol",
-    type=float,
-    default=names.DEFAULT_TOL,
-    show_default=True,
-    help="A chain has arrived when its last step changed it by less, in data units.",
-)
+@run_option("burn_in", text="Steps before the last one, at most", otherwise="")
+@run_option("tol", text="A chain has arrived when its last step changed it by less, in data units", otherwise="")
 @click.option(
     "--distance",
     type=float,
@@ -39,7 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="End states nearer than this are one: root mean square, in units of half the data range.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
+@run_option("seed", text="0 to 2^64-1")
 @click.option("--data", "source", help="Training data, for the nearest example [default: the model's own, if at hand].")
 @click.option("--out", type=Output(), default=Path("attractors.json"), show_default=True, help="JSON to write.")
 @overwrite_option

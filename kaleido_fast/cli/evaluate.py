@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, Output, overwrite_option
+from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Output, overwrite_option, run_option
 from kaleido_fast.cli.output import say_json, say_table, tell
 from kaleido_fast.errors import InputError
 from kaleido_fast.system.valid_json import json_text
@@ -62,11 +62,11 @@ SIGMAS = (0.1, 0.3, 1.0)
     default=None,
     help="Find the classes of samples by a small classifier [default: if the data have labels].",
 )
-@click.option("--burn-in", type=int, help="Steps before the draw [default: as recommended].")
-@click.option("--jitter", type=float, help="Noise in units of half the data range [default: as recommended].")
-@click.option("--settle", type=int, help="Clean steps before the draw [default: as recommended].")
-@click.option("--noise", type=Name("noise", names.NOISES), help="Kind of jitter, as in sample [default: normal].")
-@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64-1.")
+@run_option("burn_in", text="Steps before the draw", otherwise="as recommended")
+@run_option("jitter", text="Noise in units of half the data range", otherwise="as recommended")
+@run_option("settle", text="Clean steps before the draw", otherwise="as recommended")
+@run_option("noise", text="Kind of jitter, as in sample", otherwise="normal")
+@run_option("seed", text="0 to 2^64-1")
 @click.option("--out", type=Output(), default=Path("evaluation.json"), show_default=True, help="JSON to write.")
 @click.option("--sheet", type=Output(), help="PNG to write [default: beside --out, for pictures].")
 @overwrite_option

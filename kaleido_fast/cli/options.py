@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from kaleido_fast import names
 from kaleido_fast.errors import unknown_name
+from kaleido_fast.planning.options import OPTIONS, OneOf, Option, Real, Switch
 from kaleido_fast.system.files import check_name
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SHORT_FLAGS = {"n_chains": "--chains", "n_draws": "--draws"}
 
 
 class Output(click.Path):
@@ -58,6 +64,47 @@ class NumberOr(click.ParamType):
             return self.kind(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor one of {', '.join(self.words)}", param, ctx)
+
+
+def flag(name: str) -> str:
+    """The flag of an option of a run."""
+    return SHORT_FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def run_option(
+    name: str, *, text: str | None = None, otherwise: str | None = None, **settings: Any
+) -> Callable[[Command], Command]:
+    """An option of a run as the table `kaleido_fast.planning.options.OPTIONS` has it.
+
+    Args:
+        name: the option's.
+        text, otherwise: this command's own, see `kaleido_fast.planning.options.Option`.
+        settings: of `click.option`, where they differ: such as another default.
+    """
+    option = OPTIONS[name]
+    text, otherwise = option.text if text is None else text, option.otherwise if otherwise is None else otherwise
+    if otherwise:
+        settings = {"default": None, **settings}
+        text += f" [default: {otherwise}]"
+    if isinstance(option.range, Switch):
+        settings["is_flag"] = True
+    else:
+        settings = {"type": _type(name, option), "show_default": not otherwise, **settings}
+    text = _in_flags(text, settings.get("type"))
+    return click.option(flag(name), name, **{"default": option.default, "help": f"{text}.", **settings})
+
+
+def _type(name: str, option: Option) -> click.ParamType | type:
+    if isinstance(option.range, OneOf):
+        return Name(name, option.range.names)
+    return float if isinstance(option.range, Real) else int
+
+
+def _in_flags(text: str, kind: click.ParamType | type | None) -> str:
+    """A text of the table as a command says it: flags for options, its own word for None."""
+    words = kind.words if isinstance(kind, NumberOr) else {}
+    nothing = next((repr(word) for word, value in words.items() if value is None), "None")
+    return re.sub(r"`(\w+)`", lambda found: nothing if found[1] == "None" else flag(found[1]), text)
 
 
 class Shape(click.ParamType):

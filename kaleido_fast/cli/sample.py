@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, NumberOr, Output
+from kaleido_fast.cli.options import Name, NumberOr, Output, run_option
 from kaleido_fast.cli.output import say_facts, say_json, tell
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PICTURE_CHAINS = 1000
 
 
 @click.command(name="sample", short_help="Start chains from noise, iterate, write draws and a picture.")
-@click.option("--chains", "n_chains", type=int, default=1000, show_default=True, help="Number of independent chains.")
+@run_option("n_chains", default=1000)
 @click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
 @click.option(
     "--out",
@@ -57,95 +57,24 @@ PICTURE_CHAINS = 1000
     show_default=True,
     help="At most this many chains on the sheet.",
 )
-@click.option("--burn-in", type=int, help="Steps before the draws [default: the model's recommendation, else 299].")
-@click.option("--draws", "n_draws", type=int, default=1, show_default=True, help="Draws kept per chain.")
-@click.option(
-    "--thin",
-    type=int,
-    help="Steps per draw [default: 1; several draws with jitter: as recommended, else --settle and 64 more].",
-)
-@click.option(
-    "--jitter",
-    type=float,
-    help="Noise added to the state before each step, in units of half the data range [default: recommended, else 0].",
-)
-@click.option("--settle", type=int, help="Last steps before each draw without jitter [default: recommended, else 2].")
-@click.option(
-    "--noise",
-    type=Name("noise", names.NOISES),
-    default="normal",
-    show_default=True,
-    help="Kind of jitter. upstream: as published, after each step, also the last one; --jitter is its eps [0.01], and "
-    "no step is clean.",
-)
-@click.option(
-    "--init",
-    type=Name("init", names.INITS),
-    default="uniform",
-    show_default=True,
-    help="Start noise over the data range.",
-)
-@click.option(
-    "--tol",
-    type=NumberOr(float, none=None, recommended="recommended"),
-    default="recommended",
-    help="Last change of a chain, in data units, below which it is frozen; 'none' runs every step [default: 1e-4; "
-    "not with jitter].",
-)
-@click.option(
-    "--patience",
-    type=int,
-    default=names.DEFAULT_PATIENCE,
-    show_default=True,
-    help="Checks in a row below --tol before a chain is frozen.",
-)
-@click.option(
-    "--check-every", type=int, default=names.DEFAULT_CHECK_EVERY, show_default=True, help="Steps between checks."
-)
-@click.option(
-    "--max-period",
-    type=int,
-    default=names.DEFAULT_MAX_PERIOD,
-    show_default=True,
-    help="Longest cycle looked for among chains that do not settle; 1 looks for none.",
-)
-@click.option("--retire-cycles", is_flag=True, help="Run chains found in a cycle no further: later draws walk it.")
-@click.option(
-    "--seed",
-    type=NumberOr(int, random=None),
-    default=0,
-    show_default=True,
-    help="0 to 2^64-1; the same seed gives the same bits. 'random' draws one and reports it.",
-)
-@click.option("--first-chain", type=int, default=0, show_default=True, help="Absolute id of the first chain.")
-@click.option(
-    "--engine",
-    type=Name("engine", names.ENGINES),
-    default="auto",
-    show_default=True,
-    help="auto: the fastest that can run.",
-)
-@click.option(
-    "--kernel",
-    type=Name("kernel", names.KERNELS),
-    default="auto",
-    show_default=True,
-    help="Of the Triton engine; auto: the one measured best on this GPU, else the first that fits.",
-)
-@click.option(
-    "--precision",
-    type=Name("precision", names.PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="Operands of the products; sums are fp32 (fp64 in fp64).",
-)
-@click.option(
-    "--polish",
-    type=int,
-    default=0,
-    show_default=True,
-    help="With a precision below fp32: steps before the first draw from which on all runs in fp32.",
-)
+@run_option("burn_in")
+@run_option("n_draws")
+@run_option("thin")
+@run_option("jitter")
+@run_option("settle")
+@run_option("noise")
+@run_option("init")
+@run_option("tol", type=NumberOr(float, none=None, recommended="recommended"), default="recommended")
+@run_option("patience")
+@run_option("check_every")
+@run_option("max_period")
+@run_option("retire_cycles")
+@run_option("seed", type=NumberOr(int, random=None))
+@run_option("first_chain")
+@run_option("engine")
+@run_option("kernel")
+@run_option("precision")
+@run_option("polish")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--block-chains", type=int, help="Chains at work at once, for less memory [default: as many as fit].")
 @click.option(

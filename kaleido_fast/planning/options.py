@@ -32,26 +32,28 @@ MAX_PERIOD = 2**16
 MAX_TILE = 2**20
 
 
-class Whole(NamedTuple):
+class Whole:
     """Whole numbers from ``least`` to ``most``."""
 
-    least: int
-    most: int
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
 
 
-class Real(NamedTuple):
+class Real:
     """Finite numbers from 0 on; without 0 where ``positive``."""
 
-    positive: bool = False
+    def __init__(self, *, positive: bool = False) -> None:
+        self.positive = positive
 
 
-class OneOf(NamedTuple):
+class OneOf:
     """A closed list of names."""
 
-    names: tuple[str, ...]
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
 
 
-class Switch(NamedTuple):
+class Switch:
     """On or off."""
 
 
