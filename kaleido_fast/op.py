@@ -1,15 +1,17 @@
 """`sample_op`: sampling as one operator of torch, for programs that are compiled, exported, or must not wait for a GPU.
 
-The operator ``torch.ops.kaleido_fast.sample`` takes weights, numbers and names and gives tensors. `torch.compile` and
-`torch.export` see one call; its answers are those of `kaleido_fast.fast_sample`, bit for bit. No gradient goes through
-it.
+The operator ``torch.ops.kaleido_fast.sample`` takes weights, two texts and three numbers and gives tensors.
+`torch.compile` and `torch.export` see one call; its answers are those of `kaleido_fast.fast_sample`, bit for bit. No
+gradient goes through it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -29,6 +31,7 @@ from kaleido_fast.names import (
     DEFAULT_SETTLE,
 )
 from kaleido_fast.planning.merging import refuse_tol_with_jitter
+from kaleido_fast.planning.options import OPTIONS
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Meter
@@ -37,10 +40,17 @@ from kaleido_fast.running.engine import build_phases
 from kaleido_fast.running.execution import compute_chains, memory_advice
 from kaleido_fast.running.packed import PACKED
 from kaleido_fast.running.subject import Subject, check_z0_form
-from kaleido_fast.scalars import plain_number, refuse_truth_values
+from kaleido_fast.scalars import json_number, plain_number, refuse_truth_values
 from kaleido_fast.system.devices import device_facts, refuse_capture
 from kaleido_fast.system.memory import is_lack_of_memory
 from kaleido_fast.system.neutral import neutral
+
+NUMBERS = ("n_chains", "first_chain", "seed")
+"""Options that are numbers of the operator: compilers may leave them open."""
+TEXT_OPTIONS = (*(name for name in OPTIONS if name not in (*NUMBERS, "tile_chains")), "block_chains")
+"""All others: constants of a compiled program, one JSON object."""
+SPEC_FIELDS = tuple(field.name for field in fields(ModelSpec))
+ENCODER = json.JSONEncoder(default=json_number)
 
 
 class SampledChains(NamedTuple):
@@ -121,61 +131,79 @@ def sample_op(
         n_chains = z0.shape[0]
     if thin is None:
         thin = default_thin({"jitter": jitter, "settle": settle}, n_draws, noise)
-    if not torch.compiler.is_compiling():  # compilers have numbers of their own
-        seed, jitter = plain_number(seed), plain_number(jitter)  # torch takes numpy's numbers for all others,
-        refuse_truth_values(  # and truth values too
-            n_chains=n_chains,
-            first_chain=first_chain,
-            burn_in=burn_in,
-            n_draws=n_draws,
-            thin=thin,
-            seed=seed,
-            jitter=jitter,
-            settle=settle,
-            tol=tol,
-            patience=patience,
-            check_every=check_every,
-            max_period=max_period,
-            polish=polish,
-            block_chains=block_chains,
-        )
+    given = {
+        "burn_in": burn_in,
+        "n_draws": n_draws,
+        "thin": thin,
+        "init": init,
+        "noise": noise,
+        "jitter": jitter,
+        "settle": settle,
+        "tol": tol,
+        "patience": patience,
+        "check_every": check_every,
+        "max_period": max_period,
+        "retire_cycles": retire_cycles,
+        "precision": precision,
+        "polish": polish,
+        "engine": engine,
+        "kernel": kernel,
+        "block_chains": block_chains,
+    }
+    return _call(model, z0, given, n_chains, first_chain, seed)
+
+
+def _call(
+    model: KaleidoMLP, z0: Tensor | None, given: Mapping[str, Any], n_chains: int, first_chain: int, seed: int
+) -> SampledChains:
+    """Call the operator: options and specification as texts, and the seed as a signed number."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling:  # torch takes numpy's numbers for all others, and truth values too; compilers have their own
+        refuse_truth_values(n_chains=n_chains, first_chain=first_chain, seed=seed)
+        seed = plain_number(seed)
     if not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed}: it must be a whole number from 0 to 2**64 - 1")
-    spec = model.spec
     layers = list(model.layers)
     # Compilers find by themselves that there is no gradient; elsewhere torch's bookkeeping for it would take time.
-    with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.no_grad():
+    with contextlib.nullcontext() if compiling else torch.no_grad():
         outputs = sample(
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             z0,
-            spec.activation,
-            spec.negative_slope,
-            spec.bound,
-            spec.low,
-            spec.high,
+            _traced_spec_text(model.spec) if compiling else _spec_text(model.spec),
+            _text(TEXT_OPTIONS, *[_constant(given[name]) if compiling else given[name] for name in TEXT_OPTIONS]),
             n_chains,
             first_chain,
-            burn_in,
-            n_draws,
-            thin,
             seed if seed < 2**63 else seed - 2**64,
-            init,
-            noise,
-            float(jitter),
-            settle,
-            tol,
-            patience,
-            check_every,
-            max_period,
-            retire_cycles,
-            precision,
-            polish,
-            engine,
-            kernel,
-            block_chains,
         )
     return SampledChains(*outputs)
+
+
+def _text(names: tuple[str, ...], *values: Any) -> str:
+    return ENCODER.encode(dict(zip(names, values, strict=True)))
+
+
+# Compilers call it while they trace, as they do `kaleido_fast.model.why_not_plain`.
+_text._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache
+def _spec_text(spec: ModelSpec) -> str:
+    return spec.to_json()
+
+
+def _traced_spec_text(spec: ModelSpec) -> str:
+    """The same from the values of its fields: of what it reads here a compiler notices the change."""
+    return _text(SPEC_FIELDS, *[_constant(getattr(spec, name)) for name in SPEC_FIELDS])
+
+
+def _constant(value: Any) -> Any:
+    """A value that a compiler may hold as a symbol, made a constant of the program: it is compiled for each value."""
+    from torch.fx.experimental.symbolic_shapes import guard_scalar  # loads the compiler
+
+    if isinstance(value, tuple):
+        return tuple(guard_scalar(entry) for entry in value)
+    return guard_scalar(value) if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) else value
 
 
 def _weights_known(model: nn.Module) -> KaleidoMLP:
@@ -199,72 +227,37 @@ def _sample(
     weights: Sequence[Tensor],
     biases: Sequence[Optional[Tensor]],  # noqa: UP045
     z0: Optional[Tensor],  # noqa: UP045
-    activation: str,
-    negative_slope: float,
-    bound: str,
-    low: float,
-    high: float,
+    spec: str,
+    options: str,
     n_chains: int,
     first_chain: int,
-    burn_in: int,
-    n_draws: int,
-    thin: int,
     seed: int,
-    init: str,
-    noise: str,
-    jitter: float,
-    settle: int,
-    tol: Optional[float],  # noqa: UP045
-    patience: int,
-    check_every: int,
-    max_period: int,
-    retire_cycles: bool,
-    precision: str,
-    polish: int,
-    engine: str,
-    kernel: str,
-    block_chains: Optional[int],  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator: (draws, residual, steps, period, outcome) as in `SampledChains`.
 
     Args:
         weights, biases: (out, in) and (out,) or None a layer, on one device, of any floating type.
-        activation, negative_slope, bound, low, high: see `kaleido_fast.ModelSpec`.
+        z0: start states as in `sample_op`, or None.
+        spec: `kaleido_fast.ModelSpec.to_json` of the network.
+        options: a JSON object of the options named in `TEXT_OPTIONS`, all of them, as in `sample_op`.
+        n_chains, first_chain: as in `sample_op`.
         seed: as a signed number of 64 bits, whose bits are the seed.
-
-    The others are as in `sample_op`.
     """
-    request = SampleRequest(
-        n_chains=n_chains,
-        first_chain=first_chain,
-        burn_in=burn_in,
-        n_draws=n_draws,
-        thin=thin,
-        seed=seed % 2**64,
-        init=init,
-        noise=noise,
-        jitter=jitter,
-        settle=settle,
-        tol=tol,
-        patience=patience,
-        check_every=check_every,
-        max_period=max_period,
-        retire_cycles=retire_cycles,
-        precision=precision,
-        polish=polish,
-        engine=engine,
-        kernel=kernel,
-    )
-    spec = ModelSpec(
-        widths=(weights[0].shape[1], *(len(weight) for weight in weights)),
-        activation=activation,
-        bound=bound,
-        low=low,
-        high=high,
-        bias=tuple(bias is not None for bias in biases),
-        negative_slope=negative_slope,
-    )
-    return _sample_chains(request, spec, weights, biases, z0, block_chains)
+    given = _read_options(options)
+    chosen = {name: value for name, value in given.items() if name != "block_chains"}
+    request = SampleRequest(n_chains=n_chains, first_chain=first_chain, seed=seed % 2**64, **chosen)
+    return _sample_chains(request, _read_spec(spec), weights, biases, z0, given["block_chains"])
+
+
+_read_spec = functools.lru_cache(ModelSpec.from_json)
+
+
+@functools.lru_cache
+def _read_options(text: str) -> Mapping[str, Any]:
+    given = json.loads(text)
+    if not isinstance(given, dict) or given.keys() != set(TEXT_OPTIONS):
+        raise InputError(f"the operator's options are {text}: give a JSON object of {', '.join(TEXT_OPTIONS)}")
+    return given
 
 
 @neutral()
@@ -280,8 +273,7 @@ def _sample_chains(
     refuse_capture(device)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         check_weights(f"layer {i}", weight, bias)
-        if weight.shape[1] != spec.widths[i]:
-            raise InputError(f"layer {i} takes {weight.shape[1]} values but gets {spec.widths[i]}")
+    _check_layers(spec, weights, biases)
     refuse_tol_with_jitter(request.tol, request.jitter)
     refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
     if z0 is not None:
@@ -306,24 +298,46 @@ def _sample_chains(
     raise memory_advice(run)  # see `kaleido_fast.running.execution.execute`
 
 
+def _check_layers(spec: ModelSpec, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """Refuse weights that are not those of the specification: `InputError`."""
+    if len(weights) != spec.n_layers:
+        raise InputError(f"{len(weights)} layers of weights, but the specification has {spec.n_layers}")
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        n_out, n_in = weight.shape
+        if n_in != spec.widths[i]:
+            raise InputError(f"layer {i} takes {n_in} values but gets {spec.widths[i]}")
+        if n_out != spec.widths[i + 1] or (bias is not None) != spec.bias[i]:
+            raise InputError(
+                f"layer {i} gives {n_out} values {'without' if bias is None else 'with'} a bias: its specification has "
+                f"{spec.widths[i + 1]} {'with' if spec.bias[i] else 'without'} one"
+            )
+
+
 # Left out of CUDA graphs: how many steps are run, and which weights are packed, is decided on the host.
 sample = torch.library.custom_op(
     "kaleido_fast::sample", _sample, mutates_args=(), device_types=("cpu", "cuda"), tags=(torch.Tag.cudagraph_unsafe,)
 )
-_SIGNATURE = inspect.signature(_sample)
 
 
 @sample.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = _SIGNATURE.bind(*arguments).arguments
-    like, n = given["weights"][0], given["n_chains"]
+def _(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    z0: Tensor | None,
+    spec: str,
+    options: str,
+    n_chains: int,
+    first_chain: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given, like = _read_options(options), weights[0]
     draws = torch.float64 if given["precision"] == "fp64" else torch.float32
     return (
-        like.new_empty(n, given["n_draws"], like.shape[1], dtype=draws),
-        like.new_empty(n, dtype=torch.float32),
-        like.new_empty(n, dtype=torch.int32),
-        like.new_empty(n, dtype=torch.int32),
-        like.new_empty(n, dtype=torch.int8),
+        like.new_empty(n_chains, given["n_draws"], like.shape[1], dtype=draws),
+        like.new_empty(n_chains, dtype=torch.float32),
+        like.new_empty(n_chains, dtype=torch.int32),
+        like.new_empty(n_chains, dtype=torch.int32),
+        like.new_empty(n_chains, dtype=torch.int8),
     )
 
 

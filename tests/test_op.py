@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast import InputError, KaleidoMLP, fast_sample, forget_packed, sample_op
+from kaleido_fast import InputError, KaleidoMLP, ModelSpec, fast_sample, forget_packed, sample_op
 from kaleido_fast.op import SampledChains, _sample_chains, sample
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.packed import PACKED, Mark, PackedModel, PackedModels, layers_of
@@ -30,14 +31,30 @@ def assert_same(got, want) -> None:
         assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
+SETTINGS = {
+    "burn_in": 3,
+    "n_draws": 1,
+    "thin": 1,
+    "init": "uniform",
+    "noise": "normal",
+    "jitter": 0.0,
+    "settle": 2,
+    "tol": None,
+    "patience": 1,
+    "check_every": 4,
+    "max_period": 64,
+    "retire_cycles": False,
+    "precision": "fp32",
+    "polish": 0,
+    "engine": "auto",
+    "kernel": "auto",
+    "block_chains": None,
+}
+
+
 def op_arguments(model: KaleidoMLP, n: int, z0: torch.Tensor | None = None, **options) -> tuple:
     """Arguments of the bare operator."""
-    given = {"burn_in": 3, "n_draws": 1, "thin": 1, "seed": 0, "jitter": 0.0, "tol": None, "precision": "fp32"}
-    given |= options
-    spec, (weights, biases) = model.spec, layers_of(model)
-    numbers = (n, 0, given["burn_in"], given["n_draws"], given["thin"], given["seed"], "uniform", "normal")
-    rest = (given["jitter"], 2, given["tol"], 1, 4, 64, False, given["precision"], 0, "auto", "auto", None)
-    return (weights, biases, z0, spec.activation, 0.01, spec.bound, spec.low, spec.high, *numbers, *rest)
+    return (*layers_of(model), z0, model.spec.to_json(), json.dumps(SETTINGS | options), n, 0, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -511,8 +528,8 @@ def test_on_a_gpu_capture_is_refused_and_the_compiler_leaves_the_operator_out_of
 
 def test_a_compiled_program_and_the_operator_itself_refuse_weights_that_are_no_layers():
     model = random_mlp(4, 7, 4)
-    tail = [None, "relu", 0.01, "tanh", -1.0, 1.0, 2, 0, 0, 1, 1, 0, "uniform", "normal", 0.0, 0, None, 1, 4, 1]
-    tail += [False, "fp32", 0, "auto", "auto", None]
+    spec = ModelSpec((4, 7, 4), bias=False)
+    tail = [None, spec.to_json(), json.dumps(SETTINGS | {"burn_in": 0, "settle": 0, "max_period": 1}), 2, 0, 0]
     first, last = torch.randn(7, 4), torch.randn(4, 7)
     assert torch.ops.kaleido_fast.sample([first, last], [None, None], *tail)[0].shape == (2, 1, 4)
     for weights, biases, text in (
