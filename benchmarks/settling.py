@@ -18,7 +18,7 @@ import click
 
 from kaleido_fast import ModelCard, SampleResult, fast_sample, load_checkpoint, save_checkpoint
 from kaleido_fast.benchmarking.timing import quantile, time_alternating
-from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.cli.parameters import overwrite_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.presets import TrainingRecipe

@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Output, Shape, overwrite_option, run_option
 from kaleido_fast.cli.output import tell
+from kaleido_fast.cli.parameters import Output, Shape, overwrite_option, run_option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

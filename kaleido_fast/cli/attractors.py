@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Output, overwrite_option, run_option
 from kaleido_fast.cli.output import say_table
+from kaleido_fast.cli.parameters import Output, overwrite_option, run_option
 from kaleido_fast.system.valid_json import json_text
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, say_table
+from kaleido_fast.cli.parameters import Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
 

@@ -22,7 +22,7 @@ from kaleido_fast.benchmarking.costs.checking import check, run_until_killed
 from kaleido_fast.benchmarking.costs.planned import DEVICE_PRECISIONS, make_layout, modelled_rate
 from kaleido_fast.benchmarking.costs.text import as_lines, remarks
 from kaleido_fast.benchmarking.program import run_program
-from kaleido_fast.cli.options import Name, NumberOr
+from kaleido_fast.cli.parameters import Name, NumberOr
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS
 

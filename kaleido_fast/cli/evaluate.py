@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Output, overwrite_option, run_option
 from kaleido_fast.cli.output import say_json, say_table, tell
+from kaleido_fast.cli.parameters import BACKGROUND, CHANNELS, Output, overwrite_option, run_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.system.valid_json import json_text
 

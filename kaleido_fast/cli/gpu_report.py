@@ -19,7 +19,7 @@ from kaleido_fast.benchmarking.gpu.table import readme_part
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.benchmarking.report import check_readme, write_between
-from kaleido_fast.cli.options import overwrite_option
+from kaleido_fast.cli.parameters import overwrite_option
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import check_writable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.cli.options import Output
+from kaleido_fast.cli.parameters import Output
 
 
 @click.command(name="join", short_help="Join stores of array jobs into one.")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.cli.options import overwrite_option
 from kaleido_fast.cli.output import tell as told
+from kaleido_fast.cli.parameters import overwrite_option
 from kaleido_fast.reproducing.folder import check_report_folder, made_folders
 from kaleido_fast.reproducing.reproduction import reproduce
 from kaleido_fast.reproducing.settings import ALL, KALEIDOSCOPES, Settings, chosen

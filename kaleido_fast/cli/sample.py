@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, NumberOr, Output, run_option
 from kaleido_fast.cli.output import say_facts, say_json, tell
+from kaleido_fast.cli.parameters import Name, NumberOr, Output, run_option
 
 if TYPE_CHECKING:
     from torch import Tensor

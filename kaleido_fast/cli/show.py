@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kaleido_fast.cli.options import Output, Shape, overwrite_option
+from kaleido_fast.cli.parameters import Output, Shape, overwrite_option
 
 ENDINGS = (".png", ".html")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.cli.output import say_json, tell
+from kaleido_fast.cli.parameters import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
 

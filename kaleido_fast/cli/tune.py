@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kaleido_fast import names
-from kaleido_fast.cli.options import Name, Output, overwrite_option
+from kaleido_fast.cli.parameters import Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
 
 TUNABLE = tuple(name for name in names.PRECISIONS if name not in ("fp64", "tf32"))

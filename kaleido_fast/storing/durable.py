@@ -1,4 +1,4 @@
-"""Zarr's library, and its store of local files made durable: a chunk is on disk, whole, before its block counts."""
+"""When a block counts: its bytes are on disk before, as files of a .zarr store or as rows of a .npy."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ def write_durably(place: Path, data: memoryview) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_rows_durably(place: Path, offset: int, data: memoryview) -> None:
+    """Bytes at their place in a file that is there; on disk on return."""
+    with place.open("rb+", buffering=0) as file:
+        file.seek(offset)
+        while data:
+            data = data[file.write(data) :]
+        flush(file.fileno(), place.parent)
 
 
 def last_checksum(place: Path) -> int:

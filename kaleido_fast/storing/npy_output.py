@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from kaleido_fast.errors import InputError
+from kaleido_fast.storing.durable import write_rows_durably
 from kaleido_fast.storing.layout import CHAIN_DTYPES, Layout
 from kaleido_fast.storing.writers import record_path
-from kaleido_fast.system.files import atomic_path, flush, follow, partial, remove_parts, sync_folder, write_error
+from kaleido_fast.system.files import atomic_path, follow, partial, remove_parts, sync_folder, write_error
 
 RECORD, MARKS = "record.json", "blocks"
 
@@ -120,12 +121,9 @@ class NpyOutput:
         return int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize, shape[1:], kind
 
     def _store(self, name: str, first: int, values: np.ndarray) -> None:
-        with (self.folder / f"{name}.npy").open("rb+", buffering=0) as file:
-            file.seek(self.offsets[name] + first * self._row(name)[0])
-            data = memoryview(np.ascontiguousarray(values, self._row(name)[2]).tobytes())
-            while data:
-                data = data[file.write(data) :]
-            flush(file.fileno(), self.folder)
+        row_bytes, _, kind = self._row(name)
+        data = memoryview(np.ascontiguousarray(values, kind).tobytes())
+        write_rows_durably(self.folder / f"{name}.npy", self.offsets[name] + first * row_bytes, data)
 
     def _load(self, name: str, rows: slice) -> np.ndarray:
         row_bytes, shape, dtype = self._row(name)
