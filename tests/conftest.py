@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -130,6 +134,18 @@ def small_checkpoint(small_model, tmp_path):
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with a model, its data and a file of draws."""
+    model = random_mlp(6, 9, 6, sample_shape=(2, 3))
+    save_checkpoint(tmp_path / "m.safetensors", model, ModelCard("m"))
+    np.save(tmp_path / "data.npy", np.linspace(-1, 1, 240, dtype=np.float32).reshape(40, 2, 3))
+    record = {"request": {}, "model": json.loads(model.spec.to_json())}
+    np.savez(tmp_path / "draws.npz", draws=np.zeros((4, 1, 6), np.float32), record=np.array(json.dumps(record)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the interpreter sum each row of a product by itself, as the device does: see `order_products`."""
     order_products(monkeypatch.setattr)
@@ -137,12 +153,11 @@ def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def order_products(replace: Callable[..., None] = setattr) -> None:
     """The interpreter's own products are numpy's BLAS, which with AVX2 rounds a row by its place in the matrix."""
-    import numpy
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def ordered_dot(self, a, b, acc, *rest):
         kind = acc.data.dtype
-        product = numpy.einsum("ik,kn->in", a.data.astype(kind), b.data.astype(kind))
+        product = np.einsum("ik,kn->in", a.data.astype(kind), b.data.astype(kind))
         return TensorHandle(product + acc.data, acc.dtype.scalar)
 
     replace(InterpreterBuilder, "create_dot", ordered_dot)
@@ -165,10 +180,15 @@ def assert_states_close(got: torch.Tensor, want: torch.Tensor, atol: float, rtol
     )
 
 
-def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
+def call(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
     """Run the program in this process, which spares the start of torch: (exit status, output, errors)."""
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *args])
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *map(str, args)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
         main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of all files, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

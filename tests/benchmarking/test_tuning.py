@@ -11,9 +11,21 @@ from conftest import random_mlp
 
 pytest.importorskip("triton")
 
+from pathlib import Path
+
+import pytest
+
 from kaleido_fast import InputError
 from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
-from kaleido_fast.benchmarking.tuning import FusedRun, check_fused, engine_measure, tune_model, tune_shape, write_table
+from kaleido_fast.benchmarking.tuning import (
+    FusedRun,
+    check_fused,
+    engine_measure,
+    is_table,
+    tune_model,
+    tune_shape,
+    write_table,
+)
 from kaleido_fast.cli import cli
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.system.devices import device_facts
@@ -206,3 +218,15 @@ def test_tuning_on_a_gpu_writes_a_table_that_the_next_run_uses(tmp_path):
     tiles = read_tuned(out, facts.name, library_versions("triton")["triton"])
     assert set(tiles) == {tuned_key(shape, "fp16")}
     assert choose(shape, "fp16", facts.gpu, tiles).tuned
+
+
+def test_a_table_of_tiles_is_added_to_only_where_it_is_of_this_gpu(folder):
+    path = Path("table.json")
+    assert not is_table(path, "My GPU", "3.7.1")
+    path.write_text(json.dumps({"device": "My GPU", "triton": "3.7.0", "tiles": {}}))
+    assert is_table(path, "My GPU", "3.7.1")
+    for change in ({"device": "Other"}, {"triton": "3.6.0"}, {"tiles": 3}):
+        path.write_text(json.dumps({"device": "My GPU", "triton": "3.7.0", "tiles": {}, **change}))
+        assert not is_table(path, "My GPU", "3.7.1")
+    path.write_bytes(b"\xff\xfe")
+    assert not is_table(path, "My GPU", "3.7.1")
