@@ -16,7 +16,6 @@ from proving.test_roofline import STUDY
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-
 from kaleido_kernels.proving.inspect.command import make_parser
 from kaleido_kernels.proving.inspect.jobs import FORM_NAMES, Job
 from kaleido_kernels.proving.inspect.report import Report

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from ptx_programs import THREADS, run
 
-from kaleido_kernels.proving.emulation.errors import (
-    DeadlockError,
-)
+from kaleido_kernels.proving.emulation.errors import DeadlockError
 
 REVERSE = """
 	shl.b32 %r5, %r0, 2;

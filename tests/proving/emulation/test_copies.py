@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from ptx_programs import THREADS, run
 
-from kaleido_kernels.proving.emulation.errors import (
-    AccessError,
-    EmulatorError,
-    RaceError,
-)
+from kaleido_kernels.proving.emulation.errors import AccessError, EmulatorError, RaceError
 
 COPY = """
 	shl.b32 %r5, %r0, 2;

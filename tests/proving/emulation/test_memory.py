@@ -7,9 +7,7 @@ import pytest
 from ptx_programs import HEAD, STORE, THREADS, run
 
 from kaleido_kernels.proving.emulation.block import Block, Conditions
-from kaleido_kernels.proving.emulation.errors import (
-    AccessError,
-)
+from kaleido_kernels.proving.emulation.errors import AccessError
 from kaleido_kernels.proving.emulation.memory import GlobalMemory
 from kaleido_kernels.proving.emulation.ptx import parse_kernel
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from ptx_programs import HEAD, STORE, THREADS, run
 
-from kaleido_kernels.proving.emulation.errors import (
-    UnknownInstructionError,
-)
+from kaleido_kernels.proving.emulation.errors import UnknownInstructionError
 from kaleido_kernels.proving.emulation.ptx import parse_kernel
 
 

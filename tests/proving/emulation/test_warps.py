@@ -9,10 +9,7 @@ import pytest
 from ptx_programs import STORE, THREADS, run
 
 from kaleido_kernels.proving.emulation.block import RULES
-from kaleido_kernels.proving.emulation.errors import (
-    EmulatorError,
-    UnknownInstructionError,
-)
+from kaleido_kernels.proving.emulation.errors import EmulatorError, UnknownInstructionError
 from kaleido_kernels.proving.emulation.warps import FLOW
 
 
