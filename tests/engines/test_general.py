@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from conftest import assert_states_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_modules import (
-    DIM,
-    RANGE,
-    Mapped,
-    convolutional,
-    normed,
-    place_dependent,
-    sample,
-    with_statistics,
-)
+from odd_modules import DIM, RANGE, Mapped, convolutional, normed, place_dependent, sample, with_statistics
 from torch import nn
 
 from kaleido_fast import InputError, SamplingMemoryError, fast_sample, sample_to

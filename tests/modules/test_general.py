@@ -8,19 +8,7 @@ import threading
 import pytest
 import torch
 from conftest import assert_states_close
-from odd_modules import (
-    DIM,
-    HELD,
-    MODULES,
-    RANGE,
-    SHARED,
-    Around,
-    Energy,
-    Locked,
-    Uncopyable,
-    sample,
-    with_statistics,
-)
+from odd_modules import DIM, HELD, MODULES, RANGE, SHARED, Around, Energy, Locked, Uncopyable, sample, with_statistics
 from torch import nn
 
 from kaleido_fast import InputError, SamplingInterruptedError, fast_sample
