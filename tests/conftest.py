@@ -145,6 +145,14 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def gpu_report(tmp_path_factory):
+    """A whole report of a GPU, made once by the interpreter in this process; one kernel and one peer fail."""
+    from gpu_reports import make_faulty_report  # needs Triton
+
+    return make_faulty_report(tmp_path_factory.mktemp("report"))
+
+
 @pytest.fixture
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the interpreter sum each row of a product by itself, as the device does: see `order_products`."""

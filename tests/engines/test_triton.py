@@ -134,7 +134,7 @@ def test_where_there_is_a_gpu_the_kernels_tests_are_for_it(tmp_path):
     env["PYTHONPATH"] = str(tmp_path)
     folder = Path(__file__).parents[1]
     names = sorted(path.stem for path in (folder / "kernels").glob("test_*.py"))
-    others = ("benchmarking/test_tuning", "benchmarking/test_gpu_report", "engines/test_triton")
+    others = ("benchmarking/test_tuning", "benchmarking/gpu/test_report", "cli/test_gpu_report", "engines/test_triton")
     files = [str(folder / f"{name}.py") for name in (*(f"kernels/{name}" for name in names), *others)]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "pretended_gpu", "-m", "gpu", *files]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

@@ -22,7 +22,7 @@ from kaleido_fast.benchmarking.gpu.first_contact import ContactRequest, look_at,
 from kaleido_fast.benchmarking.gpu.prepared import manifest_here, unpack
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ABOUT = {"name": "an H100", "capability": [9, 0], "versions": {"torch": "2"}, "commit": "0123", "changed": False}
 FOUND = {"runs": "wide", "first_s": 0.5, "error": 2e-3, "error_at": {"step": 3, "chain": 17, "dim": 1}}
 

@@ -21,7 +21,7 @@ from kaleido_fast import InputError
 from kaleido_fast.benchmarking.gpu import prepared
 from kaleido_fast.benchmarking.gpu.prepared import manifest_here, pack, unpack
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HERE = manifest_here("0123456789abcdef")
 
 
