@@ -37,7 +37,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # (precision, atol, rtol) after a few steps of the networks of `random_net`; 16-bit modes are compared after one step.
 # Compiled, hidden activations of 16-bit modes use approximate instructions.
 COMPILED = DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "0"
-TRIPLES = [("fp32", 3e-6, 1e-5), ("tf32", 2e-3, 0.0), ("fp16", 4e-3 if COMPILED else 2e-3, 0.0)]
+FP32 = ("fp32", 3e-6, 1e-5)
+TRIPLES = [FP32, ("tf32", 2e-3, 0.0), ("fp16", 4e-3 if COMPILED else 2e-3, 0.0)]
+OPERANDS = {"fp32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""To what `sample` rounds operands in each precision."""
 
 Layers = list[tuple[Tensor, Tensor | None]]
 
@@ -109,6 +112,14 @@ def sample(layers: Layers, shape: NetShape, request: LaunchRequest, operand: tor
             if step + 1 == schedule.burn_in + (draw + 1) * schedule.thin:
                 draws[:, draw] = x
     return Answer(draws, x, residual)
+
+
+def assert_agree(got: Outputs, want: Answer, atol: float, rtol: float, what: str) -> None:
+    """Draws, final states and residuals agree; a residual is a difference of two states."""
+    assert got.draws is not None
+    assert_close(got.draws, want.draws, atol, rtol, f"{what} draws")
+    assert_close(got.final, want.final, atol, rtol, f"{what} final")
+    assert_close(got.residual, want.residual, 2 * atol, rtol, f"{what} residual")
 
 
 def on_device(request: LaunchRequest, device: torch.device = DEVICE) -> LaunchRequest:
@@ -303,11 +314,7 @@ class Kernel:
         """The launch agrees with `sample` in draws, final states and residuals."""
         layers = random_net(shape)
         got, want = self.run(layers, shape, request, precision), sample(layers, shape, request, operand)
-        assert got.draws is not None
-        what = f"{shape.widths} {shape.activation} {shape.bound} {precision}"
-        assert_close(got.draws, want.draws, atol, rtol, f"{what} draws")
-        assert_close(got.final, want.final, atol, rtol, f"{what} final")
-        assert_close(got.residual, want.residual, 2 * atol, rtol, f"{what} residual")
+        assert_agree(got, want, atol, rtol, f"{shape.widths} {shape.activation} {shape.bound} {precision}")
 
     def check_split(self, shape: NetShape, schedule: Schedule, n_chains: int, cuts: list[int]) -> None:
         """A run in one launch has the bits of the same run cut into launches at ``cuts``."""

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from kernel_oracle import (
+    OPERANDS,
     TRIPLES,
     Kernel,
     assert_close,
@@ -33,7 +34,6 @@ from kaleido_kernels.tile import Tile
 NARROW = Kernel(Tile("narrow", 16), pack_narrow, launch_narrow)
 PRIMES = NetShape((3, 13, 7, 11, 3))
 FEW = Schedule(burn_in=1, n_draws=2, thin=2)
-OPERANDS = {"fp32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @pytest.mark.parametrize("n_chains", [1, 5, 16, 37])

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from kernel_oracle import (
+    OPERANDS,
     TRIPLES,
     Kernel,
     assert_halts_as_defined,
@@ -32,7 +33,6 @@ SMALL = NetShape((3, 13, 7, 11, 3))  # one tile a layer
 HALVES = NetShape((7, 131, 137, 7))  # two tiles a layer, one in the last
 WIDE_STATE = NetShape((151, 139, 151))  # two tiles a layer, two in the last
 FEW = Schedule(burn_in=1, n_draws=2, thin=2)
-OPERANDS = {"fp32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @pytest.mark.parametrize("n_chains", [1, 19])
