@@ -195,8 +195,3 @@ def call(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
         main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of all files, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

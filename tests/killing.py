@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from folders import contents
 
 from kaleido_fast import sample_to
 from kaleido_fast.cli import main
@@ -96,11 +97,6 @@ def wait_until(ready: Callable[[], bool]) -> None:
 def errors_of(folder: Path, rank: int) -> Path:
     """Where the errors of a worker are written: beside its folder."""
     return folder.with_name(f"{folder.name}.errors{rank}")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of all files."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Seeded blocks of draws, for tests of outputs that are written block by block."""
+"""Seeded blocks of draws, and runs that are broken off, for tests of outputs that are written block by block."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,3 +31,22 @@ def block_arrays(layout: Layout, block: int, seed: int = 0) -> dict[str, np.ndar
         "period": rng.integers(0, 3, n, dtype=np.int32),
         "outcome": rng.integers(0, 4, n).astype(np.int8),
     }
+
+
+def act_after(chains: int, act: Callable[[], object]):
+    """A callback that does something once so many chains are done."""
+
+    def callback(state) -> None:
+        if state.chains_done >= chains:
+            act()
+
+    return callback
+
+
+def stop_after(chains: int, error: type[BaseException] = KeyboardInterrupt):
+    """A callback that breaks the run off once so many chains are done."""
+
+    def stop() -> None:
+        raise error
+
+    return act_after(chains, stop)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from commands import TRAIN
-from conftest import call, contents
+from conftest import call
+from folders import contents
 
 
 def test_a_finished_training_is_told_from_another(folder, monkeypatch, capsys):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from PIL import Image
 
 from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_checkpoint, load_dataset, save_checkpoint
-from kaleido_fast.cli import main
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import stable_examples
 from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, WITHOUT_JITTER, evaluate
@@ -42,11 +40,7 @@ CORNERS = torch.tensor([[x, y] for x in (-0.5, 0.5) for y in (-0.5, 0.5)])
 
 
 def run(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", "evaluate", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    return call(monkeypatch, capsys, "evaluate", *args)
 
 
 def test_recovery_of_known_basins():

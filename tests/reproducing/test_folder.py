@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from commands import make_folder
+from folders import make_folder
 
 from kaleido_fast import InputError
 from kaleido_fast.reproducing.folder import check_report_folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from PIL import Image
 
 from kaleido_fast import ModelCard, fast_sample, open_draws, sample_to, save_checkpoint
-from kaleido_fast.cli import main
 from kaleido_fast.storing.draws import read_draws
 
 pytest.importorskip("zarr")
@@ -36,15 +34,6 @@ def stores(tmp_path_factory) -> Path:
     for dtype in ("float32", "float16", "uint8"):
         sample_to(folder / f"{dtype}.zarr", folder / "m.safetensors", **RUN, dtype=dtype, chunk_chains=4096)
     return folder
-
-
-def call(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
-    """Run the program in this process: exit status, output, errors."""
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
 
 
 def refusal(monkeypatch, capsys, *args: object) -> str:

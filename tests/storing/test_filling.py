@@ -8,26 +8,13 @@ import copy
 import pytest
 import torch
 from conftest import random_mlp
+from stored_blocks import act_after, stop_after
 from told_modules import RUN, Net, net
 from torch import nn
 
 from kaleido_fast import InputError, fast_sample, open_draws, sample_to
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.modules.identity import identify
-
-
-def stop_after(chains: int, act):
-    """A callback that does something once so many chains are done."""
-
-    def callback(state) -> None:
-        if state.chains_done >= chains:
-            act()
-
-    return callback
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
@@ -47,7 +34,7 @@ def test_a_store_takes_draws_of_one_model_alone(tmp_path, name, finished, module
     pytest.importorskip("zarr")
     path, run = tmp_path / name, {**RUN, "device": "cpu", "engine": "reference"}
     with contextlib.nullcontext() if finished else pytest.raises(StreamInterruptedError):
-        sample_to(path, net(), **run, callback=None if finished else stop_after(4096, interrupt))
+        sample_to(path, net(), **run, callback=None if finished else stop_after(4096))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(InputError, match=text):
         sample_to(path, module, **{**run, **change})
@@ -67,7 +54,7 @@ def through_a_closure(part: nn.Module) -> nn.Module:
 def test_weights_that_change_while_a_store_is_written_are_noticed(tmp_path):
     pytest.importorskip("zarr")
     part = net()
-    change = stop_after(8192, lambda: part.inner[0].weight.data.mul_(2))
+    change = act_after(8192, lambda: part.inner[0].weight.data.mul_(2))
     with pytest.raises(InputError, match=r"inner\.0\.weight of the model changed while it was sampled") as caught:
         sample_to(tmp_path / "a.zarr", through_a_closure(part), **RUN, device="cpu", callback=change)
     assert "\n" not in str(caught.value)
@@ -100,7 +87,7 @@ def test_a_store_never_names_another_model_than_that_which_was_copied(tmp_path):
 def test_a_module_that_is_trained_while_its_store_is_written_changes_nothing(tmp_path):
     pytest.importorskip("zarr")
     module = net()
-    change = stop_after(8192, lambda: module.inner[0].weight.data.mul_(2))
+    change = act_after(8192, lambda: module.inner[0].weight.data.mul_(2))
     sample_to(tmp_path / "a.zarr", module, **RUN, device="cpu", callback=change)
     sample_to(tmp_path / "b.zarr", net(), **RUN, device="cpu")
     assert not torch.equal(module.inner[0].weight, net().inner[0].weight)

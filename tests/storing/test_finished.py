@@ -6,7 +6,8 @@ import json
 
 import pytest
 from commands import SAMPLE
-from conftest import call, contents
+from conftest import call
+from folders import contents
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
+from folders import contents
 
 from kaleido_fast import InputError, ModelCard, fast_sample, open_draws, sample_to, save_checkpoint
-from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.storing.joining import join_stores
 
@@ -36,23 +35,13 @@ def parts(tmp_path) -> list[Path]:
     return paths
 
 
-def call(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
-    """Run the program in this process: exit status, output, errors."""
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", "join", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    """Bytes of all files of a store."""
-    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+def join(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
+    return call(monkeypatch, capsys, "join", *args)
 
 
 def test_the_command_joins_and_says_what(parts, tmp_path, monkeypatch, capsys):
     out = tmp_path / "all.zarr"
-    status, said, _ = call(monkeypatch, capsys, out, *parts)
+    status, said, _ = join(monkeypatch, capsys, out, *parts)
     assert (status, said) == (0, f"{out} holds {sum(SIZES):,} chains of 3 stores, in 4 chunks\n")
     want = fast_sample(MODEL, n_chains=sum(SIZES), first_chain=1000, burn_in=1, seed=3, device="cpu")
     draws = open_draws(out)
@@ -81,11 +70,11 @@ def test_an_interrupted_join_goes_on(parts, tmp_path, number, what):
 def test_a_damaged_part_is_named_and_can_be_repaired(parts, tmp_path, monkeypatch, capsys):
     chunk = parts[1] / "draws" / "c.1.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    status, _, errors = call(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")
+    status, _, errors = join(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")
     assert (status, errors.count("\n")) == (2, 1)
     assert f"{parts[1]}: chunk draws/c.1.0.0 of block 1 is damaged" in errors
     sample_to(parts[1], MODEL, **RUN, n_chains=SIZES[1], first_chain=1000 + SIZES[0], repair=True)
-    assert call(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")[0] == 0
+    assert join(monkeypatch, capsys, tmp_path / "all.zarr", *parts, "--quiet")[0] == 0
     assert len(open_draws(tmp_path / "all.zarr")[:]) == sum(SIZES)
 
 
@@ -115,7 +104,7 @@ def test_what_does_not_fit_is_one_line_and_touches_nothing(parts, tmp_path, monk
     for name in ("samples.npy", "file.zarr"):
         Path(name).write_text("mine")
     before = contents(tmp_path)
-    status, out, errors = call(monkeypatch, capsys, *args)
+    status, out, errors = join(monkeypatch, capsys, *args)
     assert (status, out, errors.count("\n")) == (2, "", 1), errors
     assert text in errors
     assert contents(tmp_path) == before

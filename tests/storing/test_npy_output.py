@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import make_folder
-from conftest import contents, random_mlp
-from stored_blocks import LAYOUT, block_arrays, make_record
+from conftest import random_mlp
+from folders import contents, make_folder
+from stored_blocks import LAYOUT, block_arrays, make_record, stop_after
 
 from kaleido_fast import InputError, sample_to
 from kaleido_fast.errors import StreamInterruptedError
@@ -49,14 +49,6 @@ def test_an_interrupted_file_goes_on_behind_a_link(folder):
     assert sample_to("x.npy", **RUN).stats.new_chains < N
     assert Path("x.npy").is_symlink() and (far / "target").read_bytes() == Path("plain.npy").read_bytes()
     assert [path.name for path in far.iterdir()] == ["target"]
-
-
-def stop_after(chains: int):
-    def callback(state):
-        if state.chains_done >= chains:
-            raise KeyboardInterrupt
-
-    return callback
 
 
 def begin(overwrite: bool = False, **more) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_mlp
+from conftest import call, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_blocks import stop_after
 
 from kaleido_fast import InputError, ModelCard, Scaling, fast_sample, open_draws, sample_to, save_checkpoint
-from kaleido_fast.cli import main
 from kaleido_fast.errors import StreamInterruptedError, TerminatedError
 from kaleido_fast.storing import filling
 
@@ -38,16 +38,6 @@ def contents(path: Path) -> dict[str, bytes]:
 
 class StopError(Exception):
     """Stands for a crash."""
-
-
-def stop_after(chains: int, error: type[BaseException]):
-    """A callback that breaks the run off."""
-
-    def callback(state) -> None:
-        if state.chains_done >= chains:
-            raise error
-
-    return callback
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])
@@ -160,7 +150,7 @@ def test_a_file_of_no_known_run_is_refused(tmp_path, record):
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_is_refused_and_the_difference_shown(tmp_path, name, change, text, finished):
     with contextlib.nullcontext() if finished else pytest.raises(StreamInterruptedError):
-        sample_to(tmp_path / name, MODEL, **RUN, callback=None if finished else stop_after(8000, KeyboardInterrupt))
+        sample_to(tmp_path / name, MODEL, **RUN, callback=None if finished else stop_after(8000))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     changed = {"model": MODEL, **RUN, **change}
     with pytest.raises(InputError, match=r"belongs to another run|is there and not of this run") as caught:
@@ -220,14 +210,6 @@ def folder(tmp_path, monkeypatch):
 COMMAND = ("sample", "--model", "m.safetensors", "--chains", "12365", "--chunk-chains", "4096", "--quiet")
 
 
-def call(monkeypatch, capsys, *args: str) -> tuple[int, str]:
-    """Run the program in this process: exit status, errors."""
-    monkeypatch.setattr(sys, "argv", ["kaleido-fast", *args])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0), capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("args", "text"),
     [
@@ -244,7 +226,7 @@ def call(monkeypatch, capsys, *args: str) -> tuple[int, str]:
 def test_bad_input_is_one_line_and_touches_nothing(folder, monkeypatch, capsys, args, text):
     (folder / "file.zarr").write_text("mine")
     before = sorted(path.name for path in folder.iterdir())
-    status, errors = call(monkeypatch, capsys, *COMMAND, *args)
+    status, _, errors = call(monkeypatch, capsys, *COMMAND, *args)
     assert status == 2
     assert errors.count("\n") == 1, errors
     assert text in errors
@@ -254,7 +236,7 @@ def test_bad_input_is_one_line_and_touches_nothing(folder, monkeypatch, capsys, 
 
 def test_without_zarr_the_extra_is_named(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "zarr", None)
-    status, errors = call(monkeypatch, capsys, *COMMAND, "--out", "a.zarr")
+    status, _, errors = call(monkeypatch, capsys, *COMMAND, "--out", "a.zarr")
     assert (status, errors.count("\n")) == (2, 1)
     assert "pip install 'kaleido-fast[zarr]'" in errors
 
@@ -263,7 +245,7 @@ def test_a_read_only_folder_is_named(folder, monkeypatch, capsys):
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
     (folder / "locked").mkdir(mode=0o500)
-    status, errors = call(monkeypatch, capsys, *COMMAND, "--out", "locked/a.zarr")
+    status, _, errors = call(monkeypatch, capsys, *COMMAND, "--out", "locked/a.zarr")
     assert (status, errors.count("\n")) == (2, 1)
     assert "folder of yours" in errors
 
@@ -303,7 +285,7 @@ def test_the_second_process_and_a_removed_store_are_named(folder, monkeypatch, c
     process = long_run(folder, "a.zarr")
     try:
         wait_for_blocks(folder / "a.zarr", 1)
-        status, errors = call(monkeypatch, capsys, *COMMAND, "--out", "a.zarr")
+        status, _, errors = call(monkeypatch, capsys, *COMMAND, "--out", "a.zarr")
         assert (status, errors.count("\n")) == (2, 1)
         assert f"is being written by process {process.pid} on " in errors
         (folder / "a.zarr").rename(folder / "away.zarr")

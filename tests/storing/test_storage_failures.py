@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import random_mlp
+from folders import contents
 
 from kaleido_fast import ModelCard, sample_to, save_checkpoint
 
@@ -178,11 +179,6 @@ assert sample("a.zarr") == (0, "")
 assert contents(disk / "a.zarr") == contents(Path("whole.zarr"))
 """,
     )
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    """Bytes of all files of a store."""
-    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("how", [pytest.param("rename", marks=pytest.mark.slow), "remove"])

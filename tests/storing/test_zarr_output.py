@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_blocks import LAYOUT, block_arrays, make_record
@@ -33,11 +34,6 @@ def filled(path: Path, layout: Layout, seed: int = 0) -> ZarrOutput:
     for block in range(layout.n_blocks):
         output.write(block, block_arrays(layout, block, seed))
     return output
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of all files."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("kind", [ZarrOutput, NpyOutput])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from commands import SAMPLE, TRAIN
-from conftest import call, contents
+from conftest import call
+from folders import contents
 
 from kaleido_fast import InputError
 from kaleido_fast.system.files import atomic_path, check_writable, hidden, remove_parts

@@ -8,8 +8,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from commands import SAMPLE, TRAIN, make_folder
-from conftest import call, contents
+from commands import SAMPLE, TRAIN
+from conftest import call
+from folders import contents, make_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

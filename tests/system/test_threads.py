@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 from conftest import random_mlp
+from folders import contents
+from stored_blocks import stop_after
 from torch import nn
 
 from kaleido_fast import InputError, fast_sample, sample_to, train
@@ -39,18 +41,6 @@ def here(number: int):
         assert torch.get_num_threads() == number, "the program's own number is put back"
     finally:
         torch.set_num_threads(before)
-
-
-def stop_after(chains: int):
-    def callback(state) -> None:
-        if state.chains_done >= chains:
-            raise KeyboardInterrupt
-
-    return callback
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.npy"])

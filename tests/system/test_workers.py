@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_mlp
-from killing import Task, command_run, contents, errors_of, start_workers, wait_until
+from folders import contents
+from killing import Task, command_run, errors_of, start_workers, wait_until
 from launching import TORCHRUN, kill_one_apart, launch_apart, two_machines, workers_of
 
 from kaleido_fast import ModelCard, sample_to, save_checkpoint

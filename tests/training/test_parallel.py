@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from killing import contents, errors_of, start_workers, train_task, wait_until, with_args
+from folders import contents
+from killing import errors_of, start_workers, train_task, wait_until, with_args
 from launching import TORCHRUN, kill_one_apart, launch_apart, two_machines, workers_of
 
 from kaleido_fast import load_checkpoint
