@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import earlier
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -148,3 +149,14 @@ def test_foreign_files_are_refused(tmp_path):
     save_file({"w": torch.ones(3)}, tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="not written by kaleido-fast"):
         load_checkpoint(tmp_path / "bare.safetensors")
+
+
+def test_checkpoints_of_an_earlier_version_are_read_as_they_were(tmp_path):
+    hashes = earlier.unpack(tmp_path)["hashes"]
+    soft, sharp = (load_checkpoint(tmp_path / f"{name}.safetensors") for name in ("soft", "sharp"))
+    assert {"soft": soft.model_hash, "sharp": sharp.model_hash} == hashes
+    assert (soft.card, sharp.card) == (earlier.CARD, ModelCard("sharp"))
+    for found, made in ((soft.model, earlier.soft_network()), (sharp.model, earlier.sharp_network())):
+        assert found.spec == made.spec
+        for name, tensor in made.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor), name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import earlier
 import pytest
 import torch
+from conftest import assert_states_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_training import SHORT, SMALL, StopAt
@@ -97,3 +99,15 @@ def test_damaged_states_are_refused(points, tmp_path, place, change, cut):
         train(points, spec=SMALL, recipe=SHORT, state=tmp_path / "damaged")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "damaged").read_bytes() == damaged
+
+
+def test_an_unfinished_training_of_an_earlier_version_goes_on(tmp_path):
+    earlier.unpack(tmp_path)
+    steps: list[int] = []
+    whole = earlier.train_points(tmp_path)
+    state = tmp_path / earlier.STATE
+    continued = earlier.train_points(tmp_path, state=state, callback=lambda state: steps.append(state.step))
+    assert steps == list(range(13, earlier.RECIPE["steps"] + 1))
+    assert [entry.step for entry in continued.history] == [entry.step for entry in whole.history]
+    for name, tensor in whole.model.state_dict().items():  # to the bit on the machine that began it
+        assert_states_close(continued.model.state_dict()[name], tensor, atol=1e-5, what=name)
