@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast import InputError, KaleidoMLP, ModelSpec, fast_sample, forget_packed, sample_op
+from kaleido_fast import InputError, KaleidoMLP, ModelSpec, fast_sample, forget_packed, op, sample_op
 from kaleido_fast.op import SampledChains, _sample_chains, sample
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.packed import PACKED, Mark, PackedModel, PackedModels, layers_of
@@ -55,6 +56,70 @@ SETTINGS = {
 def op_arguments(model: KaleidoMLP, n: int, z0: torch.Tensor | None = None, **options) -> tuple:
     """Arguments of the bare operator."""
     return (*layers_of(model), z0, model.spec.to_json(), json.dumps(SETTINGS | options), n, 0, 0)
+
+
+class Asked(Exception):
+    """Ends a call where its request is known."""
+
+
+def request_of(monkeypatch, **options) -> tuple[SampleRequest, int | None]:
+    """The request that `sample_op` makes, and the chains at work at once."""
+
+    def stop(request, spec, weights, biases, z0, block_chains):
+        assert spec == MODEL.spec
+        asked.append((request, block_chains))
+        raise Asked
+
+    asked: list[tuple[SampleRequest, int | None]] = []
+    with monkeypatch.context() as patch, pytest.raises(Asked):
+        patch.setattr(op, "_sample_chains", stop)
+        sample_op(MODEL, **options)
+    return asked[0]
+
+
+CHANGED = {
+    "first_chain": 2**40 + 1,
+    "burn_in": 11,
+    "n_draws": 2,
+    "thin": 12,
+    "seed": 2**64 - 3,
+    "init": "normal",
+    "noise": "uniform",
+    "jitter": 0.1 + 0.2,
+    "settle": 1,
+    "patience": 3,
+    "check_every": 5,
+    "max_period": 7,
+    "retire_cycles": True,
+    "precision": "bf16",
+    "polish": 4,
+    "engine": "triton",
+    "kernel": "narrow",
+}
+
+
+def test_every_option_arrives_at_the_request(monkeypatch):
+    assert {*CHANGED, "n_chains", "tol", "block_chains"} == {*op.NUMBERS, *op.TEXT_OPTIONS}
+    plain = SampleRequest(n_chains=3, tol=None)
+    assert request_of(monkeypatch, n_chains=3) == (plain, None)
+    for name, value in CHANGED.items():
+        assert value != getattr(plain, name), name
+    assert request_of(monkeypatch, n_chains=3, **CHANGED) == (SampleRequest(n_chains=3, tol=None, **CHANGED), None)
+    assert request_of(monkeypatch, n_chains=3, tol=1e-300, block_chains=9) == (SampleRequest(3, tol=1e-300), 9)
+
+
+@given(
+    jitter=st.floats(0, allow_infinity=False),
+    tol=st.floats(0, exclude_min=True, allow_infinity=False),
+    whole=st.integers(0, 2**31 - 400),
+    kind=st.sampled_from([int, np.int64, np.uint32, torch.tensor]),
+)
+def test_numbers_arrive_exactly(jitter, tol, whole, kind):
+    with pytest.MonkeyPatch.context() as patch:
+        assert request_of(patch, n_chains=3, jitter=jitter)[0].jitter.hex() == jitter.hex()
+        assert request_of(patch, n_chains=3, tol=np.float64(tol))[0].tol.hex() == tol.hex()
+        request = request_of(patch, n_chains=3, burn_in=kind(whole), jitter=np.float32(0.1))[0]
+        assert (request.burn_in, request.jitter) == (whole, float(np.float32(0.1)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,6 +184,33 @@ def test_a_compiled_program_has_one_graph_and_the_same_bits():
     assert counter.frame_count <= 2, "the seed is a number of the graph, not a reason to compile again"
 
 
+def test_other_options_are_constants_of_a_compiled_program():
+    """A new value compiles it again; it never goes on with the old one."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def program(n: int, first: int, burn_in: int, jitter: float, tol: float | None) -> torch.Tensor:
+        options: dict[str, Any] = {"burn_in": burn_in, "jitter": jitter, "tol": tol}
+        return sample_op(MODEL, n_chains=n, first_chain=first, n_draws=1, **options).final
+
+    for n, first, burn_in, jitter, tol in ((5, 0, 3, 0.1, None), (6, 2, 4, 0.25, None), (7, 3, 4, 0.5, None)):
+        want = fast_sample(MODEL, n_chains=n, first_chain=first, burn_in=burn_in, jitter=jitter, tol=tol).final
+        assert torch.equal(program(n, first, burn_in, jitter, tol), want)
+    for tol in (0.1, 0.01):
+        want = fast_sample(MODEL, n_chains=5, burn_in=9, tol=tol).final
+        assert torch.equal(program(5, 0, 9, 0.0, tol), want)
+
+
+def test_a_compiled_program_tells_specifications_apart():
+    """Also where weights have the same shapes."""
+    program = torch.compile(
+        lambda model: sample_op(model, n_chains=5, burn_in=3).draws, fullgraph=True, backend="eager"
+    )
+    layers = random_mlp(4, 9, 4).linears
+    for options in ({}, {"activation": "tanh"}, {"low": -0.5}, {"bound": "sigmoid"}, {"activation": "leaky_relu"}):
+        model = KaleidoMLP(ModelSpec((4, 9, 4), **options), layers)
+        assert torch.equal(program(model), fast_sample(model, n_chains=5, burn_in=3, tol=None).draws), options
+
+
 @pytest.mark.slow
 def test_a_program_compiled_to_machine_code_has_the_same_bits():
     program = torch.compile(lambda x: sample_op(MODEL, z0=x / 2, burn_in=4).final + 1, fullgraph=True)
@@ -149,6 +241,23 @@ def test_fast_sample_breaks_a_graph_and_says_what_to_call():
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="sample_op"):
         torch.compile(program, backend="eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_leaves_the_seed_open_and_keeps_its_options(strict):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = MODEL
+
+        def forward(self, x: torch.Tensor, seed: int) -> torch.Tensor:
+            return sample_op(self.network, z0=x, burn_in=4, jitter=0.1 + 0.2, seed=seed).final
+
+    x, dynamic = torch.rand(7, 6), (None, torch.export.Dim.DYNAMIC)
+    program = torch.export.export(Noisy(), (x, 5), dynamic_shapes=dynamic, strict=strict)
+    for seed in (5, 9, 2**40):
+        want = fast_sample(MODEL, n_chains=7, z0=x, burn_in=4, jitter=0.1 + 0.2, seed=seed).final
+        assert torch.equal(program.module()(x, seed), want)
 
 
 def test_an_exported_program_takes_any_number_of_chains():
@@ -539,6 +648,16 @@ def test_a_compiled_program_and_the_operator_itself_refuse_weights_that_are_no_l
     ):
         with pytest.raises(InputError, match=text):
             torch.ops.kaleido_fast.sample(weights, biases, *tail)
+    for weights, biases, text in (
+        ([first], [None], "1 layers of weights, but the specification has 2"),
+        ([first, last], [None, torch.randn(4)], "layer 1 gives 4 values with a bias: its specification has 4 without"),
+        ([first, torch.randn(5, 7)], [None, None], "layer 1 gives 5 values without a bias: its specification has 4"),
+    ):
+        with pytest.raises(InputError, match=text):
+            torch.ops.kaleido_fast.sample(weights, biases, *tail)
+    for options in ("[]", "{}", json.dumps(SETTINGS | {"tile_chains": 4})):
+        with pytest.raises(InputError, match="give a JSON object of burn_in, n_draws"):
+            torch.ops.kaleido_fast.sample([first, last], [None, None], None, spec.to_json(), options, 2, 0, 0)
     weight = model.layers[0].weight.detach().to(torch.complex64)
     model.layers[0].weight = nn.Parameter(weight)
     with pytest.raises(InputError, match=r"layer 0 has a weight in torch\.complex64"):
