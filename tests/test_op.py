@@ -1,11 +1,8 @@
-"""Sampling as an operator of torch: compiled, exported, in programs with settings and threads of their own."""
+"""Sampling as an operator of torch: called, compiled and exported."""
 
 from __future__ import annotations
 
 import json
-import random
-import threading
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,12 +12,11 @@ from conftest import needs, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from kaleido_fast import InputError, KaleidoMLP, ModelSpec, fast_sample, forget_packed, op, sample_op
+from kaleido_fast import InputError, KaleidoMLP, ModelSpec, fast_sample, op, sample_op
 from kaleido_fast.op import SampledChains, _sample_chains, sample
 from kaleido_fast.planning.request import SampleRequest
-from kaleido_fast.running.packed import PACKED, Mark, PackedModel, PackedModels, layers_of
+from kaleido_fast.running.packed import layers_of
 
 MODEL = random_mlp(6, 11, 13, 6)
 FIELDS = SampledChains._fields
@@ -290,265 +286,6 @@ def test_the_operator_stays_out_of_cuda_graphs_of_the_compiler():
     assert torch.Tag.cudagraph_unsafe in torch.ops.kaleido_fast.sample.default.tags
 
 
-# The host program's settings.
-
-
-@pytest.fixture
-def restored():
-    """Put back what the tests below change."""
-    matmul = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
-    for backend in matmul:
-        backend.fp32_precision = "ieee"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("widths", [(5, 11, 13, 5), (7, 150, 7), (7, 300, 7)], ids=str)
-def test_default_dtype_is_not_obeyed(engine, dtype, widths, restored):
-    needs(engine)
-    model = random_mlp(*widths, bias=(False, *[True] * (len(widths) - 2)))
-    options = {"n_chains": 9, "burn_in": 1, "jitter": 0.1, "engine": engine}
-    want = sample_op(model, **options)
-    forget_packed()
-    torch.set_default_dtype(dtype)
-    assert_same(sample_op(model, **options), want)
-    assert_same(fast_sample(model, **options), want)
-    assert torch.get_default_dtype() is dtype
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_default_device_is_not_obeyed(engine):
-    needs(engine)
-    options = {"n_chains": 9, "burn_in": 1, "jitter": 0.1, "engine": engine}
-    want = sample_op(MODEL, **options)
-    forget_packed()
-    with torch.device("meta"):
-        assert_same(sample_op(MODEL, **options), want)
-        assert_same(fast_sample(MODEL, device="cpu", **options), want)
-        fast_sample("digits", n_chains=2, burn_in=1, device="cpu", engine=engine if engine != "triton" else "auto")
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(
-    "mode",
-    [
-        torch.inference_mode,
-        torch.no_grad,
-        torch.enable_grad,
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-        torch.autograd.detect_anomaly,
-    ],
-    ids=["inference", "no_grad", "grad", "autocast", "anomaly"],
-)
-@pytest.mark.filterwarnings("ignore:Anomaly Detection")
-def test_modes_of_autograd_and_autocast_change_no_bit(engine, mode):
-    needs(engine)
-    options = {"n_chains": 9, "burn_in": 6, "n_draws": 2, "engine": engine, "tol": 1e-3}
-    want = sample_op(MODEL, **options)
-    for first, second in ((mode, nullcontext), (nullcontext, mode)):  # packed inside and used outside, and so on
-        forget_packed()
-        with first():
-            assert_same(sample_op(MODEL, **options), want)
-        with second():
-            assert_same(sample_op(MODEL, **options), want)
-            assert_same(fast_sample(MODEL, **options), want)
-
-
-def _flags() -> tuple:
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    return cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction
-
-
-@pytest.mark.parametrize("new_names", [False, True])
-def test_permission_of_tf32_is_neither_obeyed_nor_disturbed(new_names, restored):
-    seen = []
-
-    class Spy(nn.Module):
-        def forward(self, x):
-            seen.append(_flags())
-            return torch.tanh(x)
-
-    if new_names:  # after this torch refuses to read the older ones
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-    else:
-        torch.set_float32_matmul_precision("medium")
-    before = _flags()
-    sample_op(MODEL, n_chains=3, burn_in=2, engine="reference")
-    fast_sample(Spy(), n_chains=3, burn_in=2, dim=4, data_range=(-1.0, 1.0), device="cpu")
-    assert set(seen) <= {("ieee", "ieee", False), ("ieee", "none", False)}
-    assert _flags() == before
-
-
-def test_a_permission_for_all_backends_is_left_as_one(restored):
-    torch.backends.cuda.matmul.fp32_precision = "none"
-    torch.backends.fp32_precision = "tf32"
-    try:
-        inherited = torch.backends.cuda.matmul.fp32_precision
-        sample_op(MODEL, n_chains=3, burn_in=2, engine="reference")
-        assert torch.backends.cuda.matmul.fp32_precision == inherited
-        torch.backends.fp32_precision = "ieee"
-        assert torch.backends.cuda.matmul.fp32_precision != "tf32"
-    finally:
-        torch.backends.fp32_precision = "none"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_random_numbers_of_the_host_program_are_its_own(engine):
-    needs(engine)
-    states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
-    sample_op(MODEL, n_chains=3, burn_in=2, jitter=0.1, engine=engine)
-    fast_sample("digits", n_chains=2, burn_in=1, seed=None, device="cpu")
-    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
-    assert torch.equal(states[0], after[0])
-    assert np.array_equal(states[1], after[1])
-    assert states[2] == after[2]
-
-
-def test_threads_may_sample_at_once():
-    want = {seed: sample_op(MODEL, n_chains=30, burn_in=20, seed=seed, engine="reference") for seed in range(6)}
-    torch.set_float32_matmul_precision("medium")
-    forget_packed()
-    got: dict[int, SampledChains] = {}
-
-    def work(seed: int) -> None:
-        got[seed] = sample_op(MODEL, n_chains=30, burn_in=20, seed=seed, engine="reference")
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in want]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    for seed in want:
-        assert_same(got[seed], want[seed])
-
-
-# Packed weights.
-
-
-def packed(model: KaleidoMLP):
-    return PACKED.take(model.spec, *layers_of(model), may_wait=False)
-
-
-def test_weights_are_packed_once_and_again_when_they_change():
-    model = random_mlp(4, 9, 4)
-    first = packed(model)
-    engine = first.engine("key", lambda weights: object())
-    assert packed(model) is first
-    assert first.engine("key", lambda weights: pytest.fail("packed twice")) is engine
-    assert packed(KaleidoMLP(model.spec, model.linears)) is first, "the weights count, not the module"
-
-    def step() -> None:
-        with torch.no_grad():
-            model.linears[0].weight.add_(0.25)
-
-    changes = [
-        step,
-        lambda: model.linears[0].bias.data.add_(0.25),
-        lambda: model.load_state_dict({k: v / 2 for k, v in model.state_dict().items()}),
-        lambda: setattr(model.linears[1], "weight", nn.Parameter(torch.ones(4, 9))),
-        lambda: setattr(model.linears[1].weight, "data", torch.full((4, 9), 2.0)),
-        lambda: model.linears[1].weight.detach().numpy().fill(0.5),
-    ]
-    for change in changes:
-        before = packed(model)
-        change()
-        now = packed(model)
-        assert now is not before
-        assert torch.equal(now.module.linears[0].weight, model.linears[0].weight)
-        assert torch.equal(
-            sample_op(model, n_chains=4, burn_in=2, engine="reference").draws,
-            fast_sample(
-                KaleidoMLP(model.spec, model.linears), n_chains=4, burn_in=2, tol=None, engine="reference"
-            ).draws,
-        )
-
-
-def test_what_cannot_be_proved_the_same_without_reading_is_not_taken_for_it():
-    """On a GPU weights are not read: torch's count of writes must speak for them."""
-    weight = nn.Parameter(torch.rand(3, 4))
-    mark = Mark.of(weight)
-    assert Mark.of(weight).proves_same(mark)
-    with torch.no_grad():
-        weight.mul_(2)
-    assert not Mark.of(weight).proves_same(mark)
-    for view in (weight.data, weight.detach(), weight[:2], torch.rand(3, 4)):
-        assert not Mark.of(view).proves_same(Mark.of(view)), "views have counts of their own"
-    with torch.inference_mode():
-        uncounted = torch.rand(3, 4)
-    assert Mark.of(uncounted).writes is None
-    mark = Mark.of(weight)
-    weight.data = torch.rand(3, 4)
-    assert not Mark.of(weight).proves_same(mark)
-
-
-def test_weights_in_new_memory_are_never_taken_for_gone_ones():
-    models = PackedModels()
-    for value in range(20):  # the allocator gives the same memory again and again
-        model = random_mlp(3, 5, 3)
-        with torch.no_grad():
-            model.linears[0].weight.fill_(float(value))
-        weights, biases = layers_of(model)
-        marks = tuple(Mark.of(t) for t in [*weights, *biases])
-        assert models._find(model.spec, [*weights, *biases], marks, by_value=False) is None
-        models.take(model.spec, weights, biases, may_wait=False)
-        assert models._find(model.spec, [*weights, *biases], marks, by_value=False) is not None
-        del model, weights, biases
-    assert len(models) == 1, "packed weights go with the model they were made of"
-
-
-def test_few_models_are_kept():
-    models = PackedModels()
-    alive = [random_mlp(3, 5, 3, seed=k) for k in range(12)]
-    for model in alive:
-        models.take(model.spec, *layers_of(model), may_wait=False)
-    assert len(models) == 8
-    for _ in range(5):  # training leaves no trail
-        with torch.no_grad():
-            alive[0].linears[0].weight.add_(1)
-        models.take(alive[0].spec, *layers_of(alive[0]), may_wait=False)
-    assert len(models) == 8
-    models.forget()
-    assert len(models) == 0
-
-
-class Recorded(TorchDispatchMode):
-    """Notes torch's calls below the operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function.name().split("::")[1].split(".")[0])
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("engine", ["reference", "triton"])
-@pytest.mark.parametrize(
-    "options", [{}, {"jitter": 0.1, "n_draws": 2, "thin": 3, "init": "normal"}, {"precision": "bf16"}], ids=str
-)
-def test_nothing_that_would_wait_for_a_gpu_is_called(engine, options, monkeypatch):
-    """What these engines call is the same on a GPU: no number is read and no place of a mask is looked up."""
-    needs(engine)
-    request = SampleRequest(n_chains=9, burn_in=2, tol=None, engine=engine, **options)
-    z0, (weights, biases) = torch.rand(9, 6).half(), layers_of(MODEL)
-    _sample_chains(request, MODEL.spec, weights, biases, None, None)  # packs
-    monkeypatch.setattr(PackedModel, "holds", lambda model, tensors: True)  # on a GPU parameters are not read
-    with Recorded() as recorded:
-        _sample_chains(request, MODEL.spec, weights, biases, None, None)
-        _sample_chains(request, MODEL.spec, weights, biases, z0, 4)
-    waiting = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "index", "index_put_", "masked_select"}
-    assert not recorded.names & {*waiting, "unique", "tolist", "bincount", "repeat_interleave"}
-    assert "empty" in recorded.names
-
-
 # Start states and bad input.
 
 
@@ -603,36 +340,6 @@ def test_start_states_elsewhere_than_the_model_are_refused():
 
 
 # On a GPU.
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_nothing_waits_and_the_callers_stream_is_used():
-    model = random_mlp(64, 128, 64).cuda()
-    options = {"n_chains": 1000, "burn_in": 9, "jitter": 0.1}
-    want = sample_op(model, **options)
-    stream = torch.cuda.Stream()
-    for where in (torch.cuda.current_stream(), stream):
-        with torch.cuda.stream(where):
-            sample_op(model, **options)  # packs
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                chains = sample_op(model, **options)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        where.synchronize()
-        assert_same(chains, want)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_capture_is_refused_and_the_compiler_leaves_the_operator_out_of_graphs():
-    model = random_mlp(64, 128, 64).cuda()
-    sample_op(model, n_chains=100, burn_in=3)
-    with pytest.raises(InputError, match="capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        sample_op(model, n_chains=100, burn_in=3)
-    program = torch.compile(lambda x: sample_op(model, z0=x / 2, burn_in=3).final + 1, mode="reduce-overhead")
-    x = torch.rand(50, 64, device="cuda")
-    for _ in range(4):
-        assert torch.equal(program(x), sample_op(model, z0=x / 2, burn_in=3).final + 1)
 
 
 def test_a_compiled_program_and_the_operator_itself_refuse_weights_that_are_no_layers():
