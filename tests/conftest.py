@@ -107,6 +107,12 @@ def needs(engine: str) -> None:
         pytest.importorskip("numba", reason="needs numba")
 
 
+def assert_same(got, want) -> None:
+    """Draws and what is known of each chain, of two runs of one length, bit for bit."""
+    for name in ("draws", "residual", "steps", "period", "outcome"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
+
+
 def random_mlp(*widths: int, seed: int = 0, scale: float = 1.5, **options) -> KaleidoMLP:
     """A network with seeded random weights, large enough that the recursion moves."""
     generator = torch.Generator().manual_seed(seed)

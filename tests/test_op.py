@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs, random_mlp
+from conftest import assert_same, needs, random_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,11 +21,6 @@ from kaleido_fast.running.packed import layers_of
 MODEL = random_mlp(6, 11, 13, 6)
 FIELDS = SampledChains._fields
 ENGINES = ["reference", "cpu", "triton"]
-
-
-def assert_same(got, want) -> None:
-    for name in FIELDS:
-        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 SETTINGS = {

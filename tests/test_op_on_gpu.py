@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import needs, random_mlp
+from conftest import assert_same, needs, random_mlp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kaleido_fast import InputError, sample_op
-from kaleido_fast.op import SampledChains, _sample_chains
+from kaleido_fast.op import _sample_chains
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.packed import PackedModel, layers_of
 
 MODEL = random_mlp(6, 11, 13, 6)
-FIELDS = SampledChains._fields
 ENGINES = ["reference", "cpu", "triton"]
-
-
-def assert_same(got, want) -> None:
-    for name in FIELDS:
-        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 class Recorded(TorchDispatchMode):

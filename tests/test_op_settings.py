@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import needs, random_mlp
+from conftest import assert_same, needs, random_mlp
 from torch import nn
 
 from kaleido_fast import fast_sample, forget_packed, sample_op
@@ -17,14 +17,6 @@ from kaleido_fast.op import SampledChains
 
 MODEL = random_mlp(6, 11, 13, 6)
 ENGINES = ["reference", "cpu", "triton"]
-
-
-FIELDS = SampledChains._fields
-
-
-def assert_same(got, want) -> None:
-    for name in FIELDS:
-        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 @pytest.fixture
