@@ -30,12 +30,21 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> Sequence[Any
 
 @dataclass(frozen=True)
 class Choice:
-    """The tile for a launch, and for each better one before it why it was refused."""
+    """The tile for a launch, and for each better one before it why it was refused.
+
+    Args:
+        tile: kernel and sizes.
+        refused: why better ones were not taken.
+        tuned: whether it was measured best on this GPU.
+        forced: whether its kernel was asked for by name.
+        given: whether just this tile was asked for.
+    """
 
     tile: AnyTile
     refused: tuple[str, ...] = ()
     tuned: bool = False
     forced: bool = False
+    given: bool = False
 
     @property
     def kernel(self) -> str:
@@ -44,6 +53,8 @@ class Choice:
 
     def explain(self) -> str:
         """The choice in one line."""
+        if self.given:
+            return f"{self.tile.name}, asked for"
         how = "measured best on this GPU" if self.tuned else "first that fits"
         how = f"asked for by name, {how}" if self.forced else how
         return f"{self.tile.name}, {how}" + "".join(f"; not {reason}" for reason in self.refused)
@@ -75,11 +86,7 @@ def choose(
         ValueError: a GPU too old for the precision, or no tile fits: the limit and the need.
     """
     form = usual_precision(precision)
-    if form != "ieee" and facts.capability < (8, 0):
-        raise ValueError(
-            f"precision {in_words(form)!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
-            f"{facts.capability[1]}: use engine='cpu' or another GPU"
-        )
+    _check_capability(form, facts)
     measured = (tuned or {}).get(tuned_key(shape, form))
     if measured is not None:
         tile = tile_from_json(measured)
@@ -106,7 +113,18 @@ def force(shape: NetShape, precision: str, facts: GpuFacts, tile: AnyTile) -> Ch
     Raises:
         ValueError: it cannot run there: the limit and the need.
     """
-    reason = refusal(shape, usual_precision(precision), tile, facts)
+    form = usual_precision(precision)
+    _check_capability(form, facts)
+    reason = refusal(shape, form, tile, facts)
     if reason is not None:
         raise ValueError(reason)
-    return Choice(tile, forced=True)
+    return Choice(tile, given=True)
+
+
+def _check_capability(precision: str, facts: GpuFacts) -> None:
+    """Refuse a device precision whose products the GPU does not have: `ValueError`."""
+    if precision != "ieee" and facts.capability < (8, 0):
+        raise ValueError(
+            f"precision {in_words(precision)!r} needs compute capability 8.0, the GPU has {facts.capability[0]}."
+            f"{facts.capability[1]}: use engine='cpu' or another GPU"
+        )

@@ -213,3 +213,12 @@ def test_a_tile_that_is_named_runs_or_is_refused():
     assert plan_kernel(spec, "fp16", tuned, tile=tile).choice.tile == tile
     with pytest.raises(ValueError, match="at most 128"):
         plan_kernel(spec_of("digits"), "fp16", tuned, tile=tile)
+    turing = replace(H200, gpu=replace(H200.gpu, capability=(7, 5)))
+    with pytest.raises(ValueError, match=r"needs compute capability 8\.0"):
+        plan_kernel(spec, "fp16", turing, tile=tile)
+
+
+def test_a_tile_that_is_named_is_said_to_be_asked_for():
+    """It is neither the first that fits nor measured."""
+    said = plan_kernel(spec_of("points2d"), "fp16", H200, tile=Tile("narrow", 128, 8)).explain()
+    assert said == "narrow 128 chains (8 warps, 1 stages), asked for"
