@@ -11,7 +11,7 @@ import numpy as np
 
 from kaleido_fast.errors import InputError, StreamInterruptedError, TerminatedError
 from kaleido_fast.storing.layout import ARRAYS, Layout
-from kaleido_fast.storing.record import difference
+from kaleido_fast.storing.record import difference, names_no_kernel
 from kaleido_fast.storing.zarr_output import ZarrOutput, is_store
 from kaleido_fast.system.locks import output_lock
 from kaleido_fast.system.outputs import check_outputs
@@ -90,7 +90,7 @@ def _ordered(parts: list[ZarrOutput]) -> list[ZarrOutput]:
         missing = int((~part.done()).sum())
         if missing:
             raise InputError(f"{part.path} is unfinished: {missing:,} blocks are missing; give its command again first")
-    base = parts[0]
+    base = next((part for part in parts if not names_no_kernel(part.record)), parts[0])
     for before, part in itertools.pairwise(parts):
         found = difference(_common(base.record), _common(part.record))
         if found:

@@ -15,6 +15,8 @@ from folders import contents
 from kaleido_fast import InputError, ModelCard, fast_sample, open_draws, sample_to, save_checkpoint
 from kaleido_fast.errors import StreamInterruptedError
 from kaleido_fast.storing.joining import join_stores
+from kaleido_fast.storing.layout import ARRAYS
+from kaleido_fast.storing.zarr_output import ZarrOutput
 
 pytest.importorskip("zarr")
 
@@ -144,3 +146,28 @@ def test_jobs_of_an_array_join_to_one_run(tmp_path, cut):
     with pytest.raises(InputError, match="is unfinished: 1 blocks"):
         join_stores(tmp_path / "b.zarr", parts)
     assert not (tmp_path / "b.zarr").exists()
+
+
+def with_record(part: Path, path: Path, **changed: Any) -> Path:
+    """A store with the same draws and another record."""
+    source = ZarrOutput.open(part)
+    copy = ZarrOutput.create(path, source.layout, {**source.record, **changed})
+    for block in range(source.layout.n_blocks):
+        copy.write(block, {name: source.read(name, block) for name in ARRAYS})
+    return path
+
+
+def test_parts_of_different_kernels_do_not_join_beside_one_that_names_none(parts, tmp_path):
+    """An earlier version recorded a kernel in words, which may be any."""
+    narrow, wide = ({"kernels": {"from step 0": {"kernel": kernel}}} for kernel in ("narrow", "wide"))
+    old = {"kernel": "narrow 64 chains"}
+    for i, records in enumerate(([old, narrow, wide], [narrow, old, wide], [narrow, wide, old])):
+        changed = [
+            with_record(part, tmp_path / f"{i}{j}.zarr", **record)
+            for j, (part, record) in enumerate(zip(parts, records, strict=True))
+        ]
+        with pytest.raises(InputError, match=r"different runs: kernels\.from step 0\.kernel was narrow, is now wide"):
+            join_stores(tmp_path / "all.zarr", changed)
+    same = [with_record(parts[0], tmp_path / "a.zarr", **old)]
+    same += [with_record(part, tmp_path / f"{part.stem}b.zarr", **narrow) for part in parts[1:]]
+    assert join_stores(tmp_path / "all.zarr", same).layout.n_chains == sum(SIZES)
