@@ -19,7 +19,7 @@ from kaleido_fast.names import (
     DEFAULT_TOL,
     LOW_PRECISIONS,
 )
-from kaleido_fast.planning.options import OPTIONS, OneOf, Range, Real, Whole
+from kaleido_fast.planning.options import OPTIONS, OneOf, Range, Real, Switch, Whole
 from kaleido_fast.scalars import plain_fields, whole_number
 from kaleido_kernels.schedule import Schedule
 
@@ -131,6 +131,8 @@ def _check(name: str, value: object, allowed: Range) -> None:
         _check_scale(name, value, positive=allowed.positive)
     elif isinstance(allowed, OneOf) and value not in allowed.names:
         raise unknown_name(name, value, allowed.names)
+    elif isinstance(allowed, Switch) and not (isinstance(value, int) and value in (False, True)):
+        raise InputError(f"{name} is {value!r}: it must be True or False")
 
 
 def _check_scale(name: str, value: object, *, positive: bool) -> None:

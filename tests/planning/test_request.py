@@ -18,6 +18,8 @@ from kaleido_fast import InputError, fast_sample
         ({"check_every": 0}, "check_every is 0"),
         ({"max_period": 0}, "max_period is 0"),
         ({"max_period": 10**6}, "max_period is 1000000"),
+        ({"retire_cycles": "no"}, "retire_cycles is 'no': it must be True or False"),
+        ({"retire_cycles": None}, "retire_cycles is None: it must be True or False"),
         ({"polish": 5}, "polish with precision 'fp32'"),
         ({"polish": 12, "precision": "fp16", "burn_in": 10}, "pass at most that"),
     ],
