@@ -131,7 +131,7 @@ def sample_op(
         n_chains = z0.shape[0]
     if thin is None:
         thin = default_thin({"jitter": jitter, "settle": settle}, n_draws, noise)
-    given = {
+    given = {  # not by `locals()`, which torch 2.11's compiler cannot trace
         "burn_in": burn_in,
         "n_draws": n_draws,
         "thin": thin,
