@@ -60,7 +60,7 @@ def run_once(network: str, n_chains: int, burn_in: int, folder: Path, *, discard
     options: dict[str, Any] = {"n_chains": n_chains, "burn_in": burn_in, "tol": None, "device": "cpu"}
     began = time.perf_counter()
     if discard:
-        run = prepare_run(model, streamed=True, **options)
+        run = prepare_run(model, stored=True, **options)
         phases = build_phases(run.subject, run.request, run.plan, run.device)
         began = time.perf_counter()
         for block in run_blocks(

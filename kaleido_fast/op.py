@@ -1,6 +1,6 @@
 """`sample_op`: sampling as one operator of torch, for programs that are compiled, exported, or must not wait for a GPU.
 
-The operator ``torch.ops.kaleido_fast.sample`` takes weights, two texts and three numbers and gives tensors.
+The operator ``torch.ops.kaleido_fast.sample`` takes weights, two texts and three numbers and returns tensors.
 `torch.compile` and `torch.export` see one call; its answers are those of `kaleido_fast.fast_sample`, bit for bit. No
 gradient goes through it.
 """
@@ -113,11 +113,11 @@ def sample_op(
         n_chains: number of chains; None for as many as ``z0`` has.
         z0: (n_chains, D) start states on the model's device, of any floating type and layout. Their values are not
             looked at: keep them inside the data range.
-        settle: as there, but not used with noise "upstream", which comes after every step.
+        settle: as in `fast_sample`, but not used with noise "upstream", which comes after every step.
         tol: None runs every step; a number freezes chains that have arrived, and does not go with jitter.
 
     Raises:
-        InputError: a value outside of what is said, or a call inside the capture of a CUDA graph.
+        InputError: a value outside of these ranges, or a call inside the capture of a CUDA graph.
         SamplingMemoryError: the memory ran out; it says what to pass.
     """
     model = _weights_known(model)

@@ -100,16 +100,16 @@ def fast_sample(
             limit. None runs every step; with jitter chains are never frozen.
         patience: checks in a row below ``tol`` before a chain is frozen.
         check_every: steps between checks.
-        max_period: longest cycle looked for among chains that do not settle, found for certain in runs of four times as
-            many steps; 1 looks for none.
-        retire_cycles: run a chain found in a cycle no further; its later draws walk the cycle.
+        max_period: longest cycle looked for among chains that do not come to rest, found for certain in runs of four
+            times as many steps; 1 looks for none.
+        retire_cycles: run a chain found in a cycle no further; its later draws are the cycle's states in turn.
         precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
         polish: with "tf32", "fp16" or "bf16", the last steps before the first draw, and all after it, run in fp32.
         engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
         kernel: of engine "triton": "narrow", "stream", "wide" or "graph"; "auto" takes the one measured best on this
             GPU, else the first that fits. One asked for by name runs or raises.
         device: "cpu", "cuda" (the current one), "cuda:1"; None takes the model's own GPU, else the current one if there
-            is one. A list of GPUs of one kind shares the chains out, with the bits of one of them; results lie on the
+            is one. A list of GPUs of one kind divides the chains, with the bits of one of them; results lie on the
             first. A model in main memory is copied to where it is sampled; one on a GPU is sampled there.
         block_chains: chains at work at once, for less memory; None takes as many as are useful and fit. No bit
             depends on it.
@@ -123,7 +123,7 @@ def fast_sample(
             stand in for ``dim``.
 
     Raises:
-        InputError: a value outside of what is said here, a run that does not fit the memory, or answers of a module
+        InputError: a value outside of these ranges, a run that does not fit the memory, or answers of a module
             that cannot be iterated.
         SamplingMemoryError: the memory ran out all the same; it says what to pass.
         SamplingInterruptedError: Ctrl-C; it says how many chains were complete.
@@ -159,13 +159,13 @@ def prepare_run(
     dim: int | None = None,
     data_range: tuple[float, float] | None = None,
     z0: Tensor | None = None,
-    streamed: bool = False,
+    stored: bool = False,
     **options: Any,
 ) -> Run:
-    """Everything that can be settled, and refused, before a run: see `fast_sample` for the options.
+    """Everything that can be decided, and refused, before a run: see `fast_sample` for the options.
 
     Args:
-        streamed: draws are written as they are made, so that not all need to fit the memory.
+        stored: draws are written as they are made, so that not all need to fit the memory.
 
     Raises:
         InputError: as `fast_sample`.
@@ -174,7 +174,7 @@ def prepare_run(
     subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
     request = complete_request(options, subject.recommended)
     first, *others = devices_for(subject.module, device, packable=subject.spec is not None)
-    if streamed and others:
+    if stored and others:
         raise InputError("draws written as they are made come from one device: start one process a GPU, with torchrun")
     facts = device_facts(first)
     if others:  # what fits the fullest of them fits all
@@ -185,7 +185,7 @@ def prepare_run(
         facts,
         subject.dim,
         weights=subject.weights_range,
-        streamed=streamed,
+        stored=stored,
         block_chains=block_chains,
         why_general=subject.why_general,
     )

@@ -309,7 +309,7 @@ def test_start_states_of_any_type_and_layout(engine):
         (MODEL, {"n_chains": 3, "precision": "fp23"}, "unknown precision"),
         (MODEL, {"n_chains": 3, "engine": "gpu"}, "unknown engine"),
         (MODEL, {"n_chains": 3, "block_chains": 0}, "block_chains is 0"),
-        (MODEL, {"n_chains": 3, "tol": 1e-3, "jitter": 0.1}, "a jittered chain never settles"),
+        (MODEL, {"n_chains": 3, "tol": 1e-3, "jitter": 0.1}, "a jittered chain never arrives"),
     ],
 )
 def test_bad_input_is_named(model, options, text):

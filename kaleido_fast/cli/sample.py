@@ -78,7 +78,9 @@ PICTURE_CHAINS = 1000
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--block-chains", type=int, help="Chains at work at once, for less memory [default: as many as fit].")
 @click.option(
-    "--alone", is_flag=True, help="Under torchrun: a run of its own in this process, with an --out of its own."
+    "--alone",
+    is_flag=True,
+    help="Under torchrun: sample in this process alone; give each process its own --out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the end figures as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -170,7 +172,7 @@ def _write_at_once(
 
 
 def _finished(checkpoint: Checkpoint, out: Path, options: dict[str, Any]) -> Made:
-    """The file that is there, if it is of this very run."""
+    """The file that is there, if it is of this same run."""
     from kaleido_fast.sampling import prepare_run
     from kaleido_fast.storing.draws import open_draws
     from kaleido_fast.storing.finished import find_finished

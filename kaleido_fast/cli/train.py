@@ -88,7 +88,9 @@ if TYPE_CHECKING:
     help="Seconds between writes of the unfinished run.",
 )
 @click.option(
-    "--alone", is_flag=True, help="Under torchrun: a run of its own in this process, with an --out of its own."
+    "--alone",
+    is_flag=True,
+    help="Under torchrun: train in this process alone; give each process its own --out.",
 )
 @click.option(
     "--curve/--no-curve",
@@ -296,7 +298,7 @@ def _report(
     if as_json:
         say_json({**facts, **({"finished": True} if finished else {})})
     elif finished and not quiet:
-        click.echo(f"{written[0]} is finished: it is of this very run, nothing was trained")
+        click.echo(f"{written[0]} is finished: it is of this same run, nothing was trained")
     elif not quiet:
         _print_facts(facts)
 

@@ -46,11 +46,11 @@ class Identity:
 
     Args:
         digest: 64 hexadecimal digits; "" if it is not known.
-        untold: what part cannot be read, and why; "" if all can.
+        unidentified: what part cannot be read, and why; "" if all can.
     """
 
     digest: str
-    untold: str = ""
+    unidentified: str = ""
 
 
 def identify(module: nn.Module) -> Identity:

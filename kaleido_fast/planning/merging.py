@@ -46,7 +46,7 @@ def refuse_tol_with_jitter(tol: float | None, jitter: float) -> None:
     """Refuse a tolerance that was passed for jittered chains: `InputError`."""
     if tol is not None and jitter:
         raise InputError(
-            f"tol {tol} with jitter {jitter}: a jittered chain never settles, so none can be "
+            f"tol {tol} with jitter {jitter}: a jittered chain never arrives, so none can be "
             "frozen; pass jitter=0, or leave tol out (trace shows how chains move)"
         )
 

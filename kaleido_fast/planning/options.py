@@ -142,12 +142,14 @@ OPTIONS = {
     ),
     "check_every": Option("Steps between checks", Whole(1, MAX_STEPS), DEFAULT_CHECK_EVERY, unit="steps"),
     "max_period": Option(
-        "Longest cycle looked for among chains that do not settle; 1 looks for none",
+        "Longest cycle looked for among chains that do not come to rest; 1 looks for none",
         Whole(1, MAX_PERIOD),
         DEFAULT_MAX_PERIOD,
         unit="steps",
     ),
-    "retire_cycles": Option("Run chains found in a cycle no further: later draws walk it", Switch(), False),
+    "retire_cycles": Option(
+        "Run chains found in a cycle no further: later draws are its states in turn", Switch(), False
+    ),
     "precision": Option("Operands of the products; sums are fp32 (fp64 in fp64)", OneOf(PRECISIONS), "fp32"),
     "polish": Option(
         "With a precision below fp32: steps before the first draw from which on all runs in fp32",

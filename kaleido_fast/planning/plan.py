@@ -133,13 +133,13 @@ def make_plan(
     dim: int,
     *,
     weights: WeightsRange = USUAL,
-    streamed: bool = False,
+    stored: bool = False,
     block_chains: int | None = None,
     why_general: str = "",
 ) -> SamplePlan:
     """Choose engine, kernels, tiles, blocks and memory for a request on a device.
 
-    With ``streamed`` the draws of a block leave the memory once the block is done: a few blocks are held, not the run.
+    With ``stored`` the draws of a block leave the memory once the block is done: a few blocks are held, not the run.
 
     Args:
         request: what is asked for.
@@ -164,7 +164,7 @@ def make_plan(
     block = rows * max(1, min(2**16, 2**24 // dim) // rows)  # states of a block stay below 64 MiB
     per_chain = chain_bytes(request, dim)
     kept = request.n_chains * per_chain
-    if streamed:
+    if stored:
         block = stored_block(rows, dim * request.n_draws)
         kept = min(request.n_chains, HELD_BLOCKS * block) * per_chain
     scratch = [4 * rows * width * item if phase.kernel is None else phase.kernel.scratch_bytes for phase in phases]
@@ -172,7 +172,7 @@ def make_plan(
     fixed = kept + sum(scratch) + (1 + len(phases)) * packed  # weights as given, and as packed for each phase
     if block_chains is not None:
         block = whole_number("block_chains", block_chains, 1, MAX_COUNT)
-    elif not streamed:  # blocks of stored draws are a property of the store, not of this machine
+    elif not stored:  # blocks of stored draws are a property of the store, not of this machine
         while block > rows and fixed + block_bytes(request, dim, block) > facts.memory:
             block = rows * max(1, block // rows // 2)
     need = fixed + block_bytes(request, dim, block)

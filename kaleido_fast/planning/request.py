@@ -52,7 +52,7 @@ class SampleRequest:
             choose (`module_tile`); `kaleido_fast.sampling.prepare_run` writes its choice here.
 
     Raises:
-        InputError: a value outside of what is said here.
+        InputError: a value outside of these ranges.
     """
 
     n_chains: int

@@ -36,10 +36,10 @@ class Subject:
         spec: of an MLP that is understood exactly; None for a module that is run as it is.
         dim, data_range: D and (low, high).
         recommended: options that its checkpoint recommends.
-        model_hash: names it in records; "" for a module whose parts cannot all be told.
+        model_hash: names it in records; "" for a module of which some part cannot be identified.
         packed: its weights as engines keep them, where it has a ``spec``.
         why_general: why it has none.
-        untold: why it has no hash.
+        unidentified: why it has no hash.
     """
 
     module: nn.Module
@@ -50,7 +50,7 @@ class Subject:
     model_hash: str
     packed: PackedModel | None = None
     why_general: str = ""
-    untold: str = ""
+    unidentified: str = ""
 
     @property
     def weights_range(self) -> WeightsRange:
@@ -122,7 +122,9 @@ def _general_subject(
 def _as_it_is(model: nn.Module, dim: int, data_range: tuple[float, float], reason: str) -> Subject:
     check_module(model)
     identity = identify(model)
-    return Subject(model, None, dim, data_range, {}, identity.digest, why_general=reason, untold=identity.untold)
+    return Subject(
+        model, None, dim, data_range, {}, identity.digest, why_general=reason, unidentified=identity.unidentified
+    )
 
 
 def _mlp_subject(model: KaleidoMLP) -> Subject:

@@ -121,8 +121,8 @@ def check_task(task: StoringTask, n_workers: int) -> None:
     subject = task.run.subject
     if not subject.model_hash:
         raise InputError(
-            f"this {type(subject.module).__name__} cannot be told from other models: {subject.untold}; a run that "
-            "goes on later could mix two: use fast_sample, or keep that out of the module"
+            f"this {type(subject.module).__name__} cannot be told from other models: {subject.unidentified}; a run "
+            "that goes on later could mix two: use fast_sample, or keep that out of the module"
         )
     if task.run.request.trace is not None:
         raise InputError("trace is not written to files: use fast_sample, or leave it out")

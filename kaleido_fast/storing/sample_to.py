@@ -142,7 +142,7 @@ def sample_to(
                 model = load_checkpoint(model)
             if isinstance(model, Checkpoint):
                 source, scaling = model.path, scaling or model.card.scaling
-            run = prepare_run(model, streamed=True, device=local_device(device), n_chains=n_chains, **options)
+            run = prepare_run(model, stored=True, device=local_device(device), n_chains=n_chains, **options)
             files = OutputFiles(Path(path), source, None if picture is None else Path(picture))
             task = StoringTask(files, run, dtype, chunk_chains, overwrite, repair, scaling)
             with stop_signals(), neutral(run.device), _bar(callback, show=progress and workers.is_first) as reported:

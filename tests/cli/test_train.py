@@ -15,7 +15,7 @@ def test_a_finished_training_is_told_from_another(folder, monkeypatch, capsys):
     assert call(monkeypatch, capsys, *command, "--quiet")[0] == 0
     before = contents(folder)
     status, out, _ = call(monkeypatch, capsys, *command)
-    assert status == 0 and "x.safetensors is finished: it is of this very run" in out
+    assert status == 0 and "x.safetensors is finished: it is of this same run" in out
     assert json.loads(call(monkeypatch, capsys, *command, "--json")[1])["finished"] is True
     for change, text in ((("--seed", "5"), "seed was 4, is now 5"), (("--hidden", "6"), "network was")):
         status, _, errors = call(monkeypatch, capsys, *command, *change)

@@ -256,7 +256,7 @@ def test_what_cannot_be_told_is_named_and_refused_for_a_store(part, why, tmp_pat
 
 
 def test_a_module_without_weights_yet_has_no_identity():
-    assert "a parameter without values: run the module once" in identify(nn.LazyLinear(3)).untold
+    assert "a parameter without values: run the module once" in identify(nn.LazyLinear(3)).unidentified
 
 
 @pytest.mark.parametrize(("kind", "name"), [(nn.Linear, "forward"), (nn.Module, "__call__"), (nn.Tanh, "forward")])

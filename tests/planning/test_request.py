@@ -13,7 +13,7 @@ from kaleido_fast import InputError, fast_sample
     [
         ({"tol": -1.0}, "tol is -1.0"),
         ({"tol": float("nan")}, "tol is nan"),
-        ({"tol": 1e-3, "jitter": 0.1}, "a jittered chain never settles"),
+        ({"tol": 1e-3, "jitter": 0.1}, "a jittered chain never arrives"),
         ({"patience": 0}, "patience is 0"),
         ({"check_every": 0}, "check_every is 0"),
         ({"max_period": 0}, "max_period is 0"),

@@ -239,7 +239,7 @@ def test_what_takes_one_device_refuses_a_list():
     with pytest.raises(InputError, match="takes a KaleidoMLP"):
         fast_sample(nn.Tanh(), n_chains=2, burn_in=1, device=["cpu", "cpu"], **GENERAL)
     with pytest.raises(InputError, match="torchrun"):
-        prepare_run(MODEL, n_chains=10, device=["cpu", "cpu"], streamed=True)
+        prepare_run(MODEL, n_chains=10, device=["cpu", "cpu"], stored=True)
 
 
 def test_the_capture_of_a_cuda_graph_is_refused(monkeypatch):

@@ -42,7 +42,7 @@ def make_layout(network: str, n_chains: int, n_draws: int, dtype: str, chunk_cha
     spec = network_spec(network)
     request = SampleRequest(n_chains=n_chains, n_draws=n_draws, tol=None)
     facts = H200 if device == "gpu" else DeviceFacts("cpu", has_numba=True)
-    plan = make_plan(request, spec, facts, spec.dim, streamed=True)
+    plan = make_plan(request, spec, facts, spec.dim, stored=True)
     chunk = plan.block_chains if chunk_chains is None else -(-chunk_chains // plan.tile_rows) * plan.tile_rows
     encoding = Encoding.choose(dtype, (spec.low, spec.high), "fp32")
     return Layout(n_chains, n_draws, spec.dim, min(chunk, n_chains), encoding)
