@@ -1,4 +1,4 @@
-"""What every kernel is told, in one table: name, type, and where a launch finds the value. Plain Python.
+"""What every kernel gets, in one table: name, type, and where a launch finds the value. Plain Python.
 
 Numbers are arguments one by one: Triton does not let members of a tuple go unspecialised, so that in a tuple 1 and
 every multiple of 16 would compile a kernel of its own. Inside, `kaleido_kernels.steps` bundles them.

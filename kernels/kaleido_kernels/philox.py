@@ -79,7 +79,7 @@ def noise_tile(
 ):
     """Noise (ROWS, COLS) fp32 of columns first_col .. first_col + COLS - 1 (first_col a multiple of 4).
 
-    chains: (ROWS,) int64. KIND: "uniform" on [0, 1), or "normal". Columns from DIM on hold what nobody may use.
+    chains: (ROWS,) int64. KIND: "uniform" on [0, 1), or "normal". Columns from DIM on hold values that may not be used.
     """
     if DIM <= 4:
         # One Philox call a row and a select, instead of one a block: 243 against 310 instructions a step for D = 1.

@@ -24,8 +24,8 @@ class WeightsRange(NamedTuple):
     """Sizes of a network's weights: what decides which device precision they fit.
 
     Args:
-        largest: of all weights and biases.
-        smallest: the least of the layers' largest weights, layers of zeros left out.
+        largest: the largest size of a weight or bias.
+        smallest: the least, over the layers, of the largest size of a weight; layers of zeros are left out.
     """
 
     largest: float
@@ -33,7 +33,7 @@ class WeightsRange(NamedTuple):
 
 
 USUAL = WeightsRange(1.0, 1.0)
-"""Of weights that fit every precision, as nearly all trained networks' do: for plans without weights."""
+"""A range that fits every precision, as those of nearly all trained networks do; plans without weights take it."""
 
 
 def device_precision(precision: str, weights: WeightsRange) -> DevicePrecision:

@@ -12,7 +12,7 @@ from kaleido_kernels.packing import OPERAND_TYPES, Layers, check_layers, device_
 from kaleido_kernels.shapes import NetShape
 
 CONTROL_VALUES = 4
-"""Of a block, in device memory: step, end of the launch, rows in use, seed."""
+"""Numbers in device memory that a block reads: step, end of the launch, rows in use, seed."""
 
 
 @dataclass(frozen=True)

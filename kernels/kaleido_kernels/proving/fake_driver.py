@@ -193,7 +193,7 @@ def _stand_in(kind: str) -> Any:
 
 
 def _cache_hash(kernel: Any, request: dict[str, Any], target: GPUTarget) -> str:
-    """As ``triton.compile`` makes it from what its hook is told."""
+    """The hash that ``triton.compile`` makes from what its hook gets."""
     source = ASTSource(kernel, request["signature"], request["constants"], request["configs"][0])
     told = json.loads(request["specialization_data"])["options"]  # tuples are lists there
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}

@@ -22,7 +22,7 @@ from kaleido_kernels.tile import AnyTile, GpuFacts, Tile
 from kaleido_kernels.wide.plan import WideTile
 
 N_CHAINS, N_STEPS = 100_000, 300
-"""What estimates are of."""
+"""Size of the run that is estimated."""
 SLOWER_THAN_KIN = 1.6
 """A tile is left out if the estimate puts it this far behind the best of its kernel, where the model compares well."""
 SLOWER_THAN_ALL = 4.0
@@ -59,7 +59,7 @@ def trial_tiles(shape: NetShape, precision: str, facts: GpuFacts) -> list[AnyTil
 def expected_milliseconds(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> float:
     """The middle of the estimate from sizes alone, not compiled: good for order, not for truth (see `roofline`).
 
-    For `N_CHAINS` and `N_STEPS`; for kernels of `EXPECTED`.
+    It is for a run of `N_CHAINS` and `N_STEPS`, and knows the kernels of `EXPECTED` alone.
     """
     return EXPECTED[tile.kernel](shape, precision, tile, facts)
 

@@ -234,7 +234,7 @@ def check_states(
 ):  # fmt: skip
     """`check_rows` after ``step`` steps, with residuals and distances from memory as in `store_residual`.
 
-    The state becomes the next step's input. Halted rows are computed on from where they halted, for nobody.
+    The state becomes the next step's input. Halted rows are computed on from where they halted; no result is used.
     """
     tl.debug_barrier()
     residual = tl.zeros([BLOCK], tl.float32)

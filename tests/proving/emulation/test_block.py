@@ -43,7 +43,7 @@ def test_warps_that_wait_for_nobody_are_told():
     body = "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra $first;\nbar.sync 0;\nbra.uni $end;\n$first:\nbar.sync 0;\n$end:"
     with pytest.raises(DeadlockError, match="different barriers"):
         run(body, out, out)
-    with pytest.raises(DeadlockError, match="nobody can go on"):
+    with pytest.raises(DeadlockError, match="no warps can go on"):
         run("setp.lt.u32 %p1, %r0, 32;\n@%p1 bra $end;\nbar.sync 0;\n$end:", out, out, groups=(32, 32))
     waiting = "mov.b32 %r5, 0;\nmbarrier.init.shared::cta.b64 [%r5], 1;\n"
     waiting += "mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r5], 0;"

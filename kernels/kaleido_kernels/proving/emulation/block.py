@@ -133,17 +133,17 @@ class Block:
         self._end_block()
 
     def _bring_a_copy(self, running: Mapping[int, object], dice: random.Random) -> None:
-        """Nobody can go on: one of the copies that somebody waits for takes effect."""
+        """No warps can go on: one of the copies that some of them wait for takes effect."""
         late = [barrier for number, barrier in self.waits_for.items() if number in running and barrier.copies]
         if not late:
             places = "; ".join(self.groups[number].where() for number in running)
-            raise DeadlockError(f"nobody can go on: {places}")
+            raise DeadlockError(f"no warps can go on: {places}")
         waiting = late[0].copies if self.conditions.order else dice.choice(late).copies
         waiting.pop(-1 if self.conditions.order else dice.randrange(len(waiting)))()
 
     def _end(self, number: int) -> None:
         if any(group.sums for group in (*self.product_groups[number], self.open_products[number])):
-            raise RaceError(f"{self.kernel.name}: warps {number} end with products at work that nobody waits for")
+            raise RaceError(f"{self.kernel.name}: warps {number} end with products at work that they never waited for")
 
     def _end_block(self) -> None:
         if any(barrier.copies for barrier in self.barriers.values()):

@@ -20,4 +20,4 @@ class RaceError(EmulatorError):
 
 
 class DeadlockError(EmulatorError):
-    """Warps that wait for what nobody can bring about."""
+    """Warps wait for something that can no longer happen."""

@@ -45,7 +45,7 @@ class ProxyStates:
         self._high[warps] = max(high, self._high.get(warps, high))
 
     def fence(self, warps: int) -> None:
-        """A proxy fence by all threads of ``warps``. What others published before is taken for seen by everybody."""
+        """A proxy fence by all threads of ``warps``. What others published before counts as seen by all."""
         for owner in list(self._low):
             part = self.states[self._low[owner] : self._high[owner]]
             part[part == PUBLISHED] = CLEAN

@@ -107,7 +107,7 @@ class Warps:
         self.values: list[Array] = []
         self.constants: dict[tuple[int, str], Array] = {}
         self.here = 0
-        self.unsynced = ""  # what the group did that others may only be told of after a barrier
+        self.unsynced = ""  # what the group did that it may announce to others only after a barrier
         self.flow = [longest_match(item, FLOW) for item in self.kernel.instructions]
         for item, kind in zip(self.kernel.instructions, self.flow, strict=True):
             if kind is not None:
@@ -295,7 +295,7 @@ class Warps:
                 threads.go_on()
 
     def _refuse_early_use(self) -> None:
-        """Registers of products that nobody has waited for may not be used, nor operands in them overwritten."""
+        """Registers of products that were not waited for may not be used, nor operands in them overwritten."""
         here = self.here
         if self.kernel.instructions[here].name == "wgmma":
             return

@@ -14,7 +14,7 @@ SCHEDULERS = 4
 ALU_LANES, MUFU_LANES, FMA_LANES = 64, 16, 128
 """Lanes a clock and multiprocessor: integer and conversion units, special functions, fp32 multiply-adds."""
 WARPS, RESERVED_SHARED = 64, 1024
-"""Of a multiprocessor: warps at once, and bytes of shared memory that the system takes of each program."""
+"""Warps that a multiprocessor holds at once; bytes of its shared memory that the system takes for each program."""
 
 
 @dataclass(frozen=True)
