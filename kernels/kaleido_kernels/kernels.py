@@ -102,7 +102,8 @@ def make_launcher(
 
     Args:
         tile: decides the kernel.
-        layers, shape, precision: the network, and one of `PRECISIONS`.
+        layers, shape: the network.
+        precision: a device precision, or one asked for.
         device: where the weights go and launches run.
         n_programs: programs of the wide kernel.
         capture: whether the graph path captures its step in a CUDA graph.

@@ -166,4 +166,4 @@ def kind_of(request: LaunchRequest, outputs: Outputs) -> LaunchKind:
 def check_tile(tile: Tile, kernel: str) -> None:
     """Refuse a tile that was made for another kernel."""
     if tile.kernel != kernel:
-        raise ValueError(f"the tile is for kernel {tile.kernel!r}: pass one of tiles.candidates() for {kernel!r}")
+        raise ValueError(f"the tile is for kernel {tile.kernel!r}: pass one of the plan's candidates for {kernel!r}")

@@ -33,7 +33,7 @@ class GraphWeights:
 
 
 def pack_graph(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> GraphWeights:
-    """Pack for `GraphRunner`. ``precision`` is "fp32", "fp16" or "bf16".
+    """Pack for `GraphRunner`. ``precision`` is a device precision, or one asked for; not tf32.
 
     Raises:
         ValueError: weights that do not fit the shape or the precision, or a precision that this path lacks.

@@ -45,7 +45,7 @@ class PackedNarrow:
 
 
 def pack_narrow(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedNarrow:
-    """Pack for `kaleido_kernels.narrow`. ``precision`` is one of `PRECISIONS`.
+    """Pack for `launch_narrow`. ``precision`` is a device precision, or one asked for.
 
     Raises:
         ValueError: weights that do not fit the shape or the precision.

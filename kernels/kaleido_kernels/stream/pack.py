@@ -33,7 +33,7 @@ class PackedStream:
 
 
 def pack_stream(layers: Layers, shape: NetShape, precision: str, device: torch.device | str = "cpu") -> PackedStream:
-    """Pack for `kaleido_kernels.stream`. ``precision`` is one of `PRECISIONS`.
+    """Pack for `launch_stream`. ``precision`` is a device precision, or one asked for.
 
     Raises:
         ValueError: weights that do not fit the shape, the precision or the kernel.

@@ -45,7 +45,7 @@ class WideScratch:
 def pack_wide(
     layers: Layers, shape: NetShape, tile: WideTile, precision: str, device: torch.device | str = "cpu"
 ) -> WideWeights:
-    """Pack for `launch_wide`. ``precision`` is one of `PRECISIONS`.
+    """Pack for `launch_wide`. ``precision`` is a device precision, or one asked for.
 
     Raises:
         ValueError: weights that do not fit the shape or the precision, or more than a copy descriptor can address.
