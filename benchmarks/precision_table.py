@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from kaleido_fast import fast_sample, load_checkpoint
+from kaleido_fast.benchmarking.costs.planned import DEVICE_PRECISIONS
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_kernels.packing import split_operand
 
-DEVICE_PRECISIONS = {"fp32": "fp16x3", "fp16": "fp16", "bf16": "bf16"}
 NETS = ("points2d", "digits", "mnist")
 CHAINS = 4096
 
