@@ -52,6 +52,11 @@ class KernelPlan:
     n_programs: int
     scratch_bytes: int
 
+    @property
+    def packing(self) -> tuple[AnyTile, DevicePrecision, int]:
+        """What decides how weights are packed, however the tile came to be chosen."""
+        return self.choice.tile, self.precision, self.n_programs
+
     def explain(self) -> str:
         """The kernel in words."""
         why_plain = "; plain fp32 products, because of the weights' range" if self.precision == "ieee" else ""

@@ -40,7 +40,8 @@ def build_engine(
     if subject.packed is None:
         return build(subject.module)
     # Weights are packed, and kernels have their scratch, on the caller's stream.
-    key = (plan.engine, plan.tile_rows, phase.precision, phase.kernel, device, current_stream(device))
+    packing = None if phase.kernel is None else phase.kernel.packing
+    key = (plan.engine, plan.tile_rows, phase.precision, packing, device, current_stream(device))
     return subject.packed.engine(key, build).with_request(request)
 
 

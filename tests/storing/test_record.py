@@ -84,12 +84,21 @@ def test_a_run_goes_on_with_the_threads_of_its_record_where_they_count(began, no
 
 def test_a_kernel_in_words_counts_as_unknown():
     """Earlier versions recorded the kernel that was planned before the weights were looked at."""
-    now = {"engine": "triton", "kernels": {"from step 0": {"kernel": "wide", "rows": 64}}}
-    assert difference({"engine": "triton", "kernel": "narrow 64 chains"}, now) == ""
-    assert difference({"engine": "cpu", "kernel": "narrow 64 chains"}, now).startswith("engine was cpu")
+    run: dict[str, Any] = {"engine": "triton", "request": {"precision": "fp32"}}
+    now, words = {**run, "kernels": {"from step 0": {"kernel": "wide", "rows": 64}}}, {"kernel": "narrow 64 chains"}
+    assert difference({**run, **words}, now) == "" == difference(now, {**run, **words})
+    assert difference({**run, **words, "engine": "cpu"}, now).startswith("engine was cpu")
     other = {**now, "kernels": {"from step 0": {"kernel": "wide", "rows": 128}}}
     assert difference(other, now) == "kernels.from step 0.rows was 128, is now 64"
-    assert difference({"engine": "triton"}, now), "a record that says nothing of a kernel is not of an earlier version"
+    assert difference(run, now), "a record that says nothing of a kernel is not of an earlier version"
+
+
+def test_tf32_of_an_earlier_version_does_not_go_on():
+    """It rounded weights half-way between two values away from zero, not to even."""
+    run = {"engine": "triton", "request": {"precision": "tf32"}}
+    earlier, now = {**run, "kernel": "narrow"}, {**run, "kernels": {"from step 0": {"kernel": "narrow"}}}
+    assert "tf32" in difference(earlier, now)
+    assert difference(now, now) == difference(earlier, earlier) == ""
 
 
 def test_records_of_networks_are_as_they_were(tmp_path):
