@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import fields
 from typing import Any
 
 from kaleido_fast.errors import InputError
@@ -31,8 +30,10 @@ def plain_number(value: Any) -> Any:
 
 def plain_fields(record: Any) -> None:
     """Make the numbers in the fields of a (frozen) dataclass plain, also those in tuples, lists and arrays of them."""
-    for field in fields(record):
-        object.__setattr__(record, field.name, plain_numbers(getattr(record, field.name)))
+    for name, value in list(vars(record).items()):
+        plain = plain_numbers(value)
+        if plain is not value:
+            object.__setattr__(record, name, plain)
 
 
 def plain_numbers(value: Any) -> Any:

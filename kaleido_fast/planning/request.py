@@ -79,8 +79,9 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        values = vars(self)
         for name, option in OPTIONS.items():
-            value = getattr(self, name)
+            value = values[name]
             if value is not None or not option.or_none:
                 _check(name, value, option.range)
         if self.kernel != "auto" and self.engine not in ("auto", "triton"):
