@@ -13,9 +13,11 @@ from kaleido_fast.benchmarking.gpu.subjects import precisions_on, report_network
 from kaleido_fast.benchmarking.machine import describe_run, gpu_state
 from kaleido_fast.benchmarking.timing import spread, stopwatch
 from kaleido_fast.model import KaleidoMLP
+from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.plan import plan_kernel
 from kaleido_fast.system.devices import device_facts
-from kaleido_kernels.choice import choose
-from kaleido_kernels.packing import device_precision
+from kaleido_kernels.packing import weights_range
+from kaleido_kernels.precision import WeightsRange, device_precision
 from kaleido_kernels.proving.trials import trial_tiles
 from kaleido_kernels.shapes import KERNELS
 from kaleido_kernels.tuned import tile_to_json
@@ -28,11 +30,12 @@ def facts_of(job: FactsJob, emit: Emit) -> None:
     networks = {}
     for name in job["networks"]:
         model = report_network(name, job["tiny"])
-        on_gpu = {precision: _on_gpu(model, precision) for precision in precisions_on(device)}
+        weights = _weights(model)
+        on_gpu = {precision: device_precision(precision, weights) for precision in precisions_on(device)}
         tiles = {precision: trial_tiles(model.spec, used, facts.gpu) for precision, used in on_gpu.items()}
         networks[name] = {
             "widths": model.spec.widths,
-            "kernels": {precision: _kernels(model, used, facts) for precision, used in on_gpu.items()},
+            "kernels": {precision: _kernels(model, precision, facts, weights) for precision in on_gpu},
             "tiles": {precision: [tile_to_json(tile) for tile in found] for precision, found in tiles.items()},
         }
     known = {"name": facts.name, "capability": facts.gpu.capability, "multiprocessors": facts.gpu.n_sm}
@@ -40,19 +43,18 @@ def facts_of(job: FactsJob, emit: Emit) -> None:
     emit({"about": describe_run(device), "gpu": known, "networks": networks})
 
 
-def _on_gpu(model: KaleidoMLP, precision: str) -> str:
-    """How the GPU computes a precision that a request names, with these weights."""
+def _weights(model: KaleidoMLP) -> WeightsRange:
     from kaleido_fast.engines.triton import plain_layers
 
-    return device_precision(plain_layers(model), precision)
+    return weights_range(plain_layers(model))
 
 
-def _kernels(model: KaleidoMLP, precision: str, facts: Any) -> list[str]:
-    """Kernels that can run a network in a device precision."""
+def _kernels(model: KaleidoMLP, precision: str, facts: DeviceFacts, weights: WeightsRange) -> list[str]:
+    """Kernels by which a plan can run a network in a precision."""
     able = []
     for kernel in KERNELS:
         try:
-            choose(model.spec, precision, facts.gpu, kernel=kernel)
+            plan_kernel(model.spec, precision, facts, weights, kernel=kernel)
         except ValueError:
             continue
         able.append(kernel)
