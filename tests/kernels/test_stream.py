@@ -142,9 +142,9 @@ def test_chains_do_not_depend_on_neighbours_rows_or_tiles(ordered_products, shap
     assert torch.equal(shuffled.residual, whole.residual[ids - 1000])
     few = STREAM.run(layers, shape, replace(request, n_chains=3, first_chain=1034))
     assert torch.equal(few.final, whole.final[34:])
-    for block in (32, 64):
-        other = STREAM.run(layers, shape, request, tile=Tile("stream", block))
-        assert torch.equal(other.final, whole.final), f"block of {block}"
+    for tile in (Tile("stream", 32), Tile("stream", 64, 8)):
+        other = STREAM.run(layers, shape, request, tile=tile)
+        assert torch.equal(other.final, whole.final), tile.name
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -172,6 +172,8 @@ def test_bad_input_is_refused_by_name():
     layers = random_net(SMALL)
     with pytest.raises(ValueError, match="kernel 'narrow'"):
         STREAM.run(layers, SMALL, LaunchRequest(5, FEW), tile=Tile("narrow", 64))
+    with pytest.raises(ValueError, match="needs about 286 registers a thread, the GPU has 255"):
+        STREAM.run(random_net(HALVES), HALVES, LaunchRequest(5, FEW), tile=Tile("stream", 64))
     long = LaunchRequest(5, Schedule(burn_in=2**30))
     with pytest.raises(ValueError, match="launch at most"):
         STREAM.run(layers, SMALL, long)

@@ -63,8 +63,8 @@ from kaleido_kernels.steps import (
     worst,
 )
 from kaleido_kernels.stream.pack import PackedStream, pack_stream
-from kaleido_kernels.stream.plan import stream_layout
-from kaleido_kernels.tile import Tile
+from kaleido_kernels.stream.plan import register_estimate, stream_layout
+from kaleido_kernels.tile import Tile, too_many_registers
 from kaleido_kernels.variant import Variant, use_asm_on
 
 
@@ -321,8 +321,17 @@ def stream_kernel(
 
 @functools.lru_cache(maxsize=256)
 def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIET, use_asm: bool = True) -> Variant:
-    """What `launch_stream` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3"."""
+    """What `launch_stream` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3".
+
+    Raises:
+        ValueError: a tile whose program needs more registers than there are. It is not only slow: of the split fp32 of
+            width 256 in 64 chains and 4 warps, which spills 3 KB, ptxas 12.8 made code that takes an address from a
+            register without a value (seen on an H200: illegal memory access).
+    """
     form = usual_precision(precision)
+    why = too_many_registers(tile, register_estimate(shape, form, tile))
+    if why is not None:
+        raise ValueError(why)
     constants = {
         "MAP": compiled_map(shape, form, kind),
         "LAYOUT": stream_layout(shape),
