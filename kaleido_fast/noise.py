@@ -84,6 +84,12 @@ def start_noise(seed: int, chain_ids: Tensor, dim: int, init: str, low: float, h
     return (mid + half * normals(seed, chain_ids, dim, 0)).clamp(low, high)
 
 
+def flow_noise(seed: int, chain_ids: Tensor, dim: int, step: int, scale: float, low: float, high: float) -> Tensor:
+    """Start of a draw of a flow, (n, dim) fp32: N(mid, scale x half range) from the counters of ``step``, unbounded."""
+    mid, half = (low + high) / 2, (high - low) / 2
+    return mid + half * (scale * normals(seed, chain_ids, dim, step))
+
+
 def jitter_noise(seed: int, chain_ids: Tensor, dim: int, step: int, noise: str, low: float, high: float) -> Tensor:
     """The noise of one step before it is scaled by ``jitter``, (n, dim) fp32, in data units.
 

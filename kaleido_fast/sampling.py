@@ -44,6 +44,7 @@ def fast_sample(
     *,
     n_chains: int,
     first_chain: int = 0,
+    sampler: str | None = None,
     burn_in: int | None = None,
     n_draws: int = 1,
     thin: int | None = None,
@@ -53,6 +54,9 @@ def fast_sample(
     noise: str = "normal",
     jitter: float | None = None,
     settle: int | None = None,
+    steps: int | None = None,
+    noise_from: float | None = None,
+    noise_to: float | None = None,
     tol: float | str | None = "recommended",
     patience: int = DEFAULT_PATIENCE,
     check_every: int = DEFAULT_CHECK_EVERY,
@@ -84,6 +88,10 @@ def fast_sample(
             evaluation, and left as it is); a `Checkpoint`, the path of one, or the name of a bundled model.
         n_chains: number of chains.
         first_chain: absolute id of the first: ids, not positions, select the noise.
+        sampler: "kaleidoscope" iterates f as above. "flow" makes new samples with a network that was trained for it:
+            each draw starts from normal noise of its own and goes ``x <- x + h_t (f(x) - x)`` for ``steps`` steps, the
+            last of them whole. Options of the other sampler are refused: ``burn_in``, ``thin``, ``init``, ``noise``,
+            ``jitter``, ``settle``, ``tol``, ``polish`` and what looks for cycles are the kaleidoscope's.
         burn_in: steps before the first draw's own (299).
         n_draws: draws kept per chain.
         thin: steps per draw (1). Several draws of a jittered chain: as many as were measured to mix, else ``settle`` +
@@ -95,6 +103,10 @@ def fast_sample(
             jitter * e, low, high)`` with e uniform on [high, 2 high - low), after every step, also the last one.
         jitter: scale of the noise in units of half the data range (0); of "upstream" the published eps (0.01).
         settle: last steps before each draw that stay free of jitter (2); "upstream" has none.
+        steps: of sampler "flow", steps per draw (20): more are better and slower.
+        noise_from, noise_to: of sampler "flow", share of noise at the first step of a draw (0.9) and at the last (0.1),
+            0 < noise_to < noise_from <= 1; between them it falls linearly. The start is ``noise_from`` times normal
+            noise in units of half the data range around its middle, not clamped.
         tol: residual below which a chain is frozen and run no further (1e-4): its later draws are its frozen state.
             On a network that contracts by rho a step its states are then within tol * rho / (1 - rho) of their
             limit. None runs every step; with jitter chains are never frozen.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.model import BOUNDS, KaleidoMLP
 from kaleido_fast.names import LOW_PRECISIONS
-from kaleido_fast.noise import jitter_noise, start_noise
+from kaleido_fast.noise import flow_noise, jitter_noise, start_noise
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.packing import round_operand
@@ -30,7 +30,8 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One step of the recursion: x <- f(clamp(x + jitter * noise)), and x <- f(x) where step ``t`` has no jitter.
 
-    With "upstream" noise each step is x <- clamp(f(x) + jitter * noise).
+    With "upstream" noise each step is x <- clamp(f(x) + jitter * noise). With the sampler "flow" it is
+    x <- f(x) + g_t (x - f(x)), where x is fresh noise at the first step of a draw, and nothing is clamped.
 
     Args:
         f: the network.
@@ -48,16 +49,27 @@ def step(
         x = add_noise(x, chain_ids, t, request, data_range)
     y = f(x)
     change = y - x
+    if schedule.restarts:
+        return y - schedule.kept_share(t) * change, change
     if schedule.noise == "upstream" and schedule.jitter > 0:
         y = add_noise(y, chain_ids, t + 1, request, data_range)
     return y, change
 
 
 def add_noise(x: Tensor, chain_ids: Tensor, t: int, request: SampleRequest, data_range: tuple[float, float]) -> Tensor:
-    """Clamp(x + jitter * noise), with the noise that these chains have at step ``t``."""
+    """Clamp(x + jitter * noise), with the noise that these chains have at step ``t``; of a flow the noise alone."""
     low, high = data_range
+    if request.schedule.restarts:
+        return flow_noise(request.seed, chain_ids, x.shape[1], t, request.noise_from, low, high).to(x.dtype)
     noise = jitter_noise(request.seed, chain_ids, x.shape[1], t, request.noise, low, high)
     return (x + request.jitter * noise.to(x.dtype)).clamp(low, high)
+
+
+def first_states(chain_ids: Tensor, dim: int, request: SampleRequest, data_range: tuple[float, float]) -> Tensor:
+    """Start noise of the chains, (n, dim) fp32."""
+    if request.schedule.restarts:
+        return flow_noise(request.seed, chain_ids, dim, 0, request.noise_from, *data_range)
+    return start_noise(request.seed, chain_ids, dim, request.init, *data_range)
 
 
 def run(
@@ -223,8 +235,7 @@ class ReferenceEngine:
 
     def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
-        request = self.request
-        return start_noise(request.seed, chain_ids, self.dim, request.init, *self.data_range).to(self.dtype)
+        return first_states(chain_ids, self.dim, self.request, self.data_range).to(self.dtype)
 
 
 def _rounded(x: Tensor, precision: str) -> Tensor:

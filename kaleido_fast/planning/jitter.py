@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.names import PUBLISHED_EPS
 from kaleido_kernels.schedule import Schedule
+
+_KALEIDOSCOPE = ("burn_in", "n_draws", "thin", "settle", "jitter", "noise")
 
 
 def fit_to_noise(options: Mapping[str, Any], explicit: Mapping[str, Any], noise: object) -> dict[str, Any]:
@@ -37,8 +38,11 @@ def fit_to_noise(options: Mapping[str, Any], explicit: Mapping[str, Any], noise:
 
 
 def run_words(run: Mapping[str, Any]) -> str:
-    """Steps and noise of a run in words, from a mapping that holds the fields of its schedule."""
-    schedule = Schedule(**{field.name: run[field.name] for field in fields(Schedule)})
+    """Steps and noise of a run in words, from a mapping that holds the options of its schedule."""
+    if run.get("sampler") == "flow":
+        schedule = Schedule.flow(run["n_draws"], run["steps"], run["noise_from"], run["noise_to"])
+    else:
+        schedule = Schedule(**{name: run[name] for name in _KALEIDOSCOPE})
     words = jitter_words(schedule)
     return f"{schedule.n_steps} steps{f', {words}' if words else ' without noise'}"
 
@@ -47,6 +51,8 @@ def jitter_words(schedule: Schedule) -> str:
     """What noise a run has, as a part of a line; empty for none."""
     if not schedule.jitter:
         return ""
+    if schedule.restarts:
+        return f"{schedule.thin} a draw, from noise {schedule.jitter:g} to {schedule.noise_to:g}"
     if schedule.noise == "upstream":
         return f"published noise {schedule.jitter:g} after every step"
     kind = "" if schedule.noise == "normal" else f"{schedule.noise} "

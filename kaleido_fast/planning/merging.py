@@ -8,8 +8,8 @@ from typing import Any
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.jitter import fit_to_noise
-from kaleido_fast.planning.options import OPTIONS, RECOMMENDABLE
-from kaleido_fast.planning.request import SampleRequest
+from kaleido_fast.planning.options import OPTIONS, OPTIONS_OF, RECOMMENDABLE
+from kaleido_fast.planning.request import SampleRequest, foreign_option
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 
 
@@ -24,6 +24,9 @@ def complete_request(options: Mapping[str, Any], recommended: Mapping[str, Any])
         InputError: a value outside of its range, or options that do not go together.
     """
     explicit = {name: options[name] for name in RECOMMENDABLE if not _is_left_out(name, options)}
+    sampler, recommended = _choose_sampler(explicit, recommended)
+    if sampler == "flow":
+        return _flow_request(options, explicit, recommended)
     noise, n_draws = options.get("noise", "normal"), options.get("n_draws", 1)
     merged = fit_to_noise(merge_options(explicit, recommended), explicit, noise)
     merged = _without_tol_where_jittered(merged, explicit)
@@ -35,6 +38,42 @@ def complete_request(options: Mapping[str, Any], recommended: Mapping[str, Any])
     request = SampleRequest(**given)
     refuse_copies(request.n_draws, request.thin, request.settle, request.jitter, request.noise)
     return request
+
+
+def recommended_sampler(recommended: Mapping[str, Any]) -> str:
+    """The sampler that a checkpoint's settings are for."""
+    return str(recommended.get("sampler", OPTIONS["sampler"].default))
+
+
+def _choose_sampler(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The sampler of a run, and what is recommended for it: settings for another one do not hold.
+
+    Raises:
+        InputError: an option that the sampler does not have.
+    """
+    usual = recommended_sampler(recommended)
+    sampler = explicit.get("sampler", usual)
+    because = "" if "sampler" in explicit else f"the model recommends {usual!r}" if recommended else "as by default"
+    for other, names in OPTIONS_OF.items():
+        for name in names:
+            if other != sampler and name in explicit and not (sampler == "flow" and _is_idle(name, explicit)):
+                raise foreign_option(name, explicit[name], sampler, because=because)
+    return sampler, recommended if sampler == usual else {}
+
+
+def _is_idle(name: str, explicit: Mapping[str, Any]) -> bool:
+    """Whether an option of the kaleidoscope says what is so of a flow anyway."""
+    return explicit[name] is None or (name in ("burn_in", "jitter", "settle") and explicit[name] == 0)
+
+
+def _flow_request(
+    options: Mapping[str, Any], explicit: Mapping[str, Any], recommended: Mapping[str, Any]
+) -> SampleRequest:
+    own = {name: value for name, value in merge_options(explicit, recommended).items() if name in OPTIONS_OF["flow"]}
+    others = {name: value for name, value in options.items() if name not in RECOMMENDABLE}
+    if others.get("seed", 0) is None:
+        others["seed"] = secrets.randbits(64)
+    return SampleRequest(**{**others, **own, "sampler": "flow"})
 
 
 def merge_options(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,16 @@ from kaleido_fast.names import (
     DEFAULT_CHECK_EVERY,
     DEFAULT_JITTER,
     DEFAULT_MAX_PERIOD,
+    DEFAULT_NOISE_FROM,
+    DEFAULT_NOISE_TO,
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
+    DEFAULT_STEPS,
     DEFAULT_THIN,
     DEFAULT_TOL,
     LOW_PRECISIONS,
 )
-from kaleido_fast.planning.options import OPTIONS, OneOf, Range, Real, Switch, Whole
+from kaleido_fast.planning.options import OPTIONS, OPTIONS_OF, OneOf, Range, Real, Switch, Whole
 from kaleido_fast.scalars import plain_fields, whole_number
 from kaleido_kernels.schedule import Schedule
 
@@ -35,6 +38,13 @@ class Trace:
         plain_fields(self)
 
 
+_FLOW_HAS: dict[str, Any] = {
+    **{name: OPTIONS[name].default for name in OPTIONS_OF["kaleidoscope"]},
+    **{"burn_in": 0, "jitter": 0.0, "settle": 0, "tol": None},
+}
+"""What a flow has of the kaleidoscope's options; its ``thin`` is ``steps``."""
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """What a run computes; two equal requests give the same bits on one engine, precision and kind of device (on a CPU
@@ -42,6 +52,9 @@ class SampleRequest:
 
     Options are those of `kaleido_fast.fast_sample`; `kaleido_fast.planning.options.OPTIONS` has text, range and unit of
     each. Here all are filled in:
+
+    Of a flow the kaleidoscope's options are set to what holds for it: no burn-in, ``thin`` = ``steps``, no jitter, no
+    ``tol``; a kaleidoscope does not read the flow's.
 
     Args:
         settle: not used by "upstream" noise, which comes after every step.
@@ -57,6 +70,7 @@ class SampleRequest:
 
     n_chains: int
     first_chain: int = 0
+    sampler: str = "kaleidoscope"
     burn_in: int = DEFAULT_BURN_IN
     n_draws: int = 1
     thin: int = DEFAULT_THIN
@@ -65,6 +79,9 @@ class SampleRequest:
     noise: str = "normal"
     jitter: float = DEFAULT_JITTER
     settle: int = DEFAULT_SETTLE
+    steps: int = DEFAULT_STEPS
+    noise_from: float = DEFAULT_NOISE_FROM
+    noise_to: float = DEFAULT_NOISE_TO
     tol: float | None = DEFAULT_TOL
     patience: int = DEFAULT_PATIENCE
     check_every: int = DEFAULT_CHECK_EVERY
@@ -84,6 +101,8 @@ class SampleRequest:
             value = values[name]
             if value is not None or not option.or_none:
                 _check(name, value, option.range)
+        if self.sampler == "flow":
+            self._settle_for_flow()
         if self.kernel != "auto" and self.engine not in ("auto", "triton"):
             raise InputError(
                 f"kernel {self.kernel!r} with engine {self.engine!r}: kernels are of engine 'triton'; leave one out"
@@ -114,8 +133,19 @@ class SampleRequest:
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        """Which steps are jittered and which end in a draw."""
+        """Which steps get noise, how far they go, and which end in a draw."""
+        if self.sampler == "flow":
+            return Schedule.flow(self.n_draws, self.steps, self.noise_from, self.noise_to)
         return Schedule(self.burn_in, self.n_draws, self.thin, self.settle, self.jitter, self.noise)
+
+    def _settle_for_flow(self) -> None:
+        """Put what a flow has into the kaleidoscope's options; one that says something else is refused."""
+        for name in OPTIONS_OF["kaleidoscope"]:
+            value, own = getattr(self, name), self.steps if name == "thin" else _FLOW_HAS[name]
+            if value != own:
+                if value != OPTIONS[name].default:
+                    raise foreign_option(name, value, "flow")
+                object.__setattr__(self, name, own)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for records beside the draws."""
@@ -125,22 +155,40 @@ class SampleRequest:
         return values
 
 
+def foreign_option(name: str, value: object, sampler: str, *, because: str = "") -> InputError:
+    """The error for an option that ``sampler`` does not have.
+
+    Args:
+        name, value: the option.
+        sampler: what the run has.
+        because: why it has this sampler, if not by the caller's word.
+    """
+    own = OPTIONS[name].sampler
+    why = f" ({because})" if because else ""
+    return InputError(
+        f"{name} {value} with sampler {sampler!r}{why}: {name} belongs to sampler {own!r}; leave it out, or pass "
+        f"sampler={own!r}"
+    )
+
+
 def _check(name: str, value: object, allowed: Range) -> None:
     if isinstance(allowed, Whole):
         whole_number(name, value, allowed.least, allowed.most)
     elif isinstance(allowed, Real):
-        _check_scale(name, value, positive=allowed.positive)
+        _check_scale(name, value, allowed)
     elif isinstance(allowed, OneOf) and value not in allowed.names:
         raise unknown_name(name, value, allowed.names)
     elif isinstance(allowed, Switch) and not (isinstance(value, int) and value in (False, True)):
         raise InputError(f"{name} is {value!r}: it must be True or False")
 
 
-def _check_scale(name: str, value: object, *, positive: bool) -> None:
+def _check_scale(name: str, value: object, allowed: Real) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}: it must be a finite number")
-    if value < 0 or (positive and value == 0):
-        raise InputError(f"{name} is {value!r}: it must be {'above 0' if positive else '0 or more'}")
+    if value < 0 or (allowed.positive and value == 0) or value > allowed.most:
+        least = "above 0" if allowed.positive else "0 or more"
+        most = "" if math.isinf(allowed.most) else f", at most {allowed.most:g}"
+        raise InputError(f"{name} is {value!r}: it must be {least}{most}")
 
 
 def _check_trace(trace: Trace, request: SampleRequest) -> None:

@@ -1,12 +1,14 @@
-"""When what happens: which steps are jittered, which end in a draw, and after which chains are looked at."""
+"""When what happens: which steps get noise, how far they go, which end in a draw, after which chains are looked at."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaleido_kernels.shapes import MAX_STEPS, NOISES
+from kaleido_kernels.shapes import MAX_FLOW_STEPS, MAX_STEPS, NOISES, RESTART
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,9 @@ class Schedule:
         thin: steps per draw, at least 1.
         settle: steps without jitter before each draw.
         jitter: scale of the noise in units of half the data range; 0 is off.
-        noise: "normal", "uniform" (on the input, then clamped) or "upstream" (the published formula, on the output).
+        noise: "normal", "uniform" (on the input, then clamped) or "upstream" (the published formula, on the output);
+            "restart" is that of a flow, see `Schedule.flow`.
+        noise_to: share of noise at the last step of a flow, above 0 and below ``jitter``; 0 elsewhere.
 
     Raises:
         ValueError: a value outside of this, or more than `MAX_STEPS` steps.
@@ -34,17 +38,67 @@ class Schedule:
     settle: int = 2
     jitter: float = 0.0
     noise: str = "normal"
+    noise_to: float = 0.0
+
+    @classmethod
+    def flow(cls, n_draws: int, steps: int, noise_from: float, noise_to: float) -> Schedule:
+        """Steps by parts, ``x <- f(x) + g_t (x - f(x))``: the Euler form of a rectified flow (Liu et al. 2022).
+
+        A draw takes ``steps`` steps from a start of its own: the middle of the data range and ``noise_from`` times
+        normal noise in units of half the range, not clamped. `kept_shares` are the g_t.
+
+        In the other fields' terms ``thin`` is ``steps``, and all but the first step of a draw are "settled": the noise
+        of scale ``jitter`` comes at the first one, and takes the place of the state.
+
+        Args:
+            n_draws: draws per chain, at least 1.
+            steps: steps per draw, 1 to `MAX_FLOW_STEPS`.
+            noise_from: share of noise at the first step of a draw, above 0 and at most 1.
+            noise_to: share of noise at the last step, above 0 and below ``noise_from``.
+
+        Raises:
+            ValueError: a value outside of this.
+        """
+        if not 1 <= steps <= MAX_FLOW_STEPS:
+            raise ValueError(f"steps is {steps}: it must lie in 1 .. {MAX_FLOW_STEPS:,}")
+        if not 0 < noise_from <= 1:
+            raise ValueError(f"noise_from is {noise_from}: it must lie above 0 and at most at 1")
+        if not 0 < noise_to < noise_from:
+            raise ValueError(f"noise_to is {noise_to}: it must lie above 0 and below noise_from, {noise_from}")
+        return cls(0, n_draws, steps, max(0, steps - 1), noise_from, RESTART, noise_to)
 
     def __post_init__(self) -> None:
         for name, least in (("burn_in", 0), ("n_draws", 1), ("thin", 1), ("settle", 0)):
             if not least <= getattr(self, name) <= MAX_STEPS:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in {least} .. {MAX_STEPS:,}")
-        if self.noise not in NOISES:
+        if self.noise not in (*NOISES, RESTART):
             raise ValueError(f"noise is {self.noise!r}: choose one of {', '.join(NOISES)}")
         if not (math.isfinite(self.jitter) and self.jitter >= 0):
             raise ValueError(f"jitter is {self.jitter}: it must be finite and at least 0")
         if self.n_steps > MAX_STEPS:
             raise ValueError(f"burn_in + n_draws * thin is {self.n_steps:,} steps: at most {MAX_STEPS:,}")
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it is a flow, whose draws start anew from noise."""
+        return self.noise == RESTART
+
+    @functools.cached_property
+    def kept_shares(self) -> tuple[float, ...]:
+        """g_t of each step of a draw, (thin,): the share of the way to f(x) that a step leaves; () where it goes all.
+
+        ``g_t = u_{t+1} / u_t``: u, the share of noise, falls linearly from ``jitter`` to ``noise_to`` over the steps,
+        and is 0 after the last, which is whole (``h_t = 1 - g_t`` of a rectified flow with a network that tells x).
+        """
+        if not self.restarts:
+            return ()
+        last = max(1, self.thin - 1)
+        shares = [self.jitter + (self.noise_to - self.jitter) * t / last for t in range(self.thin)]
+        return (*(after / before for before, after in itertools.pairwise(shares)), 0.0)
+
+    def kept_share(self, step: int) -> float:
+        """g_t of a step of the run."""
+        return self.kept_shares[step % self.thin] if self.restarts else 0.0
 
     @property
     def n_steps(self) -> int:
@@ -80,7 +134,8 @@ class Schedule:
     def is_jittered(self, step: int) -> bool:
         """Whether the input of ``step`` gets noise: all but step 0 and the last ``settle`` steps before each draw.
 
-        With "upstream" noise no input does, each output does.
+        With "upstream" noise no input does, each output does; of a flow the first step of each draw but the run's first
+        one does, whose noise is the start noise.
         """
         if self.jitter == 0 or self.noise == "upstream" or step == 0:
             return False
