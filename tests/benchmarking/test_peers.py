@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -58,6 +61,27 @@ def test_compiled_peers_reproduce_the_reference(name):
     expected = contest.reference_states(model, z0, peer.precision)
     found = contest.check_contestant(peer, z0, expected, model.spec.n_layers)
     assert found.error < 1e-5 or peer.precision != "fp32", str(found)
+
+
+def test_a_captured_step_keeps_the_weights_that_its_graph_reads(monkeypatch):
+    """A graph holds addresses alone: weights that nothing else holds would be freed, and others written there."""
+    for name in ("CUDAGraph", "Stream", "current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, mock.Mock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    calls = []
+
+    def captured() -> tuple[loops.Captured, list[weakref.ref[torch.Tensor]]]:
+        model = random_mlp(6, 11, 6).requires_grad_(False)
+        replay = loops.capture(lambda: calls.append(model(torch.zeros(1, 6))), CPU)
+        return replay, [weakref.ref(weight) for weight in model.parameters()]
+
+    replay, weights = captured()
+    n_captured = len(calls)
+    gc.collect()
+    assert all(weight() is not None for weight in weights), "freed while the graph may be replayed"
+    replay()
+    assert len(calls) == n_captured == loops.WARM_UPS + 1, "a replay is no call"
 
 
 def test_adapters_are_short_enough_to_be_judged_at_a_glance():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,8 +51,25 @@ def captured(step: Step, setting: Setting, dtype: torch.dtype) -> Procedure:
     return run
 
 
-def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Capture ``work`` on a CUDA device; returns what replays it."""
+@dataclass(frozen=True)
+class Captured:
+    """Work in a CUDA graph; a call replays it.
+
+    Args:
+        graph: it holds addresses alone.
+        work: keeps what lies there. Without it the 16-bit copy of a model was freed once it was captured, later tensors
+            took its memory, and the next replay gave NaN (seen on an H200).
+    """
+
+    graph: torch.cuda.CUDAGraph
+    work: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def capture(work: Callable[[], None], device: torch.device) -> Captured:
+    """Capture ``work`` on a CUDA device."""
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):  # outside of the graph's own, so that a failed capture gives the stream back
@@ -60,4 +78,4 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
         torch.cuda.synchronize(device)
         with torch.cuda.graph(graph, stream=side):
             work()
-    return graph.replay
+    return Captured(graph, work)
