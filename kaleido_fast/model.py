@@ -159,6 +159,14 @@ class KaleidoMLP(nn.Module):
             x = self.activate(layer(x))
         return BOUNDS[self.spec.bound](last(x))
 
+    def _why_not_plain(self) -> str:
+        """`why_not_plain` as a method: torch 2.11's compiler gives no object to a constant function."""
+        return why_not_plain(self)
+
+    # Compilers call it while they trace, and take its answer as a constant: what
+    # `torch.compiler.assume_constant_result` says of a function, without loading the compiler (1 s).
+    _why_not_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
     def extra_repr(self) -> str:
         spec = self.spec
         return f"{'-'.join(map(str, spec.widths))}, {spec.activation}, bound={spec.bound}"
@@ -237,11 +245,6 @@ def why_not_plain(model: KaleidoMLP) -> str:
         if why:
             return f"{name} {why}"
     return ""
-
-
-# Compilers call it while they trace, and take its answer as a constant: what `torch.compiler.assume_constant_result`
-# says of a function, without loading the compiler (1 s).
-why_not_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def named_weights(model: KaleidoMLP) -> Iterator[tuple[str, Tensor]]:

@@ -202,6 +202,21 @@ def test_a_compiled_program_tells_specifications_apart():
         assert torch.equal(program(model), fast_sample(model, n_chains=5, burn_in=3, tol=None).draws), options
 
 
+def test_a_compiled_program_looks_at_every_model_and_takes_plain_ones_alone():
+    """Also one that is no global of the program, and one that comes when the program is compiled already."""
+    plain, hooked = random_mlp(4, 9, 4), random_mlp(4, 9, 4)
+    hooked.layers[0].register_forward_hook(lambda module, given, found: 2 * found)
+    want = fast_sample(plain, n_chains=5, burn_in=3, tol=None).draws
+    closed = torch.compile(lambda: sample_op(plain, n_chains=5, burn_in=3).draws, backend="eager", fullgraph=True)
+    assert torch.equal(closed(), want)
+    program = torch.compile(
+        lambda model: sample_op(model, n_chains=5, burn_in=3).draws, backend="eager", fullgraph=True
+    )
+    assert torch.equal(program(plain), want)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="InputError"):
+        program(hooked)
+
+
 @pytest.mark.slow
 def test_a_program_compiled_to_machine_code_has_the_same_bits():
     program = torch.compile(lambda x: sample_op(MODEL, z0=x / 2, burn_in=4).final + 1, fullgraph=True)
