@@ -15,8 +15,12 @@ from kaleido_fast.planning.blocks import (
     block_bytes,
     chain_bytes,
     check_memory,
+    compute_block,
     item_bytes,
+    launch_block,
+    launch_wave,
     module_tile,
+    smaller_block,
     stored_block,
     tile_rows,
 )
@@ -166,7 +170,9 @@ def make_plan(
     elif request.tile_chains is not None:
         raise InputError("tile_chains is for modules that are no plain MLP: leave it out, no bit depends on it here")
     item = item_bytes(request)
-    block = rows * max(1, min(2**16, 2**24 // dim) // rows)  # states of a block stay below 64 MiB
+    fused = [phase.kernel for phase in phases if phase.kernel is not None and facts.kind == "cuda"]
+    wave = max((launch_wave(kernel.choice.tile.chains, facts.gpu.n_sm) for kernel in fused), default=rows)
+    block = launch_block(wave, dim, rows) if fused else compute_block(dim, rows)
     per_chain = chain_bytes(request, dim)
     kept = request.n_chains * per_chain
     if stored:
@@ -179,7 +185,7 @@ def make_plan(
         block = whole_number("block_chains", block_chains, 1, MAX_COUNT)
     elif not stored:  # blocks of stored draws are a property of the store, not of this machine
         while block > rows and fixed + block_bytes(request, dim, block) > facts.memory:
-            block = rows * max(1, block // rows // 2)
+            block = smaller_block(block, wave, rows)
     need = fixed + block_bytes(request, dim, block)
     check_memory(need, request, dim, facts)
     loop_chains = full_tile(spec.widths) if spec and engine == "cpu" else 0

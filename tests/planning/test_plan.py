@@ -140,6 +140,27 @@ def test_blocks_are_whole_tiles_and_memory_counts_the_draws(n_chains, name):
     assert plan.draws_bytes >= n_chains * NETWORKS[name].dim * 4
 
 
+@given(
+    st.integers(1, 10**6),
+    st.sampled_from(sorted(NETWORKS)),
+    st.sampled_from(["fp32", "fp16", "bf16"]),
+    st.integers(0, 3),
+)
+def test_a_gpu_runs_no_more_waves_in_blocks_than_in_one_launch(n_chains, name, precision, polish):
+    """Waves of programs, each of which takes as long as the slowest: the time of a launch."""
+    polish = 0 if precision == "fp32" else polish
+    plan = plan_for(H200, name, n_chains=n_chains, precision=precision, polish=polish, tol=None)
+    assert plan.engine == "triton"
+    block, (first, *_) = plan.block_chains, plan.phases
+    wave = first.kernel.choice.tile.chains * H200.gpu.n_sm
+
+    def waves(chains: int) -> int:
+        return -(-chains // wave)
+
+    whole, rest = divmod(n_chains, block)
+    assert whole * waves(block) + waves(rest) == waves(n_chains)
+
+
 def with_faint_layer() -> KaleidoMLP:
     """One layer so small that split fp16 loses bits of it: fp32 runs by plain products, which narrow does not take."""
     model = random_mlp(64, 128, 128, 128, 64)
