@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from conftest import assert_states_close as assert_close
 from torch import Tensor
 
-from kaleido_fast.noise import jitter_noise, start_noise
+from kaleido_fast.noise import flow_noise, jitter_noise, start_noise
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import NetShape
@@ -87,24 +87,41 @@ def is_jittered(schedule: Schedule, step: int) -> bool:
     return schedule.jitter > 0 and schedule.noise != "upstream" and 0 < step < end - schedule.settle
 
 
+def kept_share(schedule: Schedule, step: int) -> float:
+    """u_{t+1} / u_t of a flow, written out; 0 of a kaleidoscope, whose steps are all whole."""
+    last, t = schedule.thin - 1, step % schedule.thin
+    if not schedule.restarts or t == last:
+        return 0.0
+    before, after = (((last - i) * schedule.jitter + i * schedule.noise_to) / last for i in (t, t + 1))
+    return after / before
+
+
 def sample(layers: Layers, shape: NetShape, request: LaunchRequest, operand: torch.dtype | None = None) -> Answer:
     """The launch, step by step."""
     schedule, dim = request.schedule, shape.dim
+
+    def fresh(step: int) -> Tensor:
+        return flow_noise(request.seed, chains, dim, step, schedule.jitter, shape.low, shape.high)
+
     chains = request.chain_ids
     if chains is None:
         chains = request.first_chain + torch.arange(request.n_chains)
     x = request.start
-    if x is None:
+    if x is None and schedule.restarts:
+        x = fresh(0)
+    elif x is None:
         x = start_noise(request.seed, chains, dim, request.init, shape.low, shape.high)
     draws = torch.full((request.n_chains, schedule.n_draws, dim), float("nan"))
     residual = torch.zeros(request.n_chains)
     for step in range(request.first_step, request.first_step + request.n_run):
-        if is_jittered(schedule, step):
+        if schedule.restarts and step > 0 and step % schedule.thin == 0:
+            x = fresh(step)
+        elif not schedule.restarts and is_jittered(schedule, step):
             noise = jitter_noise(request.seed, chains, dim, step, schedule.noise, shape.low, shape.high)
             x = (x + schedule.jitter * noise).clamp(shape.low, shape.high)
         y = apply_network(x, layers, shape, operand)
         residual = (y - x).abs().amax(dim=1)
-        x = y
+        x = x + (1 - kept_share(schedule, step)) * (y - x) if kept_share(schedule, step) else y
         if schedule.noise == "upstream" and schedule.jitter > 0:
             noise = jitter_noise(request.seed, chains, dim, step + 1, "upstream", shape.low, shape.high)
             x = (y + schedule.jitter * noise).clamp(shape.low, shape.high)

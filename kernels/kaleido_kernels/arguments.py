@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.shapes import RESTART, NetShape
 
 
 class Map(NamedTuple):
@@ -19,8 +19,8 @@ class Map(NamedTuple):
         dim: D.
         activation, negative_slope, bound, low, high: of the network, see `NetShape`.
         precision: a device precision.
-        jitter: "none", or the kind of noise that the schedule adds.
-        init: start noise, "uniform" or "normal".
+        jitter: "none", the kind of noise that the schedule adds, or "restart" for a flow.
+        init: start noise, "uniform" or "normal"; a flow has its own.
     """
 
     dim: int
@@ -43,6 +43,11 @@ class LaunchKind(NamedTuple):
     has_ids: bool = True
     keep_draws: bool = True
     checks: bool = False
+
+    @property
+    def by_parts(self) -> bool:
+        """Whether steps go a part of the way: those of a flow."""
+        return self.jitter == RESTART
 
 
 QUIET = LaunchKind()
@@ -72,6 +77,7 @@ COMMON = (
     Argument("calm_in_ptr", "*i32", "checks.checks_passed", "checks"),  # (n_chains,)
     Argument("calm_ptr", "*i32", "outputs.calm", "checks"),  # (n_chains,)
     Argument("halt_ptr", "*i32", "outputs.halt", "checks"),  # (n_chains,)
+    Argument("shares_ptr", "*fp32", "shares", "by_parts"),  # (thin,): g_t of the steps of a draw
     Argument("n_chains", "i64", "request.n_chains"),
     Argument("first_chain", "i64", "request.first_chain"),
     Argument("seed", "i64", "request.signed_seed"),
@@ -103,6 +109,7 @@ class _Launch(NamedTuple):
     request: Any
     outputs: Any
     checks: Any
+    shares: Any
 
 
 _NO_CHECKS = _NoChecks()
@@ -111,7 +118,8 @@ _read = attrgetter(*(each.source for each in COMMON))
 
 def common_arguments(request: Any, outputs: Any) -> tuple[Any, ...]:
     """The values of `COMMON`, in order; a tensor that is not there is None."""
-    values: tuple[Any, ...] = _read(_Launch(request, outputs, request.checks or _NO_CHECKS))
+    shares = request.shares_on(outputs.final.device)
+    values: tuple[Any, ...] = _read(_Launch(request, outputs, request.checks or _NO_CHECKS, shares))
     return values
 
 

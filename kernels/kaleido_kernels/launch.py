@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class LaunchRequest:
         seed: 0 .. 2**64 - 1, the noise key.
         first_chain: absolute id of row 0; row i is chain ``first_chain + i``.
         chain_ids: (n_chains,) int64 contiguous, absolute ids in any order instead of that; None for ``first_chain``.
-        init: start noise, "uniform" or "normal"; not used with ``start``.
+        init: start noise, "uniform" or "normal"; not used with ``start``, nor by a flow.
         first_step: step of the schedule to begin with; above 0 ``start`` must be given.
         run_steps: steps to run, at least 1; None for all that are left.
         start: (n_chains, D) fp32 contiguous states before ``first_step``; None for the start noise.
@@ -64,6 +65,8 @@ class LaunchRequest:
             )
         if self.first_step > 0 and self.start is None:
             raise ValueError(f"first_step is {self.first_step} but start is None: pass the states before that step")
+        if self.checks is not None and self.schedule.restarts:
+            raise ValueError("checks with a flow: its draws have a number of steps and never come to rest")
         if self.checks is not None and self.schedule.jitter > 0:
             raise ValueError(f"checks with jitter {self.schedule.jitter}: a jittered chain never comes to rest")
 
@@ -77,10 +80,24 @@ class LaunchRequest:
         """Scale of the noise; 0 is off."""
         return float(self.schedule.jitter)
 
+    def shares_on(self, device: torch.device) -> Tensor | None:
+        """A flow's `Schedule.kept_shares`, (thin,) fp32 on ``device``; None where all steps go the whole way."""
+        schedule = self.schedule
+        if not schedule.restarts:
+            return None
+        return _shares_on(schedule.thin, schedule.jitter, schedule.noise_to, device)
+
     @property
     def signed_seed(self) -> int:
         """The seed as the kernels take it: int64, two's complement."""
         return self.seed - 2**64 if self.seed >= 2**63 else self.seed
+
+
+@functools.lru_cache(maxsize=16)
+def _shares_on(steps: int, noise_from: float, noise_to: float, device: torch.device) -> Tensor:
+    """Made once: a copy to the device waits for it."""
+    shares = Schedule.flow(1, steps, noise_from, noise_to).kept_shares
+    return torch.tensor(shares, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -152,10 +169,11 @@ OPERANDS = {"fp16x3": "*fp16", "fp16": "*fp16", "bf16": "*bf16", "tf32": "*fp32"
 
 
 def kind_of(request: LaunchRequest, outputs: Outputs) -> LaunchKind:
-    """What a launch is compiled for. Where it starts from given states its ``init`` does not matter."""
+    """What a launch is compiled for. Where it starts from given states, or is a flow, its ``init`` does not matter."""
+    given = request.start is not None or request.schedule.restarts
     return LaunchKind(
         request.schedule.jitter_kind,
-        request.init if request.start is None else QUIET.init,
+        QUIET.init if given else request.init,
         request.start is not None,
         request.chain_ids is not None,
         outputs.draws is not None,

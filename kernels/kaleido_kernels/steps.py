@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from kaleido_kernels.philox import noise_tile
-
 
 class Timing(NamedTuple):
     """The schedule, 32-bit: see `kaleido_kernels.schedule.Schedule`."""
@@ -27,7 +25,7 @@ class Timing(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Key of the noise (int64) and scale of the jitter."""
+    """Key of the noise (int64), and scale of the jitter, or of the noise that a flow starts from."""
 
     seed: Any
     jitter: Any
@@ -257,62 +255,6 @@ def columns_at(ptr, chains, first_col, DIM: tl.constexpr, COLS: tl.constexpr):
     """(pointers, mask) of columns ``first_col`` .. of a tile's chains in ``ptr``, (n_chains, DIM) row-major."""
     cols = first_col + tl.arange(0, COLS)
     return ptr + chains.rows[:, None] * DIM + cols[None, :], chains.exist[:, None] & (cols < DIM)[None, :]
-
-
-@triton.jit
-def start_tile(seed, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Start noise (ROWS, COLS) fp32 from the counters of step 0."""
-    KIND: tl.constexpr = MAP.init
-    step = tl.full([], 0, tl.int32)
-    value = noise_tile(seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
-    if MAP.init == "uniform":
-        return MAP.low + (MAP.high - MAP.low) * value
-    else:
-        return clamp((MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * value, MAP.low, MAP.high)
-
-
-@triton.jit
-def first_state(start_ptr, seed, chains, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The states that a launch begins with, (ROWS, COLS) fp32: those in memory, or start noise where there are none."""
-    if start_ptr is not None:
-        start, mask = columns_at(start_ptr, chains, first_col, MAP.dim, COLS)
-        return tl.load(start, mask=mask, other=0.0)
-    else:
-        return start_tile(seed, chains.ids, first_col, MAP, ROWS, COLS)
-
-
-@triton.jit
-def add_jitter(x, noise, ids, first_col, step, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """x with the noise of counter ``step``, clamped to the data range, in columns below D; the others as they are."""
-    KIND: tl.constexpr = "normal" if MAP.jitter == "normal" else "uniform"
-    value = noise_tile(noise.seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
-    if MAP.jitter == "normal":
-        moved = (MAP.high - MAP.low) / 2 * value
-    elif MAP.jitter == "uniform":
-        moved = (MAP.high - MAP.low) / 2 * (2.0 * value - 1.0)
-    else:
-        tl.static_assert(MAP.jitter == "upstream", "unknown jitter")
-        moved = (MAP.high - MAP.low) * value + MAP.high  # the published sampler's formula, its drift upward included
-    moved = clamp(x + noise.jitter * moved, MAP.low, MAP.high)
-    col = first_col + tl.arange(0, COLS)
-    return tl.where(col[None, :] < MAP.dim, moved, x)
-
-
-@triton.jit
-def jitter_input(x, step, jittered, noise, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The input of ``step`` from the state before it: with noise on the input where the step is ``jittered``."""
-    if MAP.jitter == "normal" or MAP.jitter == "uniform":
-        if jittered:
-            x = add_jitter(x, noise, ids, first_col, step, MAP, ROWS, COLS)
-    return x
-
-
-@triton.jit
-def jitter_output(y, done, noise, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The state after ``done`` steps from the last one's output: with the published sampler's noise, if on."""
-    if MAP.jitter == "upstream":
-        y = add_jitter(y, noise, ids, first_col, done, MAP, ROWS, COLS)
-    return y
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from triton.runtime import JITFunction, driver
 
 ALIGNMENT = 16
 """Bytes: pointers are compiled as multiples of this."""
-SHARED_MODULES = ("kaleido_kernels.philox", "kaleido_kernels.steps")
+SHARED_MODULES = ("kaleido_kernels.philox", "kaleido_kernels.steps", "kaleido_kernels.noise")
 """Device functions that kernels share, those that are called first."""
 
 

@@ -29,6 +29,7 @@ from kaleido_kernels.exact import exact_products
 from kaleido_kernels.graph.pack import GraphWeights, allocate_buffers, pack_graph
 from kaleido_kernels.graph.plan import GRAPH_FORMS, GraphTile, padded_width
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors
+from kaleido_kernels.noise import first_state, jitter_input, jitter_output
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
@@ -37,12 +38,9 @@ from kaleido_kernels.steps import (
     Noise,
     Timing,
     bound_output,
-    first_state,
     hidden_activation,
     is_draw,
     is_jittered,
-    jitter_input,
-    jitter_output,
     place_columns,
     row_residual,
     to_operand,
@@ -130,9 +128,9 @@ def graph_step_kernel(
             if keep:
                 tl.store(result_ptr + place, x, mask=used)
         elif FIRST == "given":
-            x = first_state(result_ptr, seed, chains, first_col, MAP, ROWS, COLS)
+            x = first_state(result_ptr, noise, chains, first_col, MAP, ROWS, COLS)
         else:
-            x = first_state(None, seed, chains, first_col, MAP, ROWS, COLS)
+            x = first_state(None, noise, chains, first_col, MAP, ROWS, COLS)
         # Not after the last step, where the state before it is still to be read by other threads.
         if next_step != end_step:
             write_input(x, block, chains, place, first_col, next_step, timing, noise, MAP, DIM_PADDED, ROWS, COLS)

@@ -29,6 +29,7 @@ from kaleido_kernels.arguments import (
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
 from kaleido_kernels.narrow.pack import PackedNarrow, pack_narrow
 from kaleido_kernels.narrow.plan import narrow_layout
+from kaleido_kernels.noise import first_state, go_by_part, jitter_input, jitter_output, kept_share
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -42,10 +43,7 @@ from kaleido_kernels.steps import (
     dense_layer,
     draw_at,
     draw_end,
-    first_state,
     is_jittered_before,
-    jitter_input,
-    jitter_output,
     place_columns,
     row_residual,
     tile_chains,
@@ -169,13 +167,14 @@ def narrow_kernel(
     w_low_ptr,  # the same of the low halves; w_high_ptr itself unless the precision is "fp16x3"
     bias_ptr,  # (16, out) rows a layer, operand type; unused unless the layout's bias is "mma"
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
-    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
     burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
     tol: tl.float32, patience: tl.int32, every: tl.int32,
     MAP: tl.constexpr, LAYOUT: tl.constexpr, N_LAYERS: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
     CHECKS: tl.constexpr = saved_ptr is not None
+    BY_PARTS: tl.constexpr = shares_ptr is not None
     DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
     timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
     n_steps = burn_in + n_draws * thin
@@ -183,7 +182,7 @@ def narrow_kernel(
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
     chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
     offsets, mask = place_columns(chains, 0, MAP.dim, DIM_PADDED)
-    x = first_state(start_ptr, seed, chains, 0, MAP, BLOCK, DIM_PADDED)
+    x = first_state(start_ptr, noise, chains, 0, MAP, BLOCK, DIM_PADDED)
     # Padded columns begin as 1: two of them carry the folded bias through the layers, the others meet zero weights.
     x = tl.where((tl.arange(0, DIM_PADDED) < MAP.dim)[None, :], x, 1.0)
     net = load_network(w_high_ptr, w_low_ptr, bias_ptr, MAP, LAYOUT, N_LAYERS, BLOCK)
@@ -202,11 +201,17 @@ def narrow_kernel(
         # Not carried from stretch to stretch: Triton 3.6 and 3.7 take a carried value for dead that is only the bound
         # of an inner loop, and every stretch would begin at first_step.
         begin = tl.where(number == stretch, first_step, stretch_end - length)
+        if BY_PARTS:  # only there does a flow have noise
+            starts = is_jittered_before(begin, stretch_end, timing)
+            x = jitter_input(x, begin, starts, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
         for t in range(begin, stop):
-            jittered = is_jittered_before(t, stretch_end, timing)
-            x = jitter_input(x, t, jittered, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
+            if not BY_PARTS:
+                jittered = is_jittered_before(t, stretch_end, timing)
+                x = jitter_input(x, t, jittered, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
+            share = kept_share(shares_ptr, t, stretch_end, timing)
             y = network(x, net, MAP, LAYOUT, N_LAYERS, BLOCK, USE_ASM)
             change = y - x
+            y = go_by_part(y, change, share, MAP)
             x = jitter_output(y, t + 1, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
         if draws_ptr is not None:
             n_kept = tl.where(stop == stretch_end, n_chains, 0)

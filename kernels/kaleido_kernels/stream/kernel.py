@@ -35,6 +35,7 @@ from kaleido_kernels.arguments import (
     compiled_map,
 )
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
+from kaleido_kernels.noise import first_state, jitter_input, jitter_output
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -50,10 +51,7 @@ from kaleido_kernels.steps import (
     dense_layer,
     draw_at,
     draw_end,
-    first_state,
     is_jittered_before,
-    jitter_input,
-    jitter_output,
     next_check,
     place_columns,
     row_residual,
@@ -109,7 +107,7 @@ def store_first_input(
     pieces = tl.where(t < end, (MAP.dim + EDGE - 1) // EDGE, 0)
     for piece in tl.range(pieces, num_stages=1):
         offsets, mask = place_columns(chains, piece * EDGE, MAP.dim, EDGE)
-        x = first_state(start_ptr, noise.seed, chains, piece * EDGE, MAP, BLOCK, EDGE)
+        x = first_state(start_ptr, noise, chains, piece * EDGE, MAP, BLOCK, EDGE)
         jittered = is_jittered_before(t, first_draw_end, timing)
         x = jitter_input(x, t, jittered, noise, chains.ids, piece * EDGE, MAP, BLOCK, EDGE)
         tl.store(input_ptr + offsets, x, mask=mask)
@@ -259,7 +257,7 @@ def stream_kernel(
     bias_ptr,  # (n_tiles, tile) fp32
     input_ptr,  # (n_chains, D) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
-    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
     burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
     tol: tl.float32, patience: tl.int32, every: tl.int32,
     MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr,

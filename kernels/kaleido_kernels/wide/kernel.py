@@ -27,6 +27,7 @@ from kaleido_kernels.arguments import (
     compiled_map,
 )
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, kind_of
+from kaleido_kernels.noise import first_state, jitter_input, jitter_output
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -41,10 +42,7 @@ from kaleido_kernels.steps import (
     dense_layer,
     draw_at,
     draw_end,
-    first_state,
     is_jittered,
-    jitter_input,
-    jitter_output,
     next_check,
     row_residual,
     tile_chains,
@@ -198,7 +196,7 @@ def put_first_input(start_ptr, scratch, chains, step, timing, noise, keep, MAP: 
     COLS: tl.constexpr = LAYOUT.state_cols
     jittered = is_jittered(step, timing)
     for block in range(LAYOUT.state_width // COLS):
-        x = first_state(start_ptr, noise.seed, chains, block * COLS, MAP, LAYOUT.rows, COLS)
+        x = first_state(start_ptr, noise, chains, block * COLS, MAP, LAYOUT.rows, COLS)
         put_input(x, scratch, chains.ids, block, step, jittered, keep, noise, MAP, LAYOUT)
 
 
@@ -301,7 +299,7 @@ def wide_kernel(
     state_ptr,  # (n_programs, rows, state_width) fp32, scratch
     n_tiles: tl.int32,
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
-    n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
     burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
     tol: tl.float32, patience: tl.int32, every: tl.int32,
     MAP: tl.constexpr, LAYOUT: tl.constexpr, USE_ASM: tl.constexpr, USE_TMA: tl.constexpr,
