@@ -107,8 +107,7 @@ class _Run:
         spec, kernels = engine.spec, engine.kernels
         self.engine, self.chain_ids, self.draws, self.final, self.residual = engine, chain_ids, draws, final, residual
         self.first_step, self.last_step = first_step, last_step
-        uniform = engine.request.init == "uniform"
-        self.start = (kernels.START_UNIFORM if uniform else kernels.START_NORMAL) if from_start else kernels.NONE
+        self.start = _start_kind(engine.request, kernels) if from_start else kernels.NONE
         threads = max(1, torch.get_num_threads())
         self.tile = tile_chains(spec.widths, kernels.LANES, len(chain_ids), threads)
         self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
@@ -250,17 +249,25 @@ def make_tile(spec: ModelSpec, chains: int, precision: str, kernels: Any) -> cpu
 
 
 def _steps(request: SampleRequest, kernels: Any) -> cpu_kernels.Steps:
-    noise = getattr(kernels, request.noise.upper()) if request.jitter > 0 else kernels.NONE
+    schedule = request.schedule
     return kernels.Steps(
-        burn_in=request.burn_in,
-        n_draws=request.n_draws,
-        thin=request.thin,
-        settle=request.settle,
-        noise=noise,
-        jitter=np.float32(request.jitter),
+        burn_in=schedule.burn_in,
+        n_draws=schedule.n_draws,
+        thin=schedule.thin,
+        settle=schedule.settle,
+        noise=getattr(kernels, schedule.jitter_kind.upper()),
+        jitter=np.float32(schedule.jitter),
         key_low=request.seed & MASK32,
         key_high=request.seed >> 32,
+        kept=np.array(schedule.kept_shares, np.float32),
     )
+
+
+def _start_kind(request: SampleRequest, kernels: Any) -> int:
+    """The code of the noise that chains start from."""
+    if request.schedule.restarts:
+        return int(kernels.RESTART)
+    return int(kernels.START_UNIFORM if request.init == "uniform" else kernels.START_NORMAL)
 
 
 def _aligned(count: int) -> np.ndarray:

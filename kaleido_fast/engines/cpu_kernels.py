@@ -27,7 +27,7 @@ from kaleido_fast.engines.code_cache import CodeCache, code_folders, config
 intrinsic: Any = _typed_intrinsic  # its annotations count the typing context as an argument of the call
 
 NONE, RELU, LEAKY_RELU, GELU, GELU_TANH, SILU, TANH, SIGMOID = range(8)
-NORMAL, UNIFORM, UPSTREAM, START_NORMAL, START_UNIFORM = range(1, 6)
+NORMAL, UNIFORM, UPSTREAM, START_NORMAL, START_UNIFORM, RESTART = range(1, 7)
 
 
 def _register_block() -> tuple[int, int, int]:
@@ -82,7 +82,11 @@ class Layers(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The schedule and the noise; see `kaleido_kernels.schedule.Schedule`."""
+    """The schedule and the noise; see `kaleido_kernels.schedule.Schedule`.
+
+    Args:
+        kept: (thin,) fp32 of a flow, RESTART: share of the way to f(x) that each step of a draw leaves; () of others.
+    """
 
     burn_in: int
     n_draws: int
@@ -92,6 +96,7 @@ class Steps(NamedTuple):
     jitter: np.float32
     key_low: int
     key_high: int
+    kept: np.ndarray
 
 
 class Tile(NamedTuple):
@@ -535,6 +540,9 @@ def _move_row(kind, e, source, target, scale, layers):
     elif kind == START_NORMAL:
         for i in range(LANES):
             target[i] = _clamp(mid + half * e[i], low, high)
+    elif kind == RESTART:
+        for i in range(LANES):
+            target[i] = mid + half * (scale * e[i])
     else:
         for i in range(LANES):
             target[i] = low + span * e[i]
@@ -542,8 +550,8 @@ def _move_row(kind, e, source, target, scale, layers):
 
 @_inner
 def _add_noise(kind, layers, steps, tile, dim, step, values):
-    """Noise of ``step`` on the values of a tile, in place; the kinds of start noise overwrite them."""
-    normal = kind in (NORMAL, START_NORMAL)
+    """Noise of ``step`` on the values of a tile, in place; the kinds of start noise, and RESTART, overwrite them."""
+    normal = kind in (NORMAL, START_NORMAL, RESTART)
     for sub in range(len(tile.chain_ids) // LANES):
         chain_ids = tile.chain_ids[sub * LANES : (sub + 1) * LANES]
         for group in range((dim + 3) // 4):
@@ -660,6 +668,13 @@ def _residual(before, after, dim, residual):
 
 
 @_pasted
+def _step_back(before, after, n, kept):
+    """after <- after - kept (after - before), in place on ``n`` values."""
+    for i in range(n):
+        after[i] = _fma(-kept, after[i] - before[i], after[i])
+
+
+@_pasted
 def _read_rows(rows, state, dim):
     n = rows.shape[0]
     for first in range(0, n, LANES):
@@ -689,13 +704,15 @@ def _advance_tile(layers, steps, tile, first_step, last_step, draws):
     for step in range(first_step, last_step):
         draw = max(0, (step - steps.burn_in) // steps.thin)
         draw_end = steps.burn_in + (draw + 1) * steps.thin
-        if steps.noise in (NORMAL, UNIFORM) and 0 < step < draw_end - steps.settle:
+        if steps.noise in (NORMAL, UNIFORM, RESTART) and 0 < step < draw_end - steps.settle:
             _add_noise(steps.noise, layers, steps, tile, dim, step, state)
         _network(layers, subs, state, moved, tile)
         if step == last_step - 1:
             _residual(state, moved, dim, tile.residual)
         if steps.noise == UPSTREAM:
             _add_noise(steps.noise, layers, steps, tile, dim, step + 1, moved)
+        if steps.noise == RESTART and step + 1 < draw_end:  # the last step of a draw goes all the way
+            _step_back(state, moved, subs * dim * LANES, steps.kept[step + steps.thin - draw_end])
         if step + 1 == draw_end and draws.shape[0] > 0:
             _write_rows(moved, draws[:, draw], dim)
         state, moved = moved, state
@@ -710,7 +727,7 @@ def advance_rows(layers, steps, tile, chain_ids, state, start, first_step, last_
         layers, steps, tile: see `Layers`, `Steps` and `Tile`.
         chain_ids: (n,) int64 absolute ids.
         state: (n, dim) fp32 states before ``first_step``; not read where ``start`` names a start noise.
-        start: START_UNIFORM or START_NORMAL; else ``state`` is taken.
+        start: START_UNIFORM, START_NORMAL or RESTART; else ``state`` is taken.
         first_step, last_step: the range; an empty one only writes the start.
         draws: (n, n_draws, dim) fp32, takes the draws that fall into the range; (0, n_draws, dim) keeps none.
         final, residual: (n, dim) and (n,) fp32 results; ``final`` may be ``state``.
@@ -722,7 +739,7 @@ def advance_rows(layers, steps, tile, chain_ids, state, start, first_step, last_
         n = end - begin
         for i in range(n):
             tile.chain_ids[i] = chain_ids[begin + i]
-        if start in (START_UNIFORM, START_NORMAL):
+        if start in (START_UNIFORM, START_NORMAL, RESTART):
             _add_noise(start, layers, steps, tile, dim, first_step, tile.state)
         else:
             _read_rows(state[begin:end], tile.state, dim)

@@ -89,6 +89,7 @@ def test_one_step_and_several_agree_with_the_reference(activation, bound):
 def test_odd_widths_agree_with_the_reference(widths):
     """Layers of one block and of many, of equal and of unequal blocks, in narrow and wide tiles."""
     assert_same_run(random_mlp(*widths), SampleRequest(n_chains=131, burn_in=2, seed=1), FP32_RUN)
+    assert_same_run(random_mlp(*widths), SampleRequest(n_chains=131, sampler="flow", steps=3, seed=1), FP32_RUN)
 
 
 @needs_bf16
@@ -98,6 +99,17 @@ def test_bf16_agrees_with_the_rounded_operands_of_the_reference(widths, activati
     model = random_mlp(*widths, activation=activation)
     request = SampleRequest(n_chains=131, burn_in=0, seed=1, precision="bf16")
     assert_same_run(model, request, BF16_STEP)
+    chains = torch.arange(131)
+    got, want = run(CpuEngine(model, request), chains)[1], run(reference(model, request), chains)[1]
+    assert float((got - want).abs().median()) < 1e-6, "most chains meet no such rounding"
+
+
+@needs_bf16
+@pytest.mark.parametrize("widths", [(1, 1), (5, 11, 13, 5), (67, 13, 67)])
+def test_a_flow_in_bf16_agrees_with_the_reference(widths):
+    model = random_mlp(*widths, activation="silu")
+    request = SampleRequest(n_chains=131, seed=1, precision="bf16", sampler="flow", steps=2)
+    assert_same_run(model, request, ("bf16", 3e-2, 0.0))
     chains = torch.arange(131)
     got, want = run(CpuEngine(model, request), chains)[1], run(reference(model, request), chains)[1]
     assert float((got - want).abs().median()) < 1e-6, "most chains meet no such rounding"
@@ -167,6 +179,14 @@ def test_uniform_start_noise_has_the_bits_of_the_reference():
     for seed in (0, 2**31, 2**63 + 5, 2**64 - 1):
         request = SampleRequest(n_chains=1, seed=seed)
         assert torch.equal(CpuEngine(MODEL, request).start(chains), reference(MODEL, request).start(chains))
+
+
+def test_start_noise_of_a_flow_is_within_a_few_ulp_and_is_not_clamped():
+    request = SampleRequest(n_chains=1, sampler="flow", seed=9)
+    chains = torch.arange(20_000)
+    got, want = CpuEngine(MODEL, request).start(chains), reference(MODEL, request).start(chains)
+    assert_states_close(got, want, atol=3e-7, rtol=5e-7, what="start noise of a flow")
+    assert float(got.abs().max()) > 3.0
 
 
 def test_normal_start_noise_is_within_a_few_ulp():
@@ -361,8 +381,10 @@ torch.save(tests.run_of_every_part(), sys.argv[1])
 
 def run_of_every_part():
     request = SampleRequest(n_chains=45, burn_in=4, n_draws=2, jitter=0.3, init="normal", seed=8)
+    flow = SampleRequest(n_chains=45, n_draws=2, sampler="flow", steps=5, seed=8)
     models = [random_mlp(5, 11, 13, 5, activation=name, bound="sigmoid") for name in ACTIVATIONS]
-    return [run(CpuEngine(model, request), torch.arange(45)) for model in [MODEL, *models]]
+    pairs = [(MODEL, flow), *((model, request) for model in [MODEL, *models])]
+    return [run(CpuEngine(model, asked), torch.arange(45)) for model, asked in pairs]
 
 
 @pytest.mark.slow
