@@ -27,12 +27,15 @@ from kaleido_fast.names import (
     DEFAULT_CHECK_EVERY,
     DEFAULT_JITTER,
     DEFAULT_MAX_PERIOD,
+    DEFAULT_NOISE_FROM,
+    DEFAULT_NOISE_TO,
     DEFAULT_PATIENCE,
     DEFAULT_SETTLE,
+    DEFAULT_STEPS,
 )
 from kaleido_fast.planning.merging import refuse_tol_with_jitter
 from kaleido_fast.planning.options import OPTIONS
-from kaleido_fast.planning.request import SampleRequest
+from kaleido_fast.planning.request import SampleRequest, foreign_option
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Meter
 from kaleido_fast.running.blocks import Run
@@ -49,6 +52,8 @@ NUMBERS = ("n_chains", "first_chain", "seed")
 """Options that are numbers of the operator: compilers may leave them open."""
 TEXT_OPTIONS = (*(name for name in OPTIONS if name not in (*NUMBERS, "tile_chains")), "block_chains")
 """All others: constants of a compiled program, one JSON object."""
+ADDED_LATER = {name: OPTIONS[name].default for name in ("sampler", "steps", "noise_from", "noise_to")}
+"""What programs that an earlier version exported do not say."""
 SPEC_FIELDS = tuple(field.name for field in fields(ModelSpec))
 ENCODER = json.JSONEncoder(default=json_number)
 
@@ -80,6 +85,7 @@ def sample_op(
     *,
     n_chains: int | None = None,
     first_chain: int = 0,
+    sampler: str = "kaleidoscope",
     burn_in: int = DEFAULT_BURN_IN,
     n_draws: int = 1,
     thin: int | None = None,
@@ -89,6 +95,9 @@ def sample_op(
     noise: str = "normal",
     jitter: float = DEFAULT_JITTER,
     settle: int = DEFAULT_SETTLE,
+    steps: int = DEFAULT_STEPS,
+    noise_from: float = DEFAULT_NOISE_FROM,
+    noise_to: float = DEFAULT_NOISE_TO,
     tol: float | None = None,
     patience: int = DEFAULT_PATIENCE,
     check_every: int = DEFAULT_CHECK_EVERY,
@@ -112,7 +121,9 @@ def sample_op(
             but not inside of a compiled program, which also does not see hooks that are added after it was compiled.
         n_chains: number of chains; None for as many as ``z0`` has.
         z0: (n_chains, D) start states on the model's device, of any floating type and layout. Their values are not
-            looked at: keep them inside the data range.
+            looked at: keep them inside the data range (of the sampler "flow": finite).
+        sampler: "kaleidoscope" or "flow".
+        steps, noise_from, noise_to: of the sampler "flow".
         settle: as in `fast_sample`, but not used with noise "upstream", which comes after every step.
         tol: None runs every step; a number freezes chains that have arrived, and does not go with jitter.
 
@@ -129,9 +140,12 @@ def sample_op(
         if z0 is None:
             raise InputError("sample_op without n_chains and z0: pass one of them")
         n_chains = z0.shape[0]
+    if sampler == "flow":
+        _refuse_of_flow(thin=thin, tol=tol)
     if thin is None:
         thin = default_thin({"jitter": jitter, "settle": settle}, n_draws, noise)
     given = {  # not by `locals()`, which torch 2.11's compiler cannot trace
+        "sampler": sampler,
         "burn_in": burn_in,
         "n_draws": n_draws,
         "thin": thin,
@@ -139,6 +153,9 @@ def sample_op(
         "noise": noise,
         "jitter": jitter,
         "settle": settle,
+        "steps": steps,
+        "noise_from": noise_from,
+        "noise_to": noise_to,
         "tol": tol,
         "patience": patience,
         "check_every": check_every,
@@ -151,6 +168,13 @@ def sample_op(
         "block_chains": block_chains,
     }
     return _call(model, z0, given, n_chains, first_chain, seed)
+
+
+def _refuse_of_flow(**given: object) -> None:
+    """Refuse options that a flow does not have and that are None where they are left out: `InputError`."""
+    for name, value in given.items():
+        if value is not None:
+            raise foreign_option(name, value, "flow")
 
 
 def _call(
@@ -256,9 +280,9 @@ _read_spec = functools.lru_cache(ModelSpec.from_json)
 @functools.lru_cache
 def _read_options(text: str) -> Mapping[str, Any]:
     given = json.loads(text)
-    if not isinstance(given, dict) or given.keys() != set(TEXT_OPTIONS):
+    if not isinstance(given, dict) or (ADDED_LATER | given).keys() != set(TEXT_OPTIONS):
         raise InputError(f"the operator's options are {text}: give a JSON object of {', '.join(TEXT_OPTIONS)}")
-    return given
+    return ADDED_LATER | given
 
 
 @neutral()

@@ -24,6 +24,7 @@ ENGINES = ["reference", "cpu", "triton"]
 
 
 SETTINGS = {
+    "sampler": "kaleidoscope",
     "burn_in": 3,
     "n_draws": 1,
     "thin": 1,
@@ -31,6 +32,9 @@ SETTINGS = {
     "noise": "normal",
     "jitter": 0.0,
     "settle": 2,
+    "steps": 20,
+    "noise_from": 0.9,
+    "noise_to": 0.1,
     "tol": None,
     "patience": 1,
     "check_every": 4,
@@ -87,14 +91,18 @@ CHANGED = {
     "engine": "triton",
     "kernel": "narrow",
 }
+OF_FLOW = {"sampler": "flow", "steps": 7, "noise_from": 0.8, "noise_to": 0.1 + 0.2}
 
 
 def test_every_option_arrives_at_the_request(monkeypatch):
-    assert {*CHANGED, "n_chains", "tol", "block_chains"} == {*op.NUMBERS, *op.TEXT_OPTIONS}
+    assert {*CHANGED, *OF_FLOW, "n_chains", "tol", "block_chains"} == {*op.NUMBERS, *op.TEXT_OPTIONS}
     plain = SampleRequest(n_chains=3, tol=None)
     assert request_of(monkeypatch, n_chains=3) == (plain, None)
-    for name, value in CHANGED.items():
+    for name, value in (CHANGED | OF_FLOW).items():
         assert value != getattr(plain, name), name
+    common = {name: CHANGED[name] for name in ("first_chain", "n_draws", "seed", "precision", "engine", "kernel")}
+    flow = {**OF_FLOW, **common}
+    assert request_of(monkeypatch, n_chains=3, **flow) == (SampleRequest(n_chains=3, tol=None, **flow), None)
     assert request_of(monkeypatch, n_chains=3, **CHANGED) == (SampleRequest(n_chains=3, tol=None, **CHANGED), None)
     assert request_of(monkeypatch, n_chains=3, tol=1e-300, block_chains=9) == (SampleRequest(3, tol=1e-300), 9)
 
@@ -147,9 +155,48 @@ def test_every_engine_and_precision_gives_the_bits_of_fast_sample(engine, precis
     assert_same(sample_op(MODEL, **options), fast_sample(MODEL, tol=None, **options))
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 50),
+    seed=st.integers(0, 2**64 - 1),
+    n_draws=st.integers(1, 3),
+    steps=st.integers(1, 6),
+    noise_to=st.floats(1e-6, 0.89),
+    engine=st.sampled_from(["reference", "cpu"]),
+)
+def test_the_operator_gives_the_bits_of_fast_sample_for_a_flow(n, seed, n_draws, steps, noise_to, engine):
+    needs(engine)
+    options = {"n_chains": n, "seed": seed, "n_draws": n_draws, "steps": steps, "noise_to": noise_to, "engine": engine}
+    assert_same(sample_op(MODEL, sampler="flow", **options), fast_sample(MODEL, sampler="flow", **options))
+
+
+def test_the_sampler_is_a_constant_of_a_compiled_program():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def program(seed: int, steps: int, noise_to: float) -> torch.Tensor:
+        return sample_op(MODEL, n_chains=5, sampler="flow", steps=steps, noise_to=noise_to, seed=seed).final
+
+    for seed, steps, noise_to in ((1, 4, 0.1), (2, 4, 0.1), (2, 5, 0.1), (2, 5, 0.3)):
+        options = {"sampler": "flow", "steps": steps, "noise_to": noise_to, "seed": seed}
+        assert torch.equal(program(seed, steps, noise_to), fast_sample(MODEL, n_chains=5, **options).final), options
+
+
+def test_options_of_an_earlier_version_are_those_of_a_kaleidoscope():
+    """A program that was exported before there were samplers."""
+    earlier = {name: value for name, value in SETTINGS.items() if name not in OF_FLOW}
+    arguments = (*layers_of(MODEL), None, MODEL.spec.to_json(), json.dumps(earlier), 5, 0, 0)
+    for got, want in zip(sample(*arguments), sample(*op_arguments(MODEL, 5)), strict=True):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tol": 1e-3, "burn_in": 20}, {"jitter": 0.2, "n_draws": 2, "thin": 3}, {"precision": "fp64"}],
+    [
+        {},
+        {"sampler": "flow", "burn_in": 0},
+        {"tol": 1e-3, "burn_in": 20},
+        {"jitter": 0.2, "n_draws": 2, "thin": 3},
+        {"precision": "fp64"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("trained", [False, True])
@@ -325,6 +372,14 @@ def test_start_states_of_any_type_and_layout(engine):
         (MODEL, {"n_chains": 3, "engine": "gpu"}, "unknown engine"),
         (MODEL, {"n_chains": 3, "block_chains": 0}, "block_chains is 0"),
         (MODEL, {"n_chains": 3, "tol": 1e-3, "jitter": 0.1}, "a jittered chain never arrives"),
+        (MODEL, {"n_chains": 3, "steps": 5}, "steps 5 with sampler 'kaleidoscope'.*pass sampler='flow'"),
+        *(
+            (MODEL, {"n_chains": 3, "sampler": "flow", name: value}, f"^{name} {value} with sampler 'flow'")
+            for name, value in (("tol", 1e-4), ("thin", 3), ("jitter", 0.1), ("settle", 1), ("max_period", 3))
+        ),
+        (MODEL, {"n_chains": 3, "sampler": "flow", "steps": 0}, "steps is 0"),
+        (MODEL, {"n_chains": 3, "sampler": "flow", "noise_from": 1.5}, "noise_from is 1.5.*at most 1"),
+        (MODEL, {"n_chains": 3, "sampler": "flow", "noise_to": 0.9}, "noise_to is 0.9.*below noise_from"),
     ],
 )
 def test_bad_input_is_named(model, options, text):
@@ -373,7 +428,7 @@ def test_a_compiled_program_and_the_operator_itself_refuse_weights_that_are_no_l
         with pytest.raises(InputError, match=text):
             torch.ops.kaleido_fast.sample(weights, biases, *tail)
     for options in ("[]", "{}", json.dumps(SETTINGS | {"tile_chains": 4})):
-        with pytest.raises(InputError, match="give a JSON object of burn_in, n_draws"):
+        with pytest.raises(InputError, match="give a JSON object of sampler, burn_in, n_draws"):
             torch.ops.kaleido_fast.sample([first, last], [None, None], None, spec.to_json(), options, 2, 0, 0)
     weight = model.layers[0].weight.detach().to(torch.complex64)
     model.layers[0].weight = nn.Parameter(weight)

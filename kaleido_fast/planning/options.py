@@ -157,7 +157,7 @@ OPTIONS = {
         sampler="flow",
     ),
     "noise_from": Option(
-        "Share of noise at the first step of sampler flow, at most 1",
+        "Share of noise at the first step of sampler flow",
         Real(positive=True, most=1),
         DEFAULT_NOISE_FROM,
         f"recommended, else {DEFAULT_NOISE_FROM:g}",

@@ -54,7 +54,7 @@ class SampleRequest:
     each. Here all are filled in:
 
     Of a flow the kaleidoscope's options are set to what holds for it: no burn-in, ``thin`` = ``steps``, no jitter, no
-    ``tol``; a kaleidoscope does not read the flow's.
+    ``tol``; of a kaleidoscope the flow's have their defaults.
 
     Args:
         settle: not used by "upstream" noise, which comes after every step.
@@ -103,6 +103,8 @@ class SampleRequest:
                 _check(name, value, option.range)
         if self.sampler == "flow":
             self._settle_for_flow()
+        else:
+            self._refuse_of_flow()
         if self.kernel != "auto" and self.engine not in ("auto", "triton"):
             raise InputError(
                 f"kernel {self.kernel!r} with engine {self.engine!r}: kernels are of engine 'triton'; leave one out"
@@ -147,6 +149,11 @@ class SampleRequest:
                     raise foreign_option(name, value, "flow")
                 object.__setattr__(self, name, own)
 
+    def _refuse_of_flow(self) -> None:
+        for name in OPTIONS_OF["flow"]:
+            if getattr(self, name) != OPTIONS[name].default:
+                raise foreign_option(name, getattr(self, name), self.sampler)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for records beside the draws."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace"}
@@ -167,7 +174,7 @@ def foreign_option(name: str, value: object, sampler: str, *, because: str = "")
     why = f" ({because})" if because else ""
     return InputError(
         f"{name} {value} with sampler {sampler!r}{why}: {name} belongs to sampler {own!r}; leave it out, or pass "
-        f"sampler={own!r}"
+        f"sampler={own!r} (--sampler)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import MISSING, fields
+from math import inf, isinf, nextafter
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,11 @@ def test_texts_name_options_and_defaults_that_exist(name):
     option = OPTIONS[name]
     assert not option.text.endswith(".")
     assert set(re.findall(r"`(\w+)`", option.text + option.otherwise)) <= {"None", *OPTIONS}
-    if option.otherwise and option.default is not None:
-        assert option.default in [float(found) for found in re.findall(r"\d+(?:e-\d+)?", option.otherwise)]
+    if option.otherwise and isinstance(option.default, str):
+        assert option.otherwise.endswith(f"else {option.default}")
+    elif option.otherwise and option.default is not None:
+        numbers = re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", option.otherwise)
+        assert option.default in [float(found) for found in numbers]
 
 
 def outside(option: Option) -> list[object]:
@@ -74,7 +78,8 @@ def outside(option: Option) -> list[object]:
     if isinstance(option.range, Whole):
         return [option.range.least - 1, option.range.most + 1, option.range.least + 0.5, "1", True]
     if isinstance(option.range, Real):
-        return [-5e-324, float("nan"), float("inf"), "1", True, *([0.0] if option.range.positive else [])]
+        ends = [-5e-324, 0.0] if option.range.positive else [-5e-324]
+        return [*ends, nextafter(option.range.most, inf), float("nan"), inf, "1", True]
     return [f"{option.range.names[0]}s", 1, None] if isinstance(option.range, OneOf) else []
 
 
@@ -85,7 +90,8 @@ def test_what_lies_outside_of_a_range_is_refused_by_name(name):
         with pytest.raises(InputError, match=f"^({name} is|unknown {name}) "):
             SampleRequest(**{"n_chains": 1, name: value})
     if isinstance(option.range, Whole):
-        assert getattr(SampleRequest(**{"n_chains": 1, name: option.range.least}), name) == option.range.least
+        given = {"n_chains": 1, "sampler": option.sampler or "kaleidoscope", name: option.range.least}
+        assert getattr(SampleRequest(**given), name) == option.range.least
 
 
 def power(n: int) -> str:
@@ -100,6 +106,7 @@ def values(option: Option) -> str:
         text = f"{option.range.least} to {power(option.range.most)}"
     elif isinstance(option.range, Real):
         text = "above 0" if option.range.positive else "0 or more"
+        text += "" if isinf(option.range.most) else f", at most {option.range.most:g}"
     else:
         text = ", ".join(option.range.names) if isinstance(option.range, OneOf) else "on, off"
     return f"{text}, `None`" if option.or_none else text
