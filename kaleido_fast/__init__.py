@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kaleido_fast.checkpoint import save_checkpoint as save_checkpoint
     from kaleido_fast.errors import GeneralModuleWarning as GeneralModuleWarning
     from kaleido_fast.errors import InputError as InputError
+    from kaleido_fast.errors import SamplerWarning as SamplerWarning
     from kaleido_fast.errors import SamplingInterruptedError as SamplingInterruptedError
     from kaleido_fast.errors import SamplingMemoryError as SamplingMemoryError
     from kaleido_fast.evaluating.attractors import Catalogue as Catalogue
@@ -55,6 +56,7 @@ _HOMES = {
     "SampleResult": "running.result",
     "SampleStats": "running.result",
     "SampledChains": "op",
+    "SamplerWarning": "errors",
     "SamplingInterruptedError": "errors",
     "SamplingMemoryError": "errors",
     "Scaling": "checkpoint",

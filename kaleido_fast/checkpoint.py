@@ -19,6 +19,7 @@ from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp, weights_hash
 from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
 from kaleido_fast.planning.jitter import fit_to_noise
+from kaleido_fast.planning.merging import choose_sampler
 from kaleido_fast.planning.spacing import JITTERED_STEPS, default_thin, recommended_options
 from kaleido_fast.presets import PRESETS
 from kaleido_fast.scalars import json_number, plain_fields, refuse_truth_values
@@ -61,8 +62,9 @@ class ModelCard:
         scaling: raw data to model values.
         final_loss: mean squared error of the kept weights by the held-out measure; None if unknown.
         diagnostics: spectral radius at training examples, share of stable ones, and the like.
-        sampling: recommended burn_in, thin, jitter, settle, tol: `fast_sample` starts from them. Beside a measure of
-            mixing in ``diagnostics``, thin is the distance of several draws of a chain.
+        sampling: recommended burn_in, thin, jitter, settle, tol; or sampler "flow" with steps, noise_from, noise_to:
+            `fast_sample` starts from them. Beside a measure of mixing in ``diagnostics``, thin is the distance of
+            several draws of a chain.
         created_with: versions of the libraries that wrote the file.
     """
 
@@ -80,8 +82,11 @@ class ModelCard:
 
         ``thin`` goes with ``n_draws``: see `kaleido_fast.planning.spacing.default_thin`.
         """
+        sampler, recommended = choose_sampler(explicit, recommended_options(self.sampling, self.diagnostics))
+        options = {**recommended, **explicit}
+        if sampler == "flow":
+            return options
         noise = explicit.get("noise", "normal")
-        options = {**recommended_options(self.sampling, self.diagnostics), **explicit}
         options = fit_to_noise(options, explicit, noise)
         if "thin" not in explicit:
             options["thin"] = default_thin(options, explicit.get("n_draws", 1), noise)

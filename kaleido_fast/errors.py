@@ -19,6 +19,10 @@ class GeneralModuleWarning(UserWarning):
     """A module is run as it is, by the reference engine, because it is not understood exactly; the text says why."""
 
 
+class SamplerWarning(UserWarning):
+    """A checkpoint is sampled by another sampler than its card recommends; the text says what it recommends."""
+
+
 class WorkerError(InputError):
     """Another worker of the same run failed; ``printed_elsewhere``: another process prints it."""
 

@@ -16,10 +16,11 @@ from kaleido_fast.engines.available import plan_here
 from kaleido_fast.errors import (
     GeneralModuleWarning,
     InputError,
+    SamplerWarning,
     warn_caller,
 )
 from kaleido_fast.names import DEFAULT_CHECK_EVERY, DEFAULT_MAX_PERIOD, DEFAULT_MODEL, DEFAULT_PATIENCE
-from kaleido_fast.planning.merging import complete_request
+from kaleido_fast.planning.merging import complete_request, sampler_note
 from kaleido_fast.planning.request import SampleRequest, Trace
 from kaleido_fast.progress import Callback
 from kaleido_fast.running.blocks import Run
@@ -77,7 +78,8 @@ def fast_sample(
 ) -> SampleResult:
     """Iterate a network from noise: ``n_chains`` independent chains, each ``burn_in + n_draws * thin`` steps long.
 
-    One step is ``x <- f(clamp(x + jitter * noise, low, high))``; with ``jitter`` off it is ``x <- f(x)``.
+    One step is ``x <- f(clamp(x + jitter * noise, low, high))``; with ``jitter`` off it is ``x <- f(x)``. With the
+    sampler "flow" it is ``x <- x + h_t (f(x) - x)``, ``steps`` times for each draw, from noise of its own.
     Chain k of a run has the same bits whatever other chains run beside it (of a module that is no plain MLP: with the
     same ``tile_chains``). Where an option is None, the
     checkpoint's recommendation holds, else the default in brackets.
@@ -97,7 +99,8 @@ def fast_sample(
         thin: steps per draw (1). Several draws of a jittered chain: as many as were measured to mix, else ``settle`` +
             64; ``thin`` up to ``settle`` is refused there, as it leaves no jittered step between draws.
         seed: 0 .. 2**64 - 1; None draws one, reported in ``result.request.seed``.
-        z0: (n_chains, D) start states instead of start noise, inside the data range: a tensor or an array.
+        z0: (n_chains, D) start states instead of start noise, inside the data range: a tensor or an array. Of a flow
+            any finite ones, in the place of the first draw's start.
         init: start noise, "uniform" over the data range or "normal" clipped to it.
         noise: "normal" or "uniform" jitter; or "upstream", the published sampler's formula: ``x <- clamp(f(x) +
             jitter * e, low, high)`` with e uniform on [high, 2 high - low), after every step, also the last one.
@@ -185,6 +188,9 @@ def prepare_run(
     refuse_capture(torch.device("cuda"))
     subject = resolve_subject(model, dim=dim, data_range=data_range, z0=z0)
     request = complete_request(options, subject.recommended)
+    note = sampler_note(request, subject.recommended) if subject.has_card else ""
+    if note:
+        warn_caller(note, SamplerWarning)
     first, *others = devices_for(subject.module, device, packable=subject.spec is not None)
     if stored and others:
         raise InputError("draws written as they are made come from one device: start one process a GPU, with torchrun")

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
-OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "device")
+OF_A_RUN = (
+    "model",
+    "sampler",
+    "n_steps",
+    "seed",
+    "init",
+    "jitter",
+    "settle",
+    "noise",
+    "noise_from",
+    "noise_to",
+    "device",
+)
 
 
 @click.command(name="animate", short_help="Show chains moving from noise to samples.")
@@ -49,10 +61,13 @@ OF_A_RUN = ("model", "n_steps", "seed", "init", "jitter", "settle", "noise", "de
 @click.option("--fps", type=click.FloatRange(0.1, 60), default=8.0, show_default=True, help="Frames a second.")
 @click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: the model's].")
 @run_option("seed", text="0 to 2^64-1")
+@run_option("sampler", text="As in sample")
 @run_option("init", text="Start noise")
 @run_option("jitter", text="As in sample")
 @run_option("settle", text="As in sample")
 @run_option("noise", text="As in sample")
+@run_option("noise_from", text="As in sample")
+@run_option("noise_to", text="As in sample")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @overwrite_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -73,6 +73,7 @@ def command(
     result = fast_sample(
         checkpoint,
         n_chains=n_chains,
+        sampler="kaleidoscope",
         burn_in=burn_in,
         jitter=0.0,
         tol=tol,

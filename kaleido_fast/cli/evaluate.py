@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kaleido_fast.evaluating.evaluation import Evaluation
 
 SIGMAS = (0.1, 0.3, 1.0)
+SAMPLING = ("sampler", "burn_in", "jitter", "settle", "noise", "steps", "noise_from", "noise_to")
 
 
 @click.command(name="evaluate", short_help="Measure how good samples are, and whether they are copies.")
@@ -62,10 +63,14 @@ SIGMAS = (0.1, 0.3, 1.0)
     default=None,
     help="Find the classes of samples by a small classifier [default: if the data have labels].",
 )
+@run_option("sampler", text="As in sample", otherwise="as recommended")
 @run_option("burn_in", text="Steps before the draw", otherwise="as recommended")
 @run_option("jitter", text="Noise in units of half the data range", otherwise="as recommended")
 @run_option("settle", text="Clean steps before the draw", otherwise="as recommended")
 @run_option("noise", text="Kind of jitter, as in sample", otherwise="normal")
+@run_option("steps", text="As in sample", otherwise="as recommended")
+@run_option("noise_from", text="As in sample", otherwise="as recommended")
+@run_option("noise_to", text="As in sample", otherwise="as recommended")
 @run_option("seed", text="0 to 2^64-1")
 @click.option("--out", type=Output(), default=Path("evaluation.json"), show_default=True, help="JSON to write.")
 @click.option("--sheet", type=Output(), help="PNG to write [default: beside --out, for pictures].")
@@ -116,7 +121,7 @@ def command(
     inputs = {"model": checkpoint.path, "data": source, "held-out examples": held_out, "draws": draws, "labels": labels}
     claim = claimed({"list of figures": out, "sheet": sheet}, inputs, overwrite=overwrite)
     click.get_current_context().with_resource(claim)
-    sampling = {name: options.pop(name) for name in ("burn_in", "jitter", "settle", "noise")}
+    sampling = {name: options.pop(name) for name in SAMPLING}
     if draws is not None:
         _refuse_sampling(draws, sampling)
         options["draws"] = open_draws(draws)
@@ -214,10 +219,12 @@ def _run_line(run: dict[str, Any]) -> str:
 
     if "outcome_shares" not in run:
         return f"{run['n_chains']:,} chains of {run['file']}"
-    shares = run["outcome_shares"].items()
-    outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares if share)
+    shares = dict(run["outcome_shares"])
+    if run.get("sampler") == "flow":  # whose chains are not asked where they would rest
+        shares.pop("moving")
+    outcomes = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items() if share)
     residual = run["residual_quantiles"]
     return (
-        f"{run_words(run)}, seed {run['seed']}: {outcomes}; residual "
+        f"{run_words(run)}, seed {run['seed']}: {outcomes}{'; ' if outcomes else ''}residual "
         f"{residual['50%']:.2g} (median), {residual['99%']:.2g} (99 %)"
     )

@@ -57,11 +57,15 @@ PICTURE_CHAINS = 1000
     show_default=True,
     help="At most this many chains on the sheet.",
 )
+@run_option("sampler")
 @run_option("burn_in")
 @run_option("n_draws")
 @run_option("thin")
 @run_option("jitter")
 @run_option("settle")
+@run_option("steps")
+@run_option("noise_from")
+@run_option("noise_to")
 @run_option("noise")
 @run_option("init")
 @run_option("tol", type=NumberOr(float, none=None, recommended="recommended"), default="recommended")
@@ -231,6 +235,8 @@ def _draws_rows(request: SampleRequest, mixing: Mixing | None) -> list[tuple[str
     """How far apart the draws of a chain are, and how independent; nothing for one draw."""
     if request.n_draws == 1:
         return []
+    if request.sampler == "flow":
+        return [("draws", f"{request.n_draws:,} a chain, each from noise of its own: independent of each other")]
     noisy = request.schedule.jittered_steps(1)
     apart = f"{request.n_draws:,} a chain, {request.thin:,} step{'s' * (request.thin > 1)} apart, {noisy:,} with noise"
     return [("draws", apart), ("mixing", mixing_line(mixing, jittered=noisy > 0))]

@@ -33,7 +33,8 @@ N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets 
 SIGMAS = (0.1, 0.3, 1.0)
 LONG_BURN_IN = 299
 WATCHED = 500  # training examples that recovery is measured on
-_RUN_NAMES = ("n_chains", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle", "tol", "precision")
+_RUN_NAMES = ("n_chains", "sampler", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle")
+_RUN_NAMES += ("steps", "noise_from", "noise_to", "tol", "precision")
 _SPACING = ("thin", "jitter", "settle")
 SAMPLES, WITHOUT_JITTER, REAL = "samples", "without jitter", "real data"
 
@@ -48,7 +49,8 @@ class Evaluation:
             of held-out examples to training examples.
         runs: of each run the settings, the outcomes and the quantiles of residuals and steps.
         mixing: how independent draws of one chain are: of a run of its own with the settings of the samples, or of the
-            draws given; None without jitter, which lets chains come to rest, or for less than 4 draws a chain.
+            draws given; None without jitter, which lets chains come to rest, of a flow, whose draws start anew, or for
+            less than 4 draws a chain.
         spacing: thin, jitter and settle of that run, as far as they are known.
         stable_share: share of training examples that are stable attractors.
         recovery: share of them recovered from noise, by its standard deviation in units of half the data range.
@@ -193,7 +195,8 @@ def _sampled(
 
 def _drawn(draws: Draws, n_chains: int) -> Measured:
     facts = {SAMPLES: _draws_facts(draws, n_chains)}
-    mixing = measure_mixing(draws[: watched_chains(draws.shape[1])].float())
+    of_flow = facts[SAMPLES].get("sampler") == "flow"
+    mixing = None if of_flow else measure_mixing(draws[: watched_chains(draws.shape[1])].float())
     spacing = {name: facts[SAMPLES][name] for name in _SPACING if name in facts[SAMPLES]}
     return {SAMPLES: draws[:n_chains][:, -1].float()}, facts, mixing, spacing
 
@@ -239,13 +242,22 @@ def _but(sets: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sample(checkpoint: Checkpoint, n_chains: int, seed: int, options: dict[str, Any]) -> dict[str, SampleResult]:
-    """The run asked for and, if that has jitter or is short, one without jitter to the end."""
+    """The run asked for and, if that has jitter or is short, one without jitter to the end; a flow has no such end."""
     runs = {SAMPLES: fast_sample(checkpoint, n_chains=n_chains, seed=seed, **options)}
     request = runs[SAMPLES].request
+    if request.sampler == "flow":
+        return runs
     if request.jitter > 0 or (request.burn_in < LONG_BURN_IN and bool((runs[SAMPLES].outcome != 0).any())):
         where = {name: options[name] for name in ("engine", "device")}
         runs[WITHOUT_JITTER] = fast_sample(
-            checkpoint, n_chains=n_chains, seed=seed, burn_in=LONG_BURN_IN, jitter=0.0, tol=1e-4, **where
+            checkpoint,
+            n_chains=n_chains,
+            seed=seed,
+            sampler=request.sampler,
+            burn_in=LONG_BURN_IN,
+            jitter=0.0,
+            tol=1e-4,
+            **where,
         )
     return runs
 

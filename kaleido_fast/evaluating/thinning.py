@@ -17,6 +17,7 @@ from kaleido_fast.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.names import DEFAULT_BURN_IN, DEFAULT_SETTLE, MIXED_R_HAT, MIXED_SHARE
+from kaleido_fast.planning.merging import recommended_sampler
 from kaleido_fast.running.mixing import Mixing
 from kaleido_fast.sampling import fast_sample
 
@@ -138,6 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         checkpoint = load_checkpoint(given.checkpoint)
+        if recommended_sampler(checkpoint.card.sampling) == "flow":
+            raise InputError(
+                f"{checkpoint.path} recommends sampler 'flow', whose draws start anew: there is no distance to measure"
+            )
         found = measure_thin(checkpoint.model, checkpoint.card.sampling)
         if found is None:
             raise InputError(f"{checkpoint.path} recommends no jitter: without it draws of a chain are no new samples")

@@ -24,7 +24,7 @@ def complete_request(options: Mapping[str, Any], recommended: Mapping[str, Any])
         InputError: a value outside of its range, or options that do not go together.
     """
     explicit = {name: options[name] for name in RECOMMENDABLE if not _is_left_out(name, options)}
-    sampler, recommended = _choose_sampler(explicit, recommended)
+    sampler, recommended = choose_sampler(explicit, recommended)
     if sampler == "flow":
         return _flow_request(options, explicit, recommended)
     noise, n_draws = options.get("noise", "normal"), options.get("n_draws", 1)
@@ -45,7 +45,7 @@ def recommended_sampler(recommended: Mapping[str, Any]) -> str:
     return str(recommended.get("sampler", OPTIONS["sampler"].default))
 
 
-def _choose_sampler(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def choose_sampler(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The sampler of a run, and what is recommended for it: settings for another one do not hold.
 
     Raises:
@@ -58,7 +58,24 @@ def _choose_sampler(explicit: Mapping[str, Any], recommended: Mapping[str, Any])
         for name in names:
             if other != sampler and name in explicit and not (sampler == "flow" and _is_idle(name, explicit)):
                 raise foreign_option(name, explicit[name], sampler, because=because)
-    return sampler, recommended if sampler == usual else {}
+    if sampler != usual:
+        return sampler, {}
+    others = {name for other, names in OPTIONS_OF.items() if other != sampler for name in names}
+    return sampler, {name: value for name, value in recommended.items() if name not in others}
+
+
+def sampler_note(request: SampleRequest, recommended: Mapping[str, Any]) -> str:
+    """One line where a checkpoint is sampled by another sampler than its card recommends, else empty."""
+    usual = recommended_sampler(recommended)
+    if request.sampler == usual:
+        return ""
+    settings = ", ".join(f"{name} {recommended[name]}" for name in RECOMMENDABLE if recommended.get(name) is not None)
+    if usual == "flow":
+        return f"sampler {request.sampler!r}: the model's card recommends {settings}, which it was trained for"
+    recommends = f"recommends {settings} of sampler {usual!r}" if settings else "recommends no sampler"
+    return (
+        f"sampler {request.sampler!r}: the model's card {recommends}, and tells of no training for {request.sampler!r}"
+    )
 
 
 def _is_idle(name: str, explicit: Mapping[str, Any]) -> bool:
@@ -69,7 +86,8 @@ def _is_idle(name: str, explicit: Mapping[str, Any]) -> bool:
 def _flow_request(
     options: Mapping[str, Any], explicit: Mapping[str, Any], recommended: Mapping[str, Any]
 ) -> SampleRequest:
-    own = {name: value for name, value in merge_options(explicit, recommended).items() if name in OPTIONS_OF["flow"]}
+    merged = merge_options(explicit, recommended)
+    own = {name: merged[name] for name in OPTIONS_OF["flow"] if name in merged}
     others = {name: value for name, value in options.items() if name not in RECOMMENDABLE}
     if others.get("seed", 0) is None:
         others["seed"] = secrets.randbits(64)

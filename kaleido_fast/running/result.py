@@ -20,7 +20,10 @@ Stats = TypeVar("Stats", bound="SampleStats")
 
 
 class Outcome(enum.IntEnum):
-    """How a chain ended; `advice` says what to do about it."""
+    """How a chain ended; `advice` says what to do about it.
+
+    A flow is not asked whether it would stay where it ends: each of its chains that is finite counts as moving.
+    """
 
     FIXED_POINT = 0
     CYCLE = 1
@@ -36,7 +39,8 @@ class Outcome(enum.IntEnum):
 _ADVICE = {
     Outcome.FIXED_POINT: "the last residual was below tol: the chain has arrived",
     Outcome.CYCLE: "the chain runs round a cycle: its draws are states of that cycle",
-    Outcome.MOVING: "the chain was still moving: raise burn_in, train with noise, or expect it where jitter is on",
+    Outcome.MOVING: "the chain was still moving: raise burn_in, train with noise, or expect it where jitter is on and "
+    "with the sampler 'flow', whose draws are complete after their steps wherever chains would go next",
     Outcome.NON_FINITE: "the state is NaN or infinite: look for huge weights, or use precision='fp32'",
 }
 

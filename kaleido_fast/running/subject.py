@@ -40,6 +40,7 @@ class Subject:
         packed: its weights as engines keep them, where it has a ``spec``.
         why_general: why it has none.
         unidentified: why it has no hash.
+        has_card: whether it comes with a card, which may recommend a sampler.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class Subject:
     packed: PackedModel | None = None
     why_general: str = ""
     unidentified: str = ""
+    has_card: bool = False
 
     @property
     def weights_range(self) -> WeightsRange:
@@ -72,7 +74,8 @@ def resolve_subject(
         model = load_checkpoint(model)
     if isinstance(model, Checkpoint):  # its own hash is that of the file: the weights may have changed since
         subject = _module_subject(model.model, dim, data_range, z0)
-        return replace(subject, recommended=recommended_options(model.card.sampling, model.card.diagnostics))
+        recommended = recommended_options(model.card.sampling, model.card.diagnostics)
+        return replace(subject, recommended=recommended, has_card=True)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model is a {type(model).__name__}: give a module, a checkpoint or its path, or a bundled model's name"
@@ -147,6 +150,8 @@ def check_z0(z0: Tensor, request: SampleRequest, subject: Subject) -> None:
     check_z0_form(z0, request, subject.dim)
     if not bool(torch.isfinite(z0).all()):
         raise InputError("z0 holds NaN or infinite values: every start state must be finite")
+    if request.sampler == "flow":  # its own starts are not bounded either
+        return
     low, high = subject.data_range
     if bool((z0 < low).any()) or bool((z0 > high).any()):
         raise InputError(f"z0 reaches from {float(z0.min()):g} to {float(z0.max()):g}: clamp it to [{low:g}, {high:g}]")

@@ -14,6 +14,7 @@ from torch import Tensor
 from kaleido_fast.checkpoint import Checkpoint, Scaling, load_checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
+from kaleido_fast.planning.merging import recommended_sampler
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.sampling import fast_sample, prepare_run
 from kaleido_fast.showing.pictures import is_image_shape
@@ -111,7 +112,7 @@ def sample_shown(
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     spec = checkpoint.model.spec
     if n_steps is not None:
-        options |= {"burn_in": n_steps - 1, "thin": 1}
+        options |= _of_length(n_steps, options.get("sampler") or recommended_sampler(checkpoint.card.sampling))
     planned = prepare_run(
         checkpoint, n_chains=n_chains, **{k: v for k, v in options.items() if k not in ("progress", "callback")}
     ).request
@@ -125,6 +126,11 @@ def sample_shown(
     if shape:
         spec = _spec({"model": json.loads(spec.to_json())}, spec.dim, shape, states, checkpoint.path)
     return Shown(states, steps, spec, checkpoint.card.scaling, first, checkpoint.card.name)
+
+
+def _of_length(n_steps: int, sampler: str) -> dict[str, int]:
+    """Options of a run of one draw that takes so many steps."""
+    return {"steps": n_steps} if sampler == "flow" else {"burn_in": n_steps - 1, "thin": 1}
 
 
 def frame_steps(n_steps: int, most: int = MOST_FRAMES) -> tuple[int, ...]:
