@@ -34,7 +34,7 @@ from kaleido_fast.names import (
     DEFAULT_STEPS,
 )
 from kaleido_fast.planning.merging import refuse_tol_with_jitter
-from kaleido_fast.planning.options import OPTIONS
+from kaleido_fast.planning.options import ADDED_LATER, OPTIONS
 from kaleido_fast.planning.request import SampleRequest, foreign_option
 from kaleido_fast.planning.spacing import default_thin, refuse_copies
 from kaleido_fast.progress import Meter
@@ -52,8 +52,6 @@ NUMBERS = ("n_chains", "first_chain", "seed")
 """Options that are numbers of the operator: compilers may leave them open."""
 TEXT_OPTIONS = (*(name for name in OPTIONS if name not in (*NUMBERS, "tile_chains")), "block_chains")
 """All others: constants of a compiled program, one JSON object."""
-ADDED_LATER = {name: OPTIONS[name].default for name in ("sampler", "steps", "noise_from", "noise_to")}
-"""What programs that an earlier version exported do not say."""
 SPEC_FIELDS = tuple(field.name for field in fields(ModelSpec))
 ENCODER = json.JSONEncoder(default=json_number)
 

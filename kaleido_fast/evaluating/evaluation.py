@@ -33,8 +33,8 @@ N_COMPARED = 500  # coverage depends on both numbers: fixed ones make data sets 
 SIGMAS = (0.1, 0.3, 1.0)
 LONG_BURN_IN = 299
 WATCHED = 500  # training examples that recovery is measured on
-_RUN_NAMES = ("n_chains", "sampler", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter", "settle")
-_RUN_NAMES += ("steps", "noise_from", "noise_to", "tol", "precision")
+_RUN_NAMES: tuple[str, ...] = ("n_chains", "sampler", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter")
+_RUN_NAMES += ("settle", "steps", "noise_from", "noise_to", "tol", "precision")
 _SPACING = ("thin", "jitter", "settle")
 SAMPLES, WITHOUT_JITTER, REAL = "samples", "without jitter", "real data"
 

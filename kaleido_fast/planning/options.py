@@ -234,3 +234,5 @@ OPTIONS = {
 RECOMMENDABLE = tuple(name for name, option in OPTIONS.items() if option.recommendable)
 OPTIONS_OF = {sampler: tuple(n for n, option in OPTIONS.items() if option.sampler == sampler) for sampler in SAMPLERS}
 """The options that one sampler alone knows."""
+ADDED_LATER = {name: OPTIONS[name].default for name in ("sampler", *OPTIONS_OF["flow"])}
+"""What held for runs of versions that did not know these options and do not state them."""

@@ -12,6 +12,7 @@ from typing import Any
 from kaleido_fast.checkpoint import Scaling
 from kaleido_fast.engines.available import cpu_arithmetic
 from kaleido_fast.model import ModelSpec
+from kaleido_fast.planning.options import ADDED_LATER
 from kaleido_fast.running.blocks import Run
 from kaleido_fast.running.result import SampleResult
 from kaleido_fast.storing.encoding import Encoding
@@ -101,11 +102,17 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     if earlier[0] != earlier[1] and stored["request"]["precision"] == "tf32":
         return "an earlier version rounded its tf32 weights in another way"
     compared = [name for name in _COMPARED if name != "kernels" or not any(earlier)]
-    left, right = (_flat({name: record.get(name) for name in compared}) for record in (stored, asked))
+    left, right = (_flat({name: _stated(record).get(name) for name in compared}) for record in (stored, asked))
     keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
     keys = [key for key in keys if key not in _NOT_COMPARED]
     named = [f"{key} was {left.get(key)}, is now {right.get(key)}" for key in keys[:3]]
     return ", ".join(named) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _stated(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the options that an earlier version did not know."""
+    request = record.get("request")
+    return {**record, "request": ADDED_LATER | request} if isinstance(request, dict) else record
 
 
 def names_no_kernel(record: dict[str, Any]) -> bool:

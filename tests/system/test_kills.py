@@ -13,10 +13,12 @@ from kaleido_fast import ModelCard, save_checkpoint
 pytest.importorskip("zarr")
 
 RUN = {"n_chains": 4096 + 77, "burn_in": 1, "chunk_chains": 4096, "seed": 3, "device": "cpu", "engine": "reference"}
+FLOW = {name: value for name, value in RUN.items() if name != "burn_in"} | {"sampler": "flow", "steps": 2, "n_draws": 2}
 LONG = {**RUN, "n_chains": 4096 * 12 + 77, "burn_in": 100, "tol": None, "engine": "cpu"}
 SHORT_TASKS = [
     Task(sample_run, "a.zarr", RUN),
     Task(sample_run, "a.npy", RUN),
+    Task(sample_run, "flow.zarr", FLOW),
     train_task("a.safetensors", "--hidden", "13", "--steps", "4"),
 ]
 LONG_TASKS = [
