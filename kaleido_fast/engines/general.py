@@ -214,7 +214,7 @@ class Answers:
             raise InputError(
                 f"a {self.name} returned NaN or infinite values alone"
                 + (f" (its weight {weight} holds such values)" if weight else "")
-                + f" for states inside of [{self.low:g}, {self.high:g}]: finite ones are needed"
+                + f" for finite states: finite values inside of [{self.low:g}, {self.high:g}] are needed"
             )
         self._inside(y)
         self.refuse_outside()

@@ -76,7 +76,8 @@ class Schedule:
         if not (math.isfinite(self.jitter) and self.jitter >= 0):
             raise ValueError(f"jitter is {self.jitter}: it must be finite and at least 0")
         if self.n_steps > MAX_STEPS:
-            raise ValueError(f"burn_in + n_draws * thin is {self.n_steps:,} steps: at most {MAX_STEPS:,}")
+            sum_of = "n_draws * steps" if self.restarts else "burn_in + n_draws * thin"
+            raise ValueError(f"{sum_of} is {self.n_steps:,} steps: at most {MAX_STEPS:,}")
 
     @property
     def restarts(self) -> bool:
