@@ -57,6 +57,16 @@ CYCLES: dict[str, Options] = {
     "retire": {"burn_in": 39, "max_period": 8, "retire_cycles": True, "n_draws": 4, "thin": 3},
     "no-cycle": {"burn_in": 19, "max_period": 1},
 }
+FLOW: Options = {"sampler": "flow", "steps": 4}
+FLOWS: dict[str, Options] = {
+    "flow": FLOW,
+    "flow-draws": {**FLOW, "n_draws": 3, "noise_from": 1.0, "noise_to": 0.05},
+    "flow-one-step": {**FLOW, "steps": 1, "n_draws": 2},
+    "flow-late-ids": {**FLOW, "first_chain": 2**40 + 7, "seed": 2**63 + 5, "n_draws": 2},
+    "flow-blocks": {**FLOW, "n_chains": 70, "block_chains": 24},
+    "flow-z0": {**FLOW, "z0": "given", "n_draws": 2},
+    "flow-trace": {**FLOW, "n_draws": 2, "trace": kf.Trace(chains=(0, 3, 7), steps=(0, 1, 4, 5, 8))},
+}
 KERNELS = ("narrow", "stream", "wide", "graph")
 # In the interpreter by kernel "narrow" alone: they take a second and more.
 LENGTHY = {"blocks", "blocks-freeze", "trace", "trace-freeze", "init-normal", "no-step-clean", "patient"}
@@ -88,14 +98,14 @@ def host_cases() -> Iterator[Case]:
     for engine in ("reference", "cpu"):
         for net, network in NETWORKS.items():
             yield sampling(f"{engine}/{net}", network, engine=engine, **RECURSIONS["draws"])
-        for name, options in {**RECURSIONS, **LONG_RECURSIONS}.items():
+        for name, options in {**RECURSIONS, **LONG_RECURSIONS, **FLOWS}.items():
             yield sampling(f"{engine}/small/{name}", SHAPES["small"], engine=engine, **options)
         for net, network in CYCLING.items():
             for name, options in CYCLES.items():
                 yield sampling(f"{engine}/{net}/{name}", network, engine=engine, **options)
         for precision in ("fp64", "tf32", "fp16", "bf16"):
-            for name in ("draws", "freeze"):
-                options = {"engine": engine, "precision": precision, **RECURSIONS[name]}
+            for name, options in (("draws", RECURSIONS["draws"]), ("freeze", RECURSIONS["freeze"]), ("flow", FLOW)):
+                options = {"engine": engine, "precision": precision, **options}
                 yield sampling(f"{engine}/small/{name}/{precision}", SHAPES["small"], **options)
             if precision != "fp64":
                 polished = {"engine": engine, "precision": precision, "polish": 3, **RECURSIONS["draws"]}
@@ -150,6 +160,7 @@ def module_cases() -> Iterator[Case]:
         ("two-devices", {**JITTERED, "device": ["cpu", "cpu:0"]}),
         ("blocks", RECURSIONS["blocks"]),
         ("range", {**JITTERED, "data_range": (-0.1, 0.1)}),
+        ("flow", FLOWS["flow-draws"]),
     ):
         yield sampling(f"module/residual/{name}", residual, **{**place, **options})
     yield sampling("module/residual/no-dim", residual, **JITTERED)
@@ -178,6 +189,7 @@ def op_cases() -> Iterator[Case]:
         ("polish", {**JITTERED, "precision": "tf32", "polish": 2, "engine": "reference"}),
         ("fp64", {**JITTERED, "precision": "fp64"}),
         ("cuda", {**JITTERED, "engine": "triton"}),
+        ("flow", FLOWS["flow-draws"]),
         ("tol-with-jitter", {"jitter": 0.1, "tol": 0.1}),
         ("true-chains", {"n_chains": True}),
     ):
@@ -210,6 +222,10 @@ REFUSED: dict[str, Options] = {
     "z0-range": {"z0": torch.full((12, 6), 2.0)},
     "tile-of-mlp": {"tile_chains": 8},
     "block": {"block_chains": 0},
+    "steps": {"sampler": "flow", "steps": 0},
+    "noise-to": {"sampler": "flow", "noise_to": 0.9},
+    "steps-of-kaleidoscope": {"steps": 3},
+    "jitter-of-flow": {"sampler": "flow", "jitter": 0.1},
     "dim": {"dim": 7},
     "range": {"data_range": (0.0, 2.0)},
 }

@@ -53,7 +53,7 @@ def choose_sampler(explicit: Mapping[str, Any], recommended: Mapping[str, Any]) 
     """
     usual = recommended_sampler(recommended)
     sampler = explicit.get("sampler", usual)
-    because = "" if "sampler" in explicit else f"the model recommends {usual!r}" if recommended else "as by default"
+    because = "" if "sampler" in explicit else f"the model recommends {usual!r}" if recommended else "the default"
     for other, names in OPTIONS_OF.items():
         for name in names:
             if other != sampler and name in explicit and not (sampler == "flow" and _is_idle(name, explicit)):
