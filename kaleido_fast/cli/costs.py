@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kaleido_fast.benchmarking.costs.text import as_lines, remarks
 from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.cli.parameters import Name, NumberOr
 from kaleido_fast.errors import InputError
+from kaleido_fast.planning.merging import recommended_sampler
 from kaleido_fast.presets import PRESETS
 
 
@@ -115,7 +117,7 @@ def command(**given: Any) -> None:
     if not math.isfinite(given["chains"]):
         raise InputError(f"chains is {given['chains']}: it must be a finite number")
     n_chains = round(given["chains"])
-    n_steps = given["steps"] or int(preset.sampling["burn_in"] + preset.sampling.get("thin", 1))
+    n_steps = given["steps"] or _recommended_steps(preset.sampling)
     if given["kill_after"] is not None:
         run_until_killed(given["network"], n_chains, n_steps, given["kill_after"], given["kill_out"])
         return
@@ -125,6 +127,13 @@ def command(**given: Any) -> None:
         click.echo(json.dumps({**storage(run), **finite, "notes": remarks(run)}, sort_keys=True))
     else:
         click.echo("\n".join(as_lines(run, simulated=given["simulated"])))
+
+
+def _recommended_steps(sampling: Mapping[str, Any]) -> int:
+    """Steps of the first draw."""
+    if recommended_sampler(sampling) == "flow":
+        return int(sampling.get("steps", names.DEFAULT_STEPS))
+    return int(sampling["burn_in"] + sampling.get("thin", names.DEFAULT_THIN))
 
 
 def make_run(n_chains: int, n_steps: int, given: dict[str, Any]) -> LargeRun:

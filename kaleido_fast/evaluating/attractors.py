@@ -136,10 +136,12 @@ def attractors(
             `Dataset`.
 
     Raises:
-        InputError: no chain of the run arrived, a distance that is not above 0, a model or data of another size, or
-            more distinct end states than the catalogue holds.
+        InputError: a run of a flow, no chain that arrived, a distance that is not above 0, a model or data of another
+            size, or more distinct end states than the catalogue holds.
     """
     distance = check_distance(distance)
+    if result.request.sampler == "flow":
+        raise InputError("a run of sampler 'flow' comes nowhere to rest: give one of sampler='kaleidoscope'")
     module = plain_mlp(model if isinstance(model, nn.Module) else resolve_subject(model).module)
     spec = module.spec
     if result.final.shape[1] != spec.dim:

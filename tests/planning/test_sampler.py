@@ -9,9 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call, random_mlp
+from conftest import assert_same, call, random_mlp
 
-from kaleido_fast import InputError, ModelCard, SampleRequest, SamplerWarning, fast_sample, save_checkpoint
+from kaleido_fast import (
+    InputError,
+    ModelCard,
+    SampleRequest,
+    SamplerWarning,
+    attractors,
+    fast_sample,
+    sample_op,
+    save_checkpoint,
+)
 from kaleido_fast.planning.options import OPTIONS, OPTIONS_OF
 
 FLOW = {"sampler": "flow", "steps": 6, "noise_from": 0.8, "noise_to": 0.2}
@@ -58,6 +67,7 @@ def test_a_recommended_flow_is_run_and_explicit_options_win(net):
     )
     card = ModelCard("m", sampling=FLOW)
     assert torch.equal(fast_sample(net, n_chains=5, **card.settings(n_draws=2)).draws[:, 0], result.draws[:, 0])
+    assert_same(sample_op(net, n_chains=5, **card.settings()), result)
     assert card.settings(sampler="kaleidoscope", burn_in=3) == {"sampler": "kaleidoscope", "burn_in": 3, "thin": 1}
 
 
@@ -164,3 +174,5 @@ def test_attractors_are_those_of_the_kaleidoscope(net, monkeypatch, capsys):
         status, _, errors = call(monkeypatch, capsys, *args)
     assert (status, errors) == (0, "")
     assert json.loads(Path("attractors.json").read_text())["request"]["sampler"] == "kaleidoscope"
+    with pytest.raises(InputError, match="a run of sampler 'flow' comes nowhere to rest"):
+        attractors(fast_sample("calm.safetensors", n_chains=9), "calm.safetensors")
