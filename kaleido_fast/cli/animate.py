@@ -15,22 +15,15 @@ from kaleido_fast.cli.parameters import Output, Shape, overwrite_option, run_opt
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from kaleido_fast.checkpoint import Checkpoint
     from kaleido_fast.showing.states import Shown
     from kaleido_fast.system.outputs import Inputs
 
 ENDINGS = (".gif", ".mp4", ".html", ".png")
+HOLD = 2.0  # seconds that the last step of a run stays
 DEFAULT_OUT = (Path("chains.gif"), Path("chains.mp4"))
 OF_A_RUN = (
-    "model",
-    "sampler",
-    "n_steps",
-    "seed",
-    "init",
-    "jitter",
-    "settle",
-    "noise",
-    "noise_from",
-    "noise_to",
+    *("model", "between", "sampler", "n_steps", "seed", "init", "jitter", "settle", "noise", "noise_from", "noise_to"),
     "device",
 )
 
@@ -49,14 +42,20 @@ OF_A_RUN = (
 @click.option("--chains", "n_chains", type=click.IntRange(min=1), default=64, show_default=True, help="Chains shown.")
 @run_option("first_chain", text="First chain; of FILE, its place there")
 @click.option(
+    "--between",
+    type=int,
+    nargs=2,
+    metavar="SEED1 SEED2",
+    help="Instead of a run, show finished samples that go from those of one seed to those of another: their starts are "
+    "moved on arcs, from noise to noise. For models that are sampled as a flow [default: a run].",
+)
+@click.option(
     "--steps", "n_steps", type=click.IntRange(min=1), help="Steps [default: as many as the model recommends]."
 )
 @click.option(
     "--frames",
     type=click.IntRange(min=2),
-    default=80,
-    show_default=True,
-    help="Frames at most; late steps are left out.",
+    help="Frames at most, late steps are left out; of --between, those of one way [default: 80; of --between 25].",
 )
 @click.option("--fps", type=click.FloatRange(0.1, 60), default=8.0, show_default=True, help="Frames a second.")
 @click.option("--shape", type=Shape(), default=(), help="HEIGHT,WIDTH or HEIGHT,WIDTH,3 [default: the model's].")
@@ -78,7 +77,8 @@ def command(
     n_chains: int,
     first_chain: int,
     n_steps: int | None,
-    frames: int,
+    between: tuple[int, int] | None,
+    frames: int | None,
     fps: float,
     shape: tuple[int, ...],
     overwrite: bool,
@@ -88,15 +88,17 @@ def command(
     """Show chains moving from noise to samples: an animation, or a page with a slider over the steps.
 
     Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0 --thin 1
-    --settle 0).
+    --settle 0). Or shows samples turning into others: animate --between 1 2. Animations of that go there and back.
     """
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import InputError
     from kaleido_fast.showing.animation import NO_FFMPEG, can_write_mp4, check_can_show
-    from kaleido_fast.showing.states import read_shown, sample_shown
+    from kaleido_fast.showing.states import read_shown
 
+    if between is not None:
+        _refuse_given(("seed",), "stands beside --between, which names two seeds")
     if file is not None:
-        _refuse_run_options(file)
+        _refuse_given(OF_A_RUN, f"is for a run of a model, and {file} holds finished draws")
     wanted = outs or DEFAULT_OUT
     lacking = [] if can_write_mp4() else [out for out in wanted if out.suffix == ".mp4"]
     if lacking == list(wanted):
@@ -110,10 +112,8 @@ def command(
         if len(shown.steps) < 2:
             raise InputError(f"{file} holds one draw a chain, which does not move: sample with --draws, or use show")
     else:
-        options |= {"first_chain": first_chain, "progress": not quiet}
-        shown = sample_shown(
-            checkpoint or model, n_chains=n_chains, n_steps=n_steps, shape=shape, most_frames=frames, **options
-        )
+        options |= {"n_chains": n_chains, "first_chain": first_chain, "shape": shape, "progress": not quiet}
+        shown = _sample(checkpoint or model, between, n_steps, frames, options)
     check_can_show(shown)
     stills = [out for out in wanted if out.suffix == ".png"]
     if stills and not shown.are_pictures:
@@ -122,7 +122,7 @@ def command(
             "points: ask for a .gif, .mp4 or .html; kaleido-fast show plots draws"
         )
     for out in written:
-        _write(shown, out, fps, file.name if file is not None else f"model {shown.name}")
+        _write(shown, out, fps, file.name if file is not None else f"model {shown.name}", returns=between is not None)
     if not quiet:
         click.echo(f"{', '.join(map(str, written))}: {len(shown.states):,} chains, {len(shown.steps)} frames")
     if lacking and outs:
@@ -131,17 +131,32 @@ def command(
         tell(f"no {lacking[0]}: {NO_FFMPEG}")
 
 
-def _refuse_run_options(file: Path) -> None:
-    """Refuse options of a run where the draws are in a file: they would have no effect."""
+def _sample(
+    model: Checkpoint | str,
+    between: tuple[int, int] | None,
+    n_steps: int | None,
+    frames: int | None,
+    options: dict[str, Any],
+) -> Shown:
+    """States of a run, or draws on the way between two seeds."""
+    from kaleido_fast.showing.between import DEFAULT_FRAMES, sample_between
+    from kaleido_fast.showing.states import MOST_FRAMES, sample_shown
+
+    if between is None:
+        return sample_shown(model, n_steps=n_steps, most_frames=frames or MOST_FRAMES, **options)
+    del options["seed"]
+    return sample_between(model, seeds=between, n_frames=frames or DEFAULT_FRAMES, **options, steps=n_steps)
+
+
+def _refuse_given(names: tuple[str, ...], reason: str) -> None:
+    """Refuse options that were given where they would have no effect."""
     from kaleido_fast.errors import InputError
 
     context = click.get_current_context()
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
-        if parameter.name in OF_A_RUN and given:
-            raise InputError(
-                f"{parameter.opts[0]} is for a run of a model, and {file} holds finished draws: leave one out"
-            )
+        if parameter.name in names and given:
+            raise InputError(f"{parameter.opts[0]} {reason}: leave one out")
 
 
 def _claim(
@@ -157,8 +172,9 @@ def _claim(
     return claimed({f"output {i}": out for i, out in enumerate(written, 1)}, inputs, overwrite=overwrite)
 
 
-def _write(shown: Shown, out: Path, fps: float, subject: str) -> None:
-    from kaleido_fast.showing.animation import make_frames, strip, write_gif, write_mp4
+def _write(shown: Shown, out: Path, fps: float, subject: str, *, returns: bool) -> None:
+    """Write one output; an animation that ``returns`` goes back to its first frame."""
+    from kaleido_fast.showing.animation import make_frames, strip, there_and_back, write_gif, write_mp4
     from kaleido_fast.showing.page import write_page
     from kaleido_fast.showing.pictures import save_picture
 
@@ -167,5 +183,8 @@ def _write(shown: Shown, out: Path, fps: float, subject: str) -> None:
     elif out.suffix == ".png":
         save_picture(strip(shown), out)
     else:
-        write = write_gif if out.suffix == ".gif" else write_mp4
-        write(make_frames(shown), out, frames_per_second=fps)
+        frames = there_and_back(make_frames(shown)) if returns else make_frames(shown)
+        if out.suffix == ".gif":
+            write_gif(frames, out, frames_per_second=fps, hold=0.0 if returns else HOLD)
+        else:
+            write_mp4(frames, out, frames_per_second=fps)

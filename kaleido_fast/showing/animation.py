@@ -36,7 +36,7 @@ def check_can_show(shown: Shown) -> None:
 def make_frames(shown: Shown) -> list[Image.Image]:
     """One frame for each step: a sheet of all chains, or their positions for samples of one or two values.
 
-    The step's number stands above, and a bar below shows how far the run is.
+    The step's number, or its caption, stands above, and a bar below shows how far the run is.
 
     Raises:
         InputError: samples that are neither pictures nor points.
@@ -48,7 +48,13 @@ def make_frames(shown: Shown) -> list[Image.Image]:
     else:
         bodies = _points(shown)
     last = max(shown.steps[-1], 1)
-    return [_framed(body, step, step / last) for body, step in zip(bodies, shown.steps, strict=True)]
+    parts = zip(bodies, shown.titles, shown.steps, strict=True)
+    return [_framed(body, title, step / last) for body, title, step in parts]
+
+
+def there_and_back(frames: list[Image.Image]) -> list[Image.Image]:
+    """Frames that lead to the last one and back again, so that a repetition does not jump."""
+    return [*frames, *frames[-2:0:-1]]
 
 
 def enlarged(sheet: Image.Image, width: int) -> Image.Image:
@@ -57,16 +63,11 @@ def enlarged(sheet: Image.Image, width: int) -> Image.Image:
     return sheet.convert("RGB").resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
 
 
-def step_name(step: int) -> str:
-    """What is written on a frame."""
-    return "start noise" if step == 0 else f"step {step:,}"
-
-
-def _framed(body: Image.Image, step: int, share: float) -> Image.Image:
+def _framed(body: Image.Image, title: str, share: float) -> Image.Image:
     page = Image.new("RGB", (max(body.width, 90), body.height + _LABEL + _BAR), "white")
     page.paste(body, (0, _LABEL))
     pen = ImageDraw.Draw(page)
-    pen.text((4, 2), step_name(step), fill="black", font=ImageFont.load_default(12))
+    pen.text((4, 2), title, fill="black", font=ImageFont.load_default(12))
     if share > 0:
         pen.rectangle((0, page.height - _BAR, round(share * (page.width - 1)), page.height), fill=COLOURS[0])
     return page
@@ -110,7 +111,7 @@ def _points(shown: Shown) -> list[Image.Image]:
 
 
 def strip(shown: Shown) -> Image.Image:
-    """Rows of chains over steps as one picture, the step above each column.
+    """Rows of chains over steps as one picture, the step or its caption above each column.
 
     Raises:
         InputError: samples that are not pictures.
@@ -120,9 +121,9 @@ def strip(shown: Shown) -> Image.Image:
     page = Image.new("RGB", (sheet.width, sheet.height + _LABEL), "white")
     page.paste(sheet, (0, _LABEL))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for i, step in enumerate(shown.steps):
+    for i, text in enumerate(shown.captions or map(str, shown.steps)):
         middle = (i + 0.5) * sheet.width / len(shown.steps)
-        pen.text((middle, 3), str(step), fill="black", font=font, anchor="ma")
+        pen.text((middle, 3), text, fill="black", font=font, anchor="ma")
     return page
 
 
@@ -135,9 +136,9 @@ def write_gif(
     colours: int = 64,
 ) -> None:
     """Write frames as a GIF that loops, with ``colours`` (2 to 256) of its own each; the last frame stays for ``hold``
-    seconds. It appears when whole."""
+    seconds, but no shorter than the others. It appears when whole."""
     each = round(1000 / frames_per_second)
-    times = [each] * (len(frames) - 1) + [round(1000 * hold)]
+    times = [each] * (len(frames) - 1) + [max(each, round(1000 * hold))]
     reduced = [frame.quantize(colours, dither=Image.Dither.NONE) for frame in frames]
     with atomic_path(path) as temporary:
         reduced[0].save(

@@ -35,6 +35,7 @@ def page_html(shown: Shown, title: str) -> str:
     check_can_show(shown)
     facts: dict[str, Any] = {
         "steps": list(shown.steps),
+        "titles": list(shown.titles),
         "first": shown.first_chain,
         "chains": len(shown.states),
         "range": [shown.spec.low, shown.spec.high],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ class Shown:
 
     Args:
         states: (chains, steps, D) float32 in model values, none of them NaN.
-        steps: number of steps made before each state; 0 is the start noise.
+        steps: number of steps made before each state; 0 is the start noise. Of states with ``captions``, their place.
         spec: sizes, shape and range of a sample; of a file without a record, a stand-in for the network's.
         scaling: raw data to model values.
         first_chain: absolute id of the first chain.
         name: of the model or the file.
+        captions: what stands above each state, where it is not the number of steps.
     """
 
     states: Tensor
@@ -42,6 +44,12 @@ class Shown:
     scaling: Scaling
     first_chain: int = 0
     name: str = ""
+    captions: tuple[str, ...] = ()
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What is written on a frame of each state."""
+        return self.captions or tuple("start noise" if step == 0 else f"step {step:,}" for step in self.steps)
 
     @property
     def are_pictures(self) -> bool:
@@ -100,7 +108,7 @@ def sample_shown(
     Args:
         model: a checkpoint, the path of one, or the name of a bundled one.
         n_chains: number of chains, all of them kept.
-        n_steps: steps of each; None for as many as the model recommends.
+        n_steps: steps of each, of a flow those of a draw; None for as many as the model recommends.
         shape: of one sample, where another one than the model's is wanted.
         most_frames: of longer runs this many steps are kept, ever further apart.
         steps: exactly these steps instead.
@@ -110,9 +118,8 @@ def sample_shown(
         InputError: as `fast_sample`; NaN.
     """
     checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
-    spec = checkpoint.model.spec
     if n_steps is not None:
-        options |= _of_length(n_steps, options.get("sampler") or recommended_sampler(checkpoint.card.sampling))
+        options |= _of_length(n_steps, chosen_sampler(checkpoint, options))
     planned = prepare_run(
         checkpoint, n_chains=n_chains, **{k: v for k, v in options.items() if k not in ("progress", "callback")}
     ).request
@@ -121,11 +128,33 @@ def sample_shown(
     trace = Trace(tuple(range(first, first + n_chains)), steps)
     result = fast_sample(checkpoint, n_chains=n_chains, trace=trace, **options)
     assert result.trace is not None
-    states = result.trace.cpu().float()
-    _check_finite(states, f"model {checkpoint.card.name}")
+    return checked(result.trace.cpu().float(), steps, checkpoint, shape, first_chain=first)
+
+
+def checked(
+    states: Tensor,
+    steps: tuple[int, ...],
+    checkpoint: Checkpoint,
+    shape: tuple[int, ...] = (),
+    *,
+    first_chain: int = 0,
+    captions: tuple[str, ...] = (),
+) -> Shown:
+    """States of a checkpoint's network as they are shown; see `Shown`, and `sample_shown` for ``shape``.
+
+    Raises:
+        InputError: NaN, or a shape that does not fit.
+    """
+    spec, card = checkpoint.model.spec, checkpoint.card
+    _check_finite(states, f"model {card.name}")
     if shape:
         spec = _spec({"model": json.loads(spec.to_json())}, spec.dim, shape, states, checkpoint.path)
-    return Shown(states, steps, spec, checkpoint.card.scaling, first, checkpoint.card.name)
+    return Shown(states, steps, spec, card.scaling, first_chain, card.name, captions)
+
+
+def chosen_sampler(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
+    """The sampler of a run with these options: the one asked for, else the checkpoint's."""
+    return str(options.get("sampler") or recommended_sampler(checkpoint.card.sampling))
 
 
 def _of_length(n_steps: int, sampler: str) -> dict[str, int]:
