@@ -18,8 +18,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_mlp
+from PIL import Image
 
-from kaleido_fast import KaleidoMLP, ModelSpec, SamplingMemoryError, fast_sample, load_checkpoint
+from kaleido_fast import (
+    KaleidoMLP,
+    ModelCard,
+    ModelSpec,
+    SamplingMemoryError,
+    fast_sample,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -36,7 +45,7 @@ def load(name: str):
 
 def test_every_example_is_tested_and_explained():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"augment", "find_attractors", "serve"}
+    assert names == {"augment", "find_attractors", "same_start", "serve"}
     page = (EXAMPLES.parent / "docs" / "embedding.md").read_text()
     for name in names:
         assert f"examples/{name}.py" in page
@@ -107,6 +116,61 @@ def test_the_search_runs_from_the_command_line(tmp_path, capsys, monkeypatch):
     found = json.loads(out.read_text())
     assert found["chains"] == 200
     assert len(found["counts"]) == len(found["states"]) and found["counts"] == sorted(found["counts"], reverse=True)
+
+
+# One start.
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Three models of one kind of picture, by the option that takes each."""
+    paths = {}
+    for seed, name in enumerate(("published", "attractors", "flow")):
+        paths[name] = tmp_path / f"{name}.safetensors"
+        card = ModelCard(name, sampling={"sampler": "flow"} if name == "flow" else {})
+        save_checkpoint(paths[name], random_mlp(20, 9, 20, sample_shape=(4, 5), seed=seed), card)
+    return paths
+
+
+def test_rows_of_one_start_are_the_samplers_states(trained):
+    same_start = load("same_start")
+    models = same_start.load(trained)
+    shown, states = same_start.follow(models, n_starts=3, steps=5, seed=5)
+    assert (shown[0], shown[-1], states.shape) == (0, 5, (3, 4, len(shown), 20))
+    start = states[:, 2, 0]
+    flow = fast_sample(models["flow"], n_chains=3, seed=5, sampler="flow", steps=5)
+    assert torch.equal(states[:, 2, -1], flow.final)
+    for row, name in enumerate(("published", "attractors")):
+        assert torch.equal(states[:, row, 0], start.clamp(-1, 1)), "the same noise, inside the range"
+        with torch.no_grad():
+            want = start.clamp(-1, 1)
+            for _ in range(5):
+                want = models[name].model(want)
+            assert torch.allclose(states[:, row, -1], want, atol=1e-4), name
+            assert torch.allclose(states[:, 3, 1], models["flow"].model(states[:, 2, 1]), atol=1e-6)
+
+
+def test_the_picture_of_one_start_is_written_once(trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "same.png"
+    options = [part for name, path in trained.items() for part in (f"--{name}", str(path))]
+    command = ["same_start.py", *options, "--starts", "2", "--steps", "6", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    load("same_start").main()
+    once = Image.open(out).size
+    monkeypatch.setattr(sys, "argv", [*command[:-1], str(tmp_path / "three.png"), "--starts", "3"])
+    load("same_start").main()
+    assert Image.open(tmp_path / "three.png").height > 1.4 * once[1], "a group of rows for each start"
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, random_mlp(16, 9, 16, sample_shape=(4, 4)), ModelCard("other"))
+    for more, text in (
+        (command[1:], "is there already"),
+        ([*command[1:-1], "b.png", "--flow", str(other)], "same data"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["same_start.py", *more])
+        with pytest.raises(SystemExit) as ended:
+            load("same_start").main()
+        assert ended.value.code == 2
+        assert text in capsys.readouterr().err
 
 
 # The service.
