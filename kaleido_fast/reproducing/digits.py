@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
 from kaleido_fast.evaluating.reference import find_reference
+from kaleido_fast.reproducing.between import show_between
 from kaleido_fast.reproducing.images import (
     ShownModel,
     measure,
@@ -42,4 +43,5 @@ def run(settings: Settings, report: Report) -> None:
     show_model(settings, report, shown, "digits")
     sample_sheets(report, shown, found, "digits")
     show_wanderers(settings, report, shown, reference.held_out, "digits")
+    show_between(settings, report, shown, "digits")
     report.record(evaluation=found.to_dict(), model_hash=checkpoint.model_hash, seed=settings.seed)
