@@ -46,8 +46,8 @@ OF_A_RUN = (
     type=int,
     nargs=2,
     metavar="SEED1 SEED2",
-    help="Instead of a run, show finished samples that go from those of one seed to those of another: their starts are "
-    "moved on arcs, from noise to noise. For models that are sampled as a flow [default: a run].",
+    help="Instead of a run, show finished samples: those of one seed, which turn into those of another while their "
+    "starts move on arcs from noise to noise. For models that are sampled as a flow [default: a run].",
 )
 @click.option(
     "--steps", "n_steps", type=click.IntRange(min=1), help="Steps [default: as many as the model recommends]."
@@ -87,8 +87,9 @@ def command(
 ) -> None:
     """Show chains moving from noise to samples: an animation, or a page with a slider over the steps.
 
-    Runs a model, or takes the draws in FILE, which needs several a chain (sample --draws 20 --burn-in 0 --thin 1
-    --settle 0). Or shows samples turning into others: animate --between 1 2. Animations of that go there and back.
+    Runs a model, or takes the draws in FILE, which needs several a chain (of a kaleidoscope: sample --draws 20
+    --burn-in 0 --thin 1 --settle 0). Or shows samples that turn into others: animate --between 1 2 --model MODEL, with
+    a model that is sampled as a flow; that animation goes there and back.
     """
     from kaleido_fast.checkpoint import load_checkpoint
     from kaleido_fast.errors import InputError
