@@ -7,7 +7,7 @@ from typing import Any
 
 from kaleido_fast.benchmarking.cases import SIZES
 from kaleido_fast.benchmarking.report import ratio_text
-from kaleido_fast.benchmarking.timing import Ratio, compare
+from kaleido_fast.benchmarking.timing import Ratio, compare, spread
 from kaleido_kernels.shapes import KERNELS
 
 OURS = ("kernel", "public")
@@ -92,37 +92,73 @@ def _intro(record: Mapping[str, Any]) -> str:
         "CUDA-event timings taken in turns, with the 20 % and 80 % quantiles. Timings of fewer steps or chains are "
         "scaled to that (marked ~). `of peak`: of the measured large matrix product in the same operands. `x best "
         "torch`: how many times faster than the fastest of eager, L2-chunked, CUDA-graphed and compiled torch with "
-        "operands of as many bits; `x published`: than the published loop."
+        "operands of as many bits; `x published`: than the published loop. `fast_sample` is never scaled: what a call "
+        "takes beside its kernel does not grow with the steps, and stands in the last column."
     )
 
 
 def speed_table(record: Mapping[str, Any]) -> str:
     """One line a network and precision of ours."""
     heads = ["network", "runs as", "ms", "p20 to p80", "TFLOP/s", "of peak", "x best torch", "x published", "x jax"]
-    heads.append("Python a launch, us")
-    rows = []
-    for name, network in _by_size(record["networks"]).items():
-        timed = network["contestants"]
-        for label, entry in timed.items():
-            if entry["kind"] not in OURS:
-                continue
-            scale = entry["milliseconds"] / entry["median"]
-            best = best_torch(timed, entry["precision"])
-            rows.append(
-                [
-                    f"`{name}`",
-                    f"{label}: {entry['about']}",
-                    _milliseconds(network, entry),
-                    f"{short(entry['p20'] * scale)} to {short(entry['p80'] * scale)}",
-                    f"{entry['flops_per_second'] / 1e12:,.1f}",
-                    peak_share(record, entry),
-                    _times(entry, timed.get(best or "")) + (f" ({best})" if best else ""),
-                    _times(entry, timed.get("published")),
-                    _times(entry, timed.get("jax")) if entry["precision"] == "fp32" else "-",
-                    f"{entry['launch_microseconds']:.0f}" if "launch_microseconds" in entry else "-",
-                ]
-            )
+    heads.append("host a launch, us")
+    rows = [
+        [f"`{name}`", f"{label}: {entry['about']}", *_speeds(record, network, entry), _host_cost(network, entry)]
+        for name, network in _by_size(record["networks"]).items()
+        for label, entry in network["contestants"].items()
+        if entry["kind"] in OURS
+    ]
     return table(heads, rows)
+
+
+def _speeds(record: Mapping[str, Any], network: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
+    """Milliseconds, their spread, rates and ratios; a dash each where no whole run of a call was timed."""
+    entry, others = as_whole(network, timed), network["contestants"]
+    if entry is None:
+        return ["-"] * 7
+    scale = entry["milliseconds"] / entry["median"]
+    best = best_torch(others, entry["precision"])
+    return [
+        _milliseconds(network, entry),
+        f"{short(entry['p20'] * scale)} to {short(entry['p80'] * scale)}",
+        f"{entry['flops_per_second'] / 1e12:,.1f}",
+        peak_share(record, entry),
+        _times(entry, others.get(best or "")) + (f" ({best})" if best else ""),
+        _times(entry, others.get("published")),
+        _times(entry, others.get("jax")) if entry["precision"] == "fp32" else "-",
+    ]
+
+
+def as_whole(network: Mapping[str, Any], entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """An entry with the figures of whole runs: of a call of `fast_sample`, those that were timed whole, or None.
+
+    A call costs the same whatever its steps: scaled from a few steps to all it would be counted many times over.
+    """
+    if entry["kind"] != "public":
+        return entry
+    seconds = entry["seconds"] if entry["n_steps"] == STEPS else entry.get("whole_run_seconds")
+    if not seconds:
+        return None
+    times, flops = spread(seconds), network["n_chains"] * STEPS * network["flops_per_step"]
+    found = {"seconds": seconds, "n_steps": STEPS, "median": times.median, "p20": times.p20, "p80": times.p80}
+    found |= {"milliseconds": 1e3 * times.median, "flops_per_second": flops / times.median}
+    return {name: value for name, value in {**entry, **found}.items() if name != "whole_run_seconds"}
+
+
+def call_seconds(network: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
+    """What a call of `fast_sample` takes beside the steps of its kernel, both as they were timed in turns."""
+    kernel = network["contestants"].get(f"triton-{entry['precision']}")
+    if kernel is None:
+        return None
+    each = kernel["median"] / (kernel["n_chains"] * kernel["n_steps"])
+    return entry["median"] - each * entry["n_chains"] * entry["n_steps"]
+
+
+def _host_cost(network: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Python's microseconds of a launch; of a call of `fast_sample`, all that it takes beside its kernel's steps."""
+    if entry["kind"] == "public":
+        seconds = call_seconds(network, entry)
+        return "-" if seconds is None else f"a call beside the kernel: {1e6 * seconds:,.0f}"
+    return f"{entry['launch_microseconds']:.0f}" if "launch_microseconds" in entry else "-"
 
 
 def best_torch(timed: Mapping[str, Any], precision: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
@@ -34,3 +36,23 @@ def test_ratios_are_per_chain_and_step_and_of_peers_with_as_many_bits():
     timed = {"ours": ours, "eager-fp16": fp16, "eager": fp32, "published": {**fp16, "milliseconds": 1.0}}
     assert table.best_torch(timed, "bf16") == "eager-fp16" and table.best_torch(timed, "fp32") == "eager"
     assert table.ratio(ours, fp16).value == pytest.approx(5.0)
+
+
+@given(st.floats(1e-6, 1e-3), st.floats(1e-4, 0.1), st.integers(1, 299))
+def test_what_a_call_costs_is_told_beside_its_kernel_and_never_multiplied_by_steps(step, call, n_steps):
+    """A kernel of ``step`` seconds, called at a fixed cost: the whole run is that cost and 300 steps."""
+    common = {"n_chains": 100, "precision": "fp16", "about": "", "launch_microseconds": 50.0, "flops_per_second": 1.0}
+    kernel = {**common, "kind": "kernel", "n_steps": 200, "median": 200 * step, "seconds": [200 * step]}
+    kernel |= {"milliseconds": 3e5 * step, "p20": step, "p80": step}
+    few = call + n_steps * step
+    public = {**common, "kind": "public", "n_steps": n_steps, "median": few, "seconds": [few] * 3}
+    found = {"n_chains": 100, "flops_per_step": 7, "contestants": {"triton-fp16": kernel, "fast_sample-fp16": public}}
+    assert table.call_seconds(found, public) == pytest.approx(call, rel=1e-6, abs=1e-9)
+    assert table.as_whole(found, public) is None, "no whole run was timed: nothing is known of one"
+    row = table.speed_table({"ceilings": {}, "networks": {"digits": found}}).splitlines()[-1]
+    assert f"a call beside the kernel: {1e6 * table.call_seconds(found, public):,.0f} |" in row and "~" not in row
+    whole = call + 300 * step
+    timed = table.as_whole(found, {**public, "whole_run_seconds": [whole] * 3})
+    assert timed is not None and timed["milliseconds"] == pytest.approx(1e3 * whole)
+    assert timed["flops_per_second"] == pytest.approx(7 * 100 * 300 / whole)
+    assert table.ratio(timed, kernel).value == pytest.approx(300 * step / whole)

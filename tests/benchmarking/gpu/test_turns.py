@@ -35,6 +35,22 @@ def test_the_slowest_peers_are_left_out_until_all_rounds_fit():
     assert set(entries) == {"ours"}, "ours is timed whatever it takes, its peers only if there is time"
 
 
+def test_the_kernel_and_the_call_that_uses_it_are_timed_over_all_steps_too():
+    steps: dict[str, list[int]] = {"triton-fp16": [], "fast_sample-fp16": [], "triton-bf16": []}
+    entries = {
+        name: contestants.Entry(
+            contest.Contestant(lambda z0, n, name=name: steps[name].append(n)), "", "", torch.zeros(2, 1), None, 0.0, 7
+        )
+        for name in steps
+    }
+    record = {"contestants": {name: {"milliseconds": 1.0, "median": 1e-3} for name in steps}, "failed": {}}
+    del record["contestants"]["fast_sample-fp16"]["milliseconds"]
+    turns._time_whole_runs(work_on(record, tiny=False), entries)
+    assert steps == {"triton-fp16": [300] * 4, "fast_sample-fp16": [300] * 4, "triton-bf16": []}, "one that warms up"
+    timed = {name for name, found in record["contestants"].items() if len(found.get("whole_run_seconds", [])) == 3}
+    assert timed == {"triton-fp16", "fast_sample-fp16"}
+
+
 def test_a_contestant_that_fails_in_its_turn_costs_itself_alone():
     record: dict = {"failed": {}, "contestants": {}}
     model = subjects.report_network("points2d", tiny=True)
