@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ def _made_with(record: Mapping[str, Any]) -> str:
     states = [gpu["state"], *(state for found in record["networks"].values() for state in found["states"])]
     clocks = [float(state["clocks.sm"]) for state in states if _is_number(state.get("clocks.sm"))]
     seen = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz where it was read" if clocks else ""
-    return f"{about['date'][:10]}, {commit}; {driver}{libraries}{seen}. Made by `{about['command']}`."
+    command = re.sub(r"(?<= )/\S*/", "", about["command"])  # where a machine keeps its files is of no use elsewhere
+    return f"{about['date'][:10]}, {commit}; {driver}{libraries}{seen}. Made by `{command}`."
 
 
 def _is_number(text: object) -> bool:

@@ -28,6 +28,12 @@ def test_the_table_for_people_names_everything_and_says_what_it_is(gpu_report):
     assert "Traceback" not in text
 
 
+def test_a_report_does_not_say_where_a_machine_keeps_its_files(gpu_report):
+    about = {**gpu_report.record["about"], "command": "gpu_report.py --quick --out /home/me/timing --only mnist,cifar"}
+    text = table.markdown({**gpu_report.record, "about": about})
+    assert "Made by `gpu_report.py --quick --out timing --only mnist,cifar`." in text
+
+
 def test_ratios_are_per_chain_and_step_and_of_peers_with_as_many_bits():
     ours = {"kind": "kernel", "precision": "bf16", "n_chains": 100, "n_steps": 300, "seconds": [1.0] * 3}
     ours["milliseconds"] = 1000.0
