@@ -170,11 +170,12 @@ class ChainFigures:
 
     @classmethod
     def of(cls, chains: ChainArrays, request: SampleRequest) -> ChainFigures:
-        """Figures of chains that are all in memory."""
+        """Figures of chains that are all in memory; where none is frozen, all have run all steps."""
+        all_steps = quantiles_of(len(chains), lambda places: [float(request.schedule.n_steps)] * len(places))
         return cls(
             residual_quantiles=residual_quantiles(chains.residual),
             outcome_shares=outcome_shares(chains.outcome),
-            steps_quantiles=quantiles(chains.steps.to(torch.float32)),
+            steps_quantiles=quantiles(chains.steps.to(torch.float32)) if request.freezes else all_steps,
             steps_histogram=steps_histogram(chains.steps, chains.outcome) if request.freezes else {},
             mixing=measure_mixing(chains.draws),
         )

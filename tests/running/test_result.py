@@ -8,6 +8,7 @@ import torch
 from known_maps import contracting, lingering
 
 from kaleido_fast import Outcome, fast_sample
+from kaleido_fast.running import result as result_module
 
 
 @pytest.mark.parametrize("retire", [False, True])
@@ -32,6 +33,17 @@ def test_quantiles_of_steps_are_reported():
     for bin_, count in histogram.items():
         first, last = map(int, bin_.split("-"))
         assert count == ((settled >= first) & (settled <= last)).sum(), bin_
+
+
+@pytest.mark.parametrize("options", [{"tol": None}, {"jitter": 0.3}, {"n_draws": 3, "thin": 2, "tol": None}], ids=str)
+def test_steps_that_are_known_are_not_read(options, monkeypatch):
+    """Without frozen chains every chain has run every step: on a GPU reading them would sort, and wait."""
+    read: list[torch.Tensor] = []
+    quantiles = result_module.quantiles
+    monkeypatch.setattr(result_module, "quantiles", lambda values: read.append(values) or quantiles(values))
+    result = fast_sample(contracting(), n_chains=50, burn_in=7, **options)
+    assert result.stats.steps_quantiles == quantiles(result.steps.float())
+    assert len(read) == 1, "the residuals alone"
 
 
 def test_a_jittered_run_has_no_histogram_of_steps():
