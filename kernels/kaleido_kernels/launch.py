@@ -82,10 +82,7 @@ class LaunchRequest:
 
     def shares_on(self, device: torch.device) -> Tensor | None:
         """A flow's `Schedule.kept_shares`, (thin,) fp32 on ``device``; None where all steps go the whole way."""
-        schedule = self.schedule
-        if not schedule.restarts:
-            return None
-        return _shares_on(schedule.thin, schedule.jitter, schedule.noise_to, device)
+        return shares_on(self.schedule, device)
 
     @property
     def signed_seed(self) -> int:
@@ -93,8 +90,15 @@ class LaunchRequest:
         return self.seed - 2**64 if self.seed >= 2**63 else self.seed
 
 
+def shares_on(schedule: Schedule, device: torch.device) -> Tensor | None:
+    """See `LaunchRequest.shares_on`."""
+    if not schedule.restarts:
+        return None
+    return _flow_shares(schedule.thin, schedule.jitter, schedule.noise_to, device)
+
+
 @functools.lru_cache(maxsize=16)
-def _shares_on(steps: int, noise_from: float, noise_to: float, device: torch.device) -> Tensor:
+def _flow_shares(steps: int, noise_from: float, noise_to: float, device: torch.device) -> Tensor:
     """Made once: a copy to the device waits for it."""
     shares = Schedule.flow(1, steps, noise_from, noise_to).kept_shares
     return torch.tensor(shares, dtype=torch.float32, device=device)

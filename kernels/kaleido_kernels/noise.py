@@ -77,10 +77,10 @@ def jitter_input(x, step, jittered, noise, ids, first_col, MAP: tl.constexpr, RO
 
 
 @triton.jit
-def kept_share(shares_ptr, step, end, timing):
+def kept_share(noise, step, end, timing):
     """g of ``step``, of the draw that ends after ``end`` steps; 0 where all steps go the whole way."""
-    if shares_ptr is not None:
-        return tl.load(shares_ptr + (step - end + timing.thin))
+    if noise.shares_ptr is not None:
+        return tl.load(noise.shares_ptr + (step - end + timing.thin))
     else:
         return 0.0
 

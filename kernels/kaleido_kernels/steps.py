@@ -25,10 +25,14 @@ class Timing(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Key of the noise (int64), and scale of the jitter, or of the noise that a flow starts from."""
+    """Key of the noise (int64), and scale of the jitter.
+
+    Of a flow it is the scale of the noise that draws start from; ``shares_ptr``, else None, says how it is left behind.
+    """
 
     seed: Any
     jitter: Any
+    shares_ptr: Any
 
 
 class Chains(NamedTuple):

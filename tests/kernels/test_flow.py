@@ -25,17 +25,27 @@ from kernel_oracle import (
     sample,
 )
 
+from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.kernels import make_launcher
 from kaleido_kernels.launch import LaunchRequest, Outputs, kind_of
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import AnyTile, Tile
+from kaleido_kernels.wide.plan import WideTile
 
 NARROW = Tile("narrow", 16)
+STREAM = Tile("stream", 16, 4, 2)
+WIDE = WideTile(rows=16, cols=32, last_cols=32, inner=16, warps=4, stages=2, use_tma=False)
 CASES: dict[str, tuple[AnyTile, NetShape]] = {
     "narrow, bias folded": (NARROW, NetShape((3, 13, 7, 3), low=-0.5, high=0.75)),
     "narrow, bias by products": (NARROW, NetShape((16, 16, 16), "silu", "sigmoid", low=0.0)),
     "narrow, one value": (NARROW, NetShape((1, 10, 1), "tanh")),
+    "stream": (STREAM, NetShape((3, 13, 7, 11, 3), "silu", "sigmoid", low=0.25)),
+    "stream, two tiles a layer": (STREAM, NetShape((7, 131, 137, 7))),
+    "stream, states in two tiles": (STREAM, NetShape((151, 139, 151))),
+    "graph": (GraphTile(16, rows=8, cols=16), NetShape((21, 19, 21), "gelu", low=-0.9, high=0.7)),
+    "wide": (WIDE, NetShape((7, 37, 17, 7), "silu")),
+    "wide by the copy engine, two blocks of states": (replace(WIDE, use_tma=True), NetShape((70, 33, 70))),
 }
 FLOW = Schedule.flow(3, 4, 0.9, 0.2)
 ATOL, RTOL = 6e-6, 1e-5
@@ -45,6 +55,8 @@ in_every_kernel = pytest.mark.parametrize("case", CASES)
 
 def run(case: str, layers: Layers, request: LaunchRequest, precision: str = "fp32", *, keep_draws=True) -> Outputs:
     tile, shape = CASES[case]
+    if tile.use_tma and DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no copy engine")
     outputs = empty_outputs(request, shape, keep_draws=keep_draws)
     launch = make_launcher(tile, layers, shape, precision, DEVICE, n_programs=2, capture=DEVICE.type == "cuda")
     launch(on_device(request), outputs)

@@ -28,8 +28,8 @@ from kaleido_kernels.arguments import QUIET, LaunchKind, compiled_map
 from kaleido_kernels.exact import exact_products
 from kaleido_kernels.graph.pack import GraphWeights, allocate_buffers, pack_graph
 from kaleido_kernels.graph.plan import GRAPH_FORMS, GraphTile, padded_width
-from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors
-from kaleido_kernels.noise import first_state, jitter_input, jitter_output
+from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, shares_on
+from kaleido_kernels.noise import first_state, go_by_part, jitter_input, jitter_output, kept_share
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NetShape
@@ -38,6 +38,8 @@ from kaleido_kernels.steps import (
     Noise,
     Timing,
     bound_output,
+    draw_at,
+    draw_end,
     hidden_activation,
     is_draw,
     is_jittered,
@@ -99,6 +101,7 @@ def graph_step_kernel(
     residual_ptr,  # (block,) fp32
     chains_ptr,  # (block,) int64
     control_ptr,  # (CONTROL_VALUES,) int64: step, end of the launch, rows in use, seed
+    shares_ptr,  # (thin,) fp32: g_t of the steps of a draw; None unless they are those of a flow
     jitter: tl.float32, burn_in: tl.int32, thin: tl.int32, settle: tl.int32,
     MAP: tl.constexpr, DIM_PADDED: tl.constexpr, FIRST: tl.constexpr, USE_ASM: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -111,17 +114,24 @@ def graph_step_kernel(
     exist = rows < tl.load(control_ptr + ROWS_USED)
     chains = Chains(rows, exist, tl.load(chains_ptr + rows, mask=exist, other=0))
     block = Block(raw_ptr, bias_ptr, operand_ptr, state_ptr, result_ptr)
-    timing, noise = Timing(burn_in, None, thin, settle), Noise(seed, jitter)
+    timing, noise = Timing(burn_in, None, thin, settle), Noise(seed, jitter, shares_ptr)
     residual = tl.zeros([ROWS], tl.float32)
     next_step = step + 1 if FIRST == "" else step
     keep = (next_step == end_step) | is_draw(next_step, timing)
+    share = kept_share(noise, step, draw_end(draw_at(step, timing), timing), timing)
     for number in range((MAP.dim + COLS - 1) // COLS):
         first_col = number * COLS
         # Rows that are not in use get zeros for a state: what is left there of other chains might be NaN.
         place, used = place_columns(chains, first_col, MAP.dim, COLS)
         if FIRST == "":
             x = step_output(block, chains, used, first_col, MAP, DIM_PADDED, COLS, USE_ASM)
-            if next_step == end_step:
+            if shares_ptr is not None:
+                change = x - tl.load(state_ptr + place, mask=used, other=0.0)
+                tl.debug_barrier()  # `write_input` writes to where this was read
+                if next_step == end_step:
+                    residual = worst(residual, row_residual(change, first_col, MAP.dim, COLS))
+                x = go_by_part(x, change, share, MAP)
+            elif next_step == end_step:
                 change = x - tl.load(state_ptr + place, mask=used, other=0.0)
                 residual = worst(residual, row_residual(change, first_col, MAP.dim, COLS))
             x = jitter_output(x, next_step, noise, chains.ids, first_col, MAP, ROWS, COLS)
@@ -174,6 +184,7 @@ def variant(
     }
     signature = dict.fromkeys(("raw_ptr", "bias_ptr", "state_ptr", "result_ptr", "residual_ptr"), "*fp32")
     signature |= {"operand_ptr": OPERANDS[form], "chains_ptr": "*i64", "control_ptr": "*i64", "jitter": "fp32"}
+    signature |= {"shares_ptr": "*fp32" if kind.by_parts else "none"}
     signature |= dict.fromkeys(("burn_in", "thin", "settle"), "i32")
     return Variant(graph_step_kernel, signature, constants, tile.warps, NUM_STAGES)
 
@@ -205,7 +216,7 @@ class GraphRunner:
         self.device = packed.weights[0].device
         self.buffers = allocate_buffers(packed, tile)
         self.capture = capture
-        self._captured: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
 
     def launch(self, request: LaunchRequest, outputs: Outputs) -> None:
         """Run a launch, block by block; see `kaleido_kernels.launch`.
@@ -253,10 +264,12 @@ class GraphRunner:
         """One step as a function without arguments: a captured graph's replay, or the step itself."""
         if not self.capture or torch.cuda.is_current_stream_capturing():
             return lambda: self._step(schedule)
-        key = (schedule.jitter_kind, schedule.jitter, schedule.burn_in, schedule.thin, schedule.settle)
+        noise = (schedule.jitter_kind, schedule.jitter, schedule.noise_to)
+        key = (*noise, schedule.burn_in, schedule.thin, schedule.settle)
         if key not in self._captured:
-            self._captured = {key: self._capture_step(schedule)}
-        return self._captured[key].replay
+            # What the graph reads is kept with it.
+            self._captured = {key: (self._capture_step(schedule), shares_on(schedule, self.device))}
+        return self._captured[key][0].replay
 
     def _capture_step(self, schedule: Schedule) -> torch.cuda.CUDAGraph:
         """The step as a CUDA graph. The run before it, which compiles and sets up, is undone afterwards."""
@@ -312,12 +325,13 @@ class GraphRunner:
 
     def _fused(self, schedule: Schedule, init: str, first: str) -> None:
         buffers, packed, tile = self.buffers, self.packed, self.tile
-        kind = QUIET._replace(jitter=schedule.jitter_kind, init=init)
+        kind = QUIET._replace(jitter=schedule.jitter_kind, init=QUIET.init if schedule.restarts else init)
         chosen = variant(packed.shape, packed.precision, tile, kind, use_asm_on(self.device), first)
         arguments = [
             buffers.raw,
             packed.biases[-1],
             *(buffers.operand, buffers.state, buffers.result, buffers.residual, buffers.chains, buffers.control),
+            shares_on(schedule, self.device),
             *(float(schedule.jitter), schedule.burn_in, schedule.thin, schedule.settle),
         ]
         chosen.launch(tile.block_chains // tile.rows, arguments)

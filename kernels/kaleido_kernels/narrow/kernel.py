@@ -176,7 +176,7 @@ def narrow_kernel(
     CHECKS: tl.constexpr = saved_ptr is not None
     BY_PARTS: tl.constexpr = shares_ptr is not None
     DIM_PADDED: tl.constexpr = LAYOUT.dim_padded
-    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter, shares_ptr)
     n_steps = burn_in + n_draws * thin
     checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
@@ -208,7 +208,7 @@ def narrow_kernel(
             if not BY_PARTS:
                 jittered = is_jittered_before(t, stretch_end, timing)
                 x = jitter_input(x, t, jittered, noise, chains.ids, 0, MAP, BLOCK, DIM_PADDED)
-            share = kept_share(shares_ptr, t, stretch_end, timing)
+            share = kept_share(noise, t, stretch_end, timing)
             y = network(x, net, MAP, LAYOUT, N_LAYERS, BLOCK, USE_ASM)
             change = y - x
             y = go_by_part(y, change, share, MAP)

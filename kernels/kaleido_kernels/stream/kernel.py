@@ -35,7 +35,7 @@ from kaleido_kernels.arguments import (
     compiled_map,
 )
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
-from kaleido_kernels.noise import first_state, jitter_input, jitter_output
+from kaleido_kernels.noise import first_state, go_by_part, jitter_input, jitter_output, kept_share
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -174,16 +174,17 @@ def run_tiles(
 @triton.jit
 def last_layer(
     h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, draw, is_draw, done, target, next_draw_end,
-    timing, noise, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
+    timing, noise, share, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or a final state.
 
     ``done``: steps done when this one is; ``target``: the number of them after which states are final, for ``live``
-    rows; ``next_draw_end``: of the draw that the next step works towards.
+    rows; ``next_draw_end``: of the draw that the next step works towards; ``share``: see `kept_share`.
     """
     EDGE: tl.constexpr = LAYOUT.edge
     FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
+    BY_PARTS: tl.constexpr = noise.shares_ptr is not None
     for piece in tl.static_range((MAP.dim + EDGE - 1) // EDGE):
         first_col = piece * EDGE
         offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
@@ -193,6 +194,10 @@ def last_layer(
         )  # fmt: skip
         y = bound_output(acc, MAP, USE_ASM)
         x = jitter_output(y, done, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
+        if BY_PARTS:
+            change = y - tl.load(input_ptr + offsets, mask=mask, other=0.0)
+            tl.debug_barrier()  # the next step's input is stored to where this was read
+            x = go_by_part(y, change, share, MAP)
         if draws_ptr is not None:
             cols = first_col + tl.arange(0, EDGE)
             draw_offsets = (chains.rows[:, None] * timing.n_draws + draw) * MAP.dim + cols[None, :]
@@ -200,16 +205,17 @@ def last_layer(
         if done < target:
             jittered = is_jittered_before(done, next_draw_end, timing)
             x = jitter_input(x, done, jittered, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
-        # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
-        kept = tl.where(done == target, y, x) if MAP.jitter == "upstream" else x
+        # Of the last step the output is stored: `store_residual` wants it, and makes the state of it.
+        kept = tl.where(done == target, y, x) if BY_PARTS or MAP.jitter == "upstream" else x
         stored = mask & (live[:, None] | (done < target)) if CHECKS else mask
         tl.store(tl.where(done == target, final_ptr, input_ptr) + offsets, kept, mask=stored)
 
 
 @triton.jit
 def store_residual(
-    residual_ptr, final_ptr, input_ptr, chains, end, noise, MAP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr
-):
+    residual_ptr, final_ptr, input_ptr, chains, end, noise, share, MAP: tl.constexpr, EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """The last step's residual, from memory: with the step's input and output in registers the kernel takes 40 more."""
     tl.debug_barrier()
     residual = tl.zeros([BLOCK], tl.float32)
@@ -219,8 +225,9 @@ def store_residual(
         y = tl.load(final_ptr + offsets, mask=mask, other=0.0)
         before = tl.load(input_ptr + offsets, mask=mask, other=0.0)
         residual = worst(residual, row_residual(y - before, first_col, MAP.dim, EDGE))
-        if MAP.jitter == "upstream":
-            x = jitter_output(y, end, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
+        if MAP.jitter == "upstream" or noise.shares_ptr is not None:
+            x = go_by_part(y, y - before, share, MAP)
+            x = jitter_output(x, end, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
             tl.store(final_ptr + offsets, x, mask=mask)
     tl.store(residual_ptr + chains.rows, residual, mask=chains.exist)
 
@@ -264,7 +271,7 @@ def stream_kernel(
 ):  # fmt: skip
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
     CHECKS: tl.constexpr = saved_ptr is not None
-    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter, shares_ptr)
     n_steps = burn_in + n_draws * thin
     checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
     weights = Weights(w_high_ptr, w_low_ptr, bias_ptr)
@@ -291,6 +298,7 @@ def stream_kernel(
         n_tiles = (stop - t) * LAYOUT.n_tiles - LAYOUT.last_tiles
         h_high, h_low = run_tiles(h_high, h_low, weights, n_tiles, MAP, LAYOUT, BLOCK, USE_ASM)
         is_draw = stop == this_draw_end
+        share = kept_share(noise, stop - 1, this_draw_end, timing)
         stored_draw = draw
         if is_draw:
             draw += 1
@@ -304,7 +312,7 @@ def stream_kernel(
             live = calm >= 0
         last_layer(
             h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, stored_draw, is_draw, stop, target,
-            this_draw_end, timing, noise, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
+            this_draw_end, timing, noise, share, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
         )  # fmt: skip
         t = stop
         if CHECKS:
@@ -314,7 +322,8 @@ def stream_kernel(
 
     if not CHECKS:
         chains = Chains(rows, exist, first.ids)
-        store_residual(residual_ptr, final_ptr, input_ptr, chains, end, noise, MAP, LAYOUT.edge, BLOCK)
+        share = kept_share(noise, end - 1, draw_end(draw_at(end - 1, timing), timing), timing)
+        store_residual(residual_ptr, final_ptr, input_ptr, chains, end, noise, share, MAP, LAYOUT.edge, BLOCK)
 
 
 @functools.lru_cache(maxsize=256)

@@ -27,7 +27,7 @@ from kaleido_kernels.arguments import (
     compiled_map,
 )
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, kind_of
-from kaleido_kernels.noise import first_state, jitter_input, jitter_output
+from kaleido_kernels.noise import first_state, go_by_part, jitter_input, jitter_output, kept_share
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -212,7 +212,9 @@ def end_step(
     """
     ROWS: tl.constexpr = LAYOUT.rows
     COLS: tl.constexpr = LAYOUT.state_cols
+    BY_PARTS: tl.constexpr = noise.shares_ptr is not None
     draw = draw_at(step, timing)
+    share = kept_share(noise, step, draw_end(draw, timing), timing)
     is_draw = step + 1 == draw_end(draw, timing)
     jittered = is_jittered(step + 1, timing)
     residual = tl.zeros([ROWS], tl.float32)
@@ -223,7 +225,13 @@ def end_step(
         mask = chains.exist[:, None] & (col[None, :] < MAP.dim)
         raw = tl.load(scratch.raw_row + col[None, :], mask=col[None, :] < MAP.dim, other=0.0)
         x = bound_output(raw, MAP, USE_ASM)
-        if is_target:
+        if BY_PARTS:
+            change = x - tl.load(scratch.state_row + col[None, :])
+            tl.debug_barrier()  # `put_input` writes to where this was read
+            if is_target:
+                residual = worst(residual, row_residual(change, first_col, MAP.dim, COLS))
+            x = go_by_part(x, change, share, MAP)
+        elif is_target:
             change = row_residual(x - tl.load(scratch.state_row + col[None, :]), first_col, MAP.dim, COLS)
             residual = worst(residual, change)
             if saved_ptr is not None:
@@ -239,7 +247,7 @@ def end_step(
             final = stored.final_ptr + chains.rows[:, None] * MAP.dim + col[None, :]
             tl.store(final, x, mask=mask & live[:, None])
         if done < last_step:
-            keep = done == target - 1
+            keep = BY_PARTS or done == target - 1
             put_input(x, scratch, chains.ids, block, step + 1, jittered, keep, noise, MAP, LAYOUT)
     return residual, distance
 
@@ -258,7 +266,8 @@ def run_tile(
     if CHECKS:
         calm = tl.load(checking.calm_in_ptr + chains.rows, mask=chains.exist, other=-1)
     step = tl.full([], 0, tl.int32) + first_step
-    put_first_input(start_ptr, scratch, chains, step, timing, noise, target == first_step + 1, MAP, LAYOUT)
+    keep = noise.shares_ptr is not None or target == first_step + 1
+    put_first_input(start_ptr, scratch, chains, step, timing, noise, keep, MAP, LAYOUT)
     end_stores(USE_TMA, USE_ASM)
     done = first_step
     while done < last_step:
@@ -307,7 +316,7 @@ def wide_kernel(
     """Grid: (n_programs,); program p owns tiles p, p + n_programs, ... of ``LAYOUT.rows`` chains."""
     ROWS: tl.constexpr = LAYOUT.rows
     net = Net(act_desc, weight_desc, last_desc, act_ptr, weight_ptr, last_ptr, bias_ptr, last_bias_ptr, table_ptr)
-    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter)
+    timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter, shares_ptr)
     stored = Stored(draws_ptr, final_ptr, residual_ptr)
     n_steps = burn_in + n_draws * thin
     checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
