@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.engines.base import Advanced, Checked, CheckedRun, Halts, ReportSteps
+from kaleido_fast.engines.reference import first_states
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.noise import start_noise
 from kaleido_fast.planning.plan import KernelPlan
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.devices import on_device
@@ -66,7 +66,7 @@ class TritonEngine:
     def start(self, chain_ids: Tensor) -> Tensor:
         """Start noise of the chains, (n, D)."""
         spec, request = self.spec, self.request
-        return start_noise(request.seed, chain_ids, spec.dim, request.init, spec.low, spec.high)
+        return first_states(chain_ids, spec.dim, request, (spec.low, spec.high))
 
     def advance(
         self,

@@ -51,14 +51,16 @@ for name in sys.argv[1:]:
     for precision, form in (("fp32", "fp16x3"), ("fp16", "fp16"), ("bf16", "bf16")):
         options = {"n_chains": 9, "burn_in": 19, "tol": None, "engine": "triton", "precision": precision}
         requests = [SampleRequest(jitter=jitter, **options) for jitter in (0.0, 0.1)]
+        requests.append(SampleRequest(sampler="flow", **{**options, "burn_in": 0}))
         plan = plan_kernel(model.spec, precision, FACTS)
-        plain, jittered = (TritonEngine(model, request, plan, torch.device("cpu")) for request in requests)
+        plain, jittered, flow = (TritonEngine(model, request, plan, torch.device("cpu")) for request in requests)
         for job in planned_jobs([name], [form]):
-            assert job.variant in ("none", "normal", "checks") and plan.choice.tile == job.tile
-            launched = launch(jittered if job.variant == "normal" else plain, job.variant, shape.dim)
+            assert plan.choice.tile == job.tile
+            engine = {"none": plain, "normal": jittered, "flow": flow, "checks": plain}[job.variant]
+            launched = launch(engine, job.variant, shape.dim)
             assert launched == variant_key(variant_of(job)), f"{job}: another kernel is launched than inspected"
             compared += 1
-assert compared == 9 * len(sys.argv[1:]) and not found
+assert compared == 12 * len(sys.argv[1:]) and not found
 """
 
 

@@ -38,8 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variant",
         action="append",
-        choices=("none", "normal", "uniform", "upstream", "checks"),
-        help="kind of jitter, or chains that halt inside of a launch; default: none, normal and checks",
+        choices=("none", "normal", "uniform", "upstream", "flow", "checks"),
+        help="kind of jitter, steps by parts, or chains that halt inside; default: none, normal, flow and checks",
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output instead of a table")
     return parser

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 from kaleido_kernels.choice import choose
 from kaleido_kernels.proving.architectures import FACTS
-from kaleido_kernels.shapes import NETWORKS, NetShape
+from kaleido_kernels.shapes import NETWORKS, RESTART, NetShape
 from kaleido_kernels.tile import AnyTile
 
 FORMS = ("fp16x3", "fp16", "bf16")
 FORM_NAMES = {"fp32": "fp16x3", **{form: form for form in (*FORMS, "tf32", "ieee")}}
 """Precisions as the command takes them: fp32 is computed as split fp16 for all weights of usual size."""
-VARIANTS = ("none", "normal", "checks")
+VARIANTS = ("none", "normal", "flow", "checks")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One configuration to compile. ``variant`` is the kernel's JITTER, or "checks" for chains that halt inside."""
+    """One configuration to compile.
+
+    ``variant`` is the kernel's JITTER, "flow" for steps by parts, or "checks" for chains that halt inside.
+    """
 
     net: str
     shape: NetShape
@@ -28,7 +31,7 @@ class Job:
 
     @property
     def jitter(self) -> str:
-        return "none" if self.variant == "checks" else self.variant
+        return {"checks": "none", "flow": RESTART}.get(self.variant, self.variant)
 
     @property
     def kernel(self) -> str:
