@@ -154,10 +154,14 @@ class KaleidoMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One step of the recursion, ``(..., D) -> (..., D)``, without noise."""
+        return BOUNDS[self.spec.bound](self.before_bound(x))
+
+    def before_bound(self, x: Tensor) -> Tensor:
+        """What `forward` applies the bound to, ``(..., D) -> (..., D)``."""
         *hidden, last = self.linears
         for layer in hidden:
             x = self.activate(layer(x))
-        return BOUNDS[self.spec.bound](last(x))
+        return last(x)
 
     def _why_not_plain(self) -> str:
         """`why_not_plain` as a method: torch 2.11's compiler gives no object to a constant function."""

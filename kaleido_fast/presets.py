@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 from kaleido_fast.errors import unknown_name
-from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
+from kaleido_fast.names import DEFAULT_NOISE_FROM, DEFAULT_NOISE_TO, DEFAULT_STEPS, PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.scalars import plain_fields
 from kaleido_kernels import shapes
 from kaleido_kernels.shapes import NetShape
@@ -27,29 +28,74 @@ class TrainingRecipe:
         steps: optimiser steps.
         batch_size: examples per step (each comes several times when the data set is smaller).
         learning_rate: peak of the schedule.
-        noise: standard deviation of the Gaussian noise added to inputs, which are then clamped to the data range as
-            the sampler's are, in units of half the range; 0 trains a plain autoencoder (the published recipe).
-        pair_mix: inputs are moved up to this share of the way towards another example; 0 is off.
+        noise: of attractors: standard deviation of the Gaussian noise added to inputs, which are then clamped to the
+            data range as the sampler's are, in units of half the range; 0 trains a plain autoencoder (the published
+            recipe). By default 0.4.
+        pair_mix: of attractors: inputs are moved up to this share of the way towards another example; 0 is off.
         init: "kaiming" (normal, linear gain on the last layer, zero bias) or "default" (torch's).
         schedule: "cosine" (to 1 % of the peak) or "constant".
         warmup: steps of linear warm-up.
         held_out: examples kept back for choosing the best weights and for evaluation.
-        attempts: seeds tried until every training example is a stable fixed point; 1 accepts the first result.
+        attempts: of attractors: seeds tried until every training example is a stable fixed point; 1 accepts the first
+            result.
+        kind: what the network learns to tell examples from. "attractors": examples with ``noise``, all of one strength,
+            so that examples attract chains. "flow": (1 - u) x + u n with u from the whole of [0, 1] and normal noise n,
+            for the sampler flow.
+        loss: "squared" error, or "bce": binary cross-entropy of values as shares of the bound's range.
+        average: decay of a moving average of the weights, below 1; the average is measured and kept. 0 is off.
+        weight_decay: share of the learning rate by which weights and biases shrink at each step, apart from the
+            gradient (AdamW, Loshchilov and Hutter 2019); 0 is off.
+        shift: share of the examples that are moved by one value in one of eight directions each time that they are
+            seen; pictures only; 0 is off.
+        precision: of the products of training: "fp32", "bf16", or "auto": bf16 where this processor is faster with it.
+        weights: "fp32", or "fp16": what the weights that are kept are rounded to, measured as, and stored as.
     """
 
     steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 1e-3
-    noise: float = 0.4
+    noise: float = cast("float", None)
     pair_mix: float = 0.0
     init: str = "kaiming"
     schedule: str = "cosine"
     warmup: int = 100
     held_out: int = 0
     attempts: int = 1
+    kind: str = "attractors"
+    loss: str = "squared"
+    average: float = 0.0
+    weight_decay: float = 0.0
+    shift: float = 0.0
+    precision: str = "fp32"
+    weights: str = "fp32"
 
     def __post_init__(self) -> None:
+        if self.noise is None:
+            object.__setattr__(self, "noise", 0.0 if self.kind == "flow" else DEFAULT_NOISE)
         plain_fields(self)
+
+
+CHOICES = {
+    "init": ("kaiming", "default"),
+    "schedule": ("cosine", "constant"),
+    "kind": ("attractors", "flow"),
+    "loss": ("squared", "bce"),
+    "precision": ("auto", "fp32", "bf16"),
+    "weights": ("fp32", "fp16"),
+}
+"""What fields of a recipe may be called."""
+DEFAULT_NOISE = 0.4  # of attractors
+_DEFAULTS = {field.name: field.default for field in fields(TrainingRecipe)}
+_LATER = ("kind", "loss", "average", "weight_decay", "shift", "precision", "weights")  # not known to the first recipes
+
+
+def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe in a mapping, None for a missing one, as plain JSON values that requests are compared by.
+
+    Fields that earlier versions did not know are left out at their default: what those wrote still compares equal.
+    """
+    facts = {name: recipe.get(name) for name in _DEFAULTS}
+    return {name: value for name, value in facts.items() if name not in _LATER or value not in (None, _DEFAULTS[name])}
 
 
 @dataclass(frozen=True)
@@ -59,7 +105,7 @@ class Preset:
     network: NetworkShape
     dataset: str
     recipe: TrainingRecipe
-    sampling: dict[str, float] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
     limit: int | None = None
 
 
@@ -92,7 +138,7 @@ PUBLISHED_POINTS_RECIPE = TrainingRecipe(
     steps=2000, batch_size=4, learning_rate=1e-3, noise=0.0, init="default", schedule="constant", warmup=0
 )
 
-PRESETS: dict[str, Preset] = {
+ATTRACTOR_PRESETS: dict[str, Preset] = {
     "points1d": Preset(
         NETWORKS["points1d"],
         "points1d",
@@ -138,8 +184,50 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """The preset called ``name``; an unknown one raises `InputError` with the nearest known name."""
+# New samples of pictures: see docs/training.md for what each number was measured against.
+FLOW_SAMPLING: dict[str, Any] = {
+    "sampler": "flow",
+    "steps": DEFAULT_STEPS,
+    "noise_from": DEFAULT_NOISE_FROM,
+    "noise_to": DEFAULT_NOISE_TO,
+}
+FLOW_RECIPE = TrainingRecipe(
+    kind="flow",
+    steps=20_000,
+    batch_size=256,
+    learning_rate=1e-3,
+    warmup=200,
+    held_out=1000,
+    average=0.999,
+    precision="auto",
+)
+# As fp16 the weights of the largest that are bundled take 3.2 MB.
+FLOW_NETWORKS = {
+    "digits": NetworkShape((64, *[256] * 5, 64), "silu", sample_shape=(8, 8)),
+    "mnist": NetworkShape((784, *[512] * 4, 784), "silu", sample_shape=(28, 28)),
+    "fashion-mnist": NetworkShape((784, *[512] * 6, 784), "silu", sample_shape=(28, 28)),
+    "cifar": NetworkShape((3072, *[1024] * 4, 3072), "silu", sample_shape=(32, 32, 3)),
+}
+
+PRESETS: dict[str, Preset] = {
+    **ATTRACTOR_PRESETS,
+    "digits": Preset(FLOW_NETWORKS["digits"], "digits", replace(FLOW_RECIPE, steps=8000, held_out=500), FLOW_SAMPLING),
+    "mnist": Preset(FLOW_NETWORKS["mnist"], "mnist", replace(FLOW_RECIPE, weights="fp16"), FLOW_SAMPLING),
+    "fashion-mnist": Preset(FLOW_NETWORKS["fashion-mnist"], "fashion-mnist", FLOW_RECIPE, FLOW_SAMPLING),
+    "cifar": Preset(FLOW_NETWORKS["cifar"], "cifar10", FLOW_RECIPE, FLOW_SAMPLING),
+}
+
+
+def find_preset(name: str, kind: str | None = None) -> Preset:
+    """The preset called ``name``; an unknown one raises `InputError` with the nearest known name.
+
+    Args:
+        name: of the preset.
+        kind: of the recipe that is wanted, where the preset has one; the usual one otherwise.
+    """
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    preset = PRESETS[name]
+    if kind == "attractors" and preset.recipe.kind != kind:
+        return ATTRACTOR_PRESETS.get(name, preset)
+    return preset

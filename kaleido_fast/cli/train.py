@@ -12,7 +12,9 @@ from kaleido_fast import names
 from kaleido_fast.cli.output import say_json, tell
 from kaleido_fast.cli.parameters import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
-from kaleido_fast.presets import PRESETS, TrainingRecipe, find_preset
+from kaleido_fast.presets import CHOICES, PRESETS, Preset, TrainingRecipe, find_preset
+
+RECIPES_OWN = "[default: the recipe's]"
 
 if TYPE_CHECKING:
     from kaleido_fast.checkpoint import Checkpoint, ModelCard
@@ -45,34 +47,71 @@ if TYPE_CHECKING:
     help="Use at most this many examples, evenly spaced [default: the preset's, else all].",
 )
 @click.option("--out", type=Output(), help="Checkpoint to write [default: NAME.safetensors].")
-@click.option("--recipe", help="published (the paper's plain autoencoder), or a preset's name [default: the preset's].")
-@click.option("--steps", type=int, help="Optimiser steps [default: the recipe's, else 4000].")
-@click.option("--batch-size", type=int, help="Examples per step [default: the recipe's, else 128].")
-@click.option("--learning-rate", type=float, help="Peak learning rate of Adam [default: the recipe's, else 0.001].")
+@click.option(
+    "--recipe",
+    help="flow (new samples), attractors (examples that attract chains), published (the paper's plain autoencoder), or "
+    "a preset's name [default: the preset's, else flow for pictures and attractors for other data].",
+)
+@click.option("--steps", type=int, help=f"Optimiser steps {RECIPES_OWN}.")
+@click.option("--batch-size", type=int, help=f"Examples per step {RECIPES_OWN}.")
+@click.option("--learning-rate", type=float, help=f"Peak learning rate of Adam {RECIPES_OWN}.")
+@click.option("--warmup", type=int, help=f"Steps until the learning rate is at its peak {RECIPES_OWN}.")
 @click.option(
     "--noise",
     type=float,
-    help="Training noise in units of half the data range; 0 trains a plain autoencoder [default: the recipe's, "
-    "else 0.4, and 0.5 above 256 values].",
+    help="Of attractors: training noise in units of half the data range; 0 trains a plain autoencoder [default: the "
+    "recipe's, else 0.4, and 0.5 above 256 values].",
 )
 @click.option(
     "--pair-mix",
     type=float,
-    help="Move inputs up to this share of the way to another example; 0 is off [default: the recipe's, else 0, "
-    "and 0.4 above 256 values].",
+    help="Of attractors: move inputs up to this share of the way to another example; 0 is off [default: the recipe's, "
+    "else 0, and 0.4 above 256 values].",
 )
 @click.option(
-    "--held-out",
-    type=int,
-    help="Examples kept back for choosing the best weights [default: the recipe's, else 0].",
+    "--loss",
+    type=Name("loss", CHOICES["loss"]),
+    help=f"squared error, or bce: binary cross-entropy of values as shares of the bound's range {RECIPES_OWN}.",
+)
+@click.option(
+    "--average",
+    type=float,
+    help=f"Decay of a moving average of the weights, which is what is kept; 0 is off {RECIPES_OWN}.",
+)
+@click.option("--weight-decay", type=float, help=f"Decoupled weight decay of AdamW; 0 is off {RECIPES_OWN}.")
+@click.option(
+    "--shift",
+    type=float,
+    help="Share of the pictures that are moved by one value, in one of eight directions, each time that they are seen; "
+    f"0 is off {RECIPES_OWN}.",
+)
+@click.option("--held-out", type=int, help=f"Examples kept back for choosing the best weights {RECIPES_OWN}.")
+@click.option(
+    "--precision",
+    type=Name("precision", CHOICES["precision"]),
+    help="Of the products of training; auto: bf16 where this processor is faster with it, which is measured first "
+    f"{RECIPES_OWN}.",
+)
+@click.option(
+    "--weights",
+    type=Name("weights", CHOICES["weights"]),
+    help=f"What the weights are rounded to at the end, measured as and stored as; fp16 halves the file {RECIPES_OWN}.",
 )
 @click.option(
     "--hidden",
     type=click.IntRange(min=1),
-    help="Width of the hidden layers [default: the preset's, else 256, and 512 above 256 values].",
+    help="Width of the hidden layers [default: the preset's, else 512; of attractors up to 256 values 256].",
 )
-@click.option("--layers", type=click.IntRange(min=1), help="Number of linear layers [default: the preset's, else 6].")
-@click.option("--activation", type=Name("activation", names.ACTIVATIONS), help="Hidden activation [default: relu].")
+@click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    help="Number of linear layers [default: the preset's, else 7; of attractors 6].",
+)
+@click.option(
+    "--activation",
+    type=Name("activation", names.ACTIVATIONS),
+    help="Hidden activation [default: the preset's, else silu; of attractors relu].",
+)
 @click.option(
     "--bound",
     type=Name("bound", names.BOUNDS),
@@ -134,18 +173,21 @@ def command(
     from kaleido_fast.system.files import remove_parts
     from kaleido_fast.system.locks import output_lock
     from kaleido_fast.system.workers import is_first_worker
+    from kaleido_fast.training.recipe import recipe_kind
     from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train, training_request
 
+    found = None if preset is None else find_preset(preset, recipe_kind(recipe))
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
     reading = {"labels": labels, "value_range": value_range, "background": background, "channels": channels}
-    data = _load_data(preset, source, limit, shape["bound"], reading)
+    data = _load_data(found, source, limit, shape["bound"], reading)
     out = out or Path(f"{preset or data.name}.safetensors")
     state = out.with_suffix(".training")
     if curve:
         check_can_plot("--curve")
     curve_path = out.with_name(f"{out.stem}-loss.png") if curve or (curve is None and can_plot()) else None
-    asked: dict[str, Any] = {"preset": preset, "spec": _change_spec(data, preset, shape), "seed": seed}
-    asked["recipe"] = _change_recipe(data, preset, recipe, options)
+    changed = _change_recipe(data, found, recipe, options)
+    asked: dict[str, Any] = {"preset": preset, "recipe": changed, "seed": seed}
+    asked["spec"] = _change_spec(data, found, changed, shape)
     files = {"checkpoint": out, "unfinished state": state, "loss curve": curve_path}
     finished = _check_files(
         files, {"data": source, "labels": labels}, preset or data.name, training_request(data, **asked), overwrite
@@ -231,48 +273,40 @@ def _own_checkpoint(out: Path, name: str, request: dict[str, Any]) -> Checkpoint
 
 
 def _load_data(
-    preset: str | None, source: str | None, limit: int | None, bound: str | None, reading: dict[str, Any]
+    preset: Preset | None, source: str | None, limit: int | None, bound: str | None, reading: dict[str, Any]
 ) -> Dataset:
     from kaleido_fast.reading.datasets import built_in, load_dataset
 
-    found = None if preset is None else find_preset(preset)
-    if source is None and found is not None:
-        source, limit = built_in(found.dataset), limit or found.limit
-    elif limit is None and found is not None:
-        limit = found.limit
-    return load_dataset(str(source), bound=bound or (found.network.bound if found else "tanh"), limit=limit, **reading)
+    if preset is not None:
+        source, limit = source or built_in(preset.dataset), limit or preset.limit
+    return load_dataset(
+        str(source), bound=bound or (preset.network.bound if preset else "tanh"), limit=limit, **reading
+    )
 
 
-def _change_spec(data: Dataset, preset: str | None, shape: dict[str, Any]) -> ModelSpec | None:
+def _change_spec(
+    data: Dataset, preset: Preset | None, recipe: TrainingRecipe | str | None, shape: dict[str, Any]
+) -> ModelSpec | None:
     """The preset's network, or the default one for the data, with the changes asked for; None if there are none."""
     from kaleido_fast.model import ModelSpec
-    from kaleido_fast.training.recipe import default_spec
+    from kaleido_fast.training.recipe import default_spec, resolve_recipe
 
     if not any(shape.values()):
         return None
-    base = default_spec(data)
-    hidden, layers, bound = base.widths[1], base.n_layers, shape["bound"] or base.bound
-    if preset is not None:
-        network = find_preset(preset).network
-        hidden, layers, bound = network.hidden, network.n_layers, shape["bound"] or network.bound
-    hidden, layers = shape["hidden"] or hidden, shape["layers"] or layers
+    base = preset.network if preset is not None else default_spec(data, resolve_recipe(recipe, data, preset).kind)
+    hidden, layers = shape["hidden"] or base.hidden, shape["layers"] or base.n_layers
     widths = (data.dim, *[hidden] * (layers - 1), data.dim)
-    return ModelSpec(widths, shape["activation"] or "relu", bound, sample_shape=data.sample_shape)
+    activation, bound = shape["activation"] or base.activation, shape["bound"] or base.bound
+    return ModelSpec(widths, activation, bound, sample_shape=data.sample_shape)
 
 
 def _change_recipe(
-    data: Dataset, preset: str | None, name: str | None, changes: dict[str, Any]
+    data: Dataset, preset: Preset | None, name: str | None, changes: dict[str, Any]
 ) -> TrainingRecipe | str | None:
-    from kaleido_fast.training.recipe import default_recipe, find_recipe
+    from kaleido_fast.training.recipe import resolve_recipe
 
     asked = {field: value for field, value in changes.items() if value is not None}
-    if not asked:
-        return name
-    if name is not None:
-        base = find_recipe(name)
-    else:
-        base = find_preset(preset).recipe if preset is not None else default_recipe(data)
-    return replace(base, **asked)
+    return replace(resolve_recipe(name, data, preset), **asked) if asked else name
 
 
 def _training_bar(*, show: bool) -> Any:

@@ -41,7 +41,7 @@ class UnknownModuleError(InputError):
 
 
 # What runs when a module is called.
-_CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "activate")
+_CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "activate", "before_bound")
 # What a forward reads of a module besides its registered parts: of a subclass it may be a property.
 _READ = ("weight", "bias", "negative_slope", "approximate", "start_dim", "end_dim", "layers", "spec", "training")
 

@@ -114,13 +114,21 @@ class Loop:
 
 
 def train_until_accepted(run: TrainingRun, loop: Loop) -> Diagnostics:
-    """Train; where the recipe allows several attempts, until every example is a stable fixed point."""
+    """Train attractors; where the recipe allows several attempts, until every example is a stable fixed point."""
     while True:
         loop.finish()
-        run.model.load_state_dict(run.best)
+        run.finish()
         found = run.workers.broadcast(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
         diagnostics = Diagnostics(**found)
         accepted = diagnostics.max_error < ACCEPTED_ERROR and diagnostics.spectral_radius_max < 1
         if accepted or run.attempt + 1 >= run.recipe.attempts:
             return diagnostics
         run.begin(run.attempt + 1)
+
+
+def train_flow(run: TrainingRun, loop: Loop) -> dict[str, Any]:
+    """Train a flow; what its card says of it, as `FlowErrors.to_dict` has it."""
+    loop.finish()
+    run.finish()
+    found: dict[str, Any] = run.workers.broadcast("errors", lambda: run.flow_errors().to_dict())
+    return found

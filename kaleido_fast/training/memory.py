@@ -22,12 +22,28 @@ ITEM = 4  # bytes of fp32
 KEPT_COPIES = 5  # weights, gradients, two moments of Adam, the best weights
 STORED_COPIES = 4  # in the file of an unfinished run: weights, best weights, two moments
 SAVED_COPIES = 7  # weights, best weights and moments in main memory, and most of them again as bytes of the file
+AVERAGED = 1  # of each of these more, where weights are averaged; of those saved 2
 BATCH_COPIES = 5  # examples, noise, inputs, error and its gradient
 
 
 def evaluation_rows(dim: int) -> int:
     """Fixed examples that the measure by which weights are kept looks at."""
     return max(1, min(EVALUATION_ROWS, EVALUATION_VALUES // dim))
+
+
+def kept_copies(recipe: TrainingRecipe) -> int:
+    """Copies of weights that a training holds."""
+    return KEPT_COPIES + AVERAGED * (recipe.average > 0)
+
+
+def stored_copies(recipe: TrainingRecipe) -> int:
+    """Copies of weights in the file of an unfinished run."""
+    return STORED_COPIES + AVERAGED * (recipe.average > 0)
+
+
+def saved_copies(recipe: TrainingRecipe) -> int:
+    """Copies of weights in main memory while that file is written."""
+    return SAVED_COPIES + 2 * AVERAGED * (recipe.average > 0)
 
 
 @dataclass(frozen=True)
@@ -64,10 +80,10 @@ class TrainingMemory:
             POWER_STARTS * min(n_examples, RADIUS_EXAMPLES) * (3 * dim + 2 * inner),
         ]
         return cls(
-            weights=KEPT_COPIES * ITEM * n_weights,
+            weights=kept_copies(recipe) * ITEM * n_weights,
             examples=ITEM * dim * (copies * n_examples + 2 * fixed),
             at_work=ITEM * max(at_work),
-            saved=SAVED_COPIES * ITEM * n_weights if saves else 0,
+            saved=saved_copies(recipe) * ITEM * n_weights if saves else 0,
         )
 
     def on_device(self, device: torch.device) -> int:
@@ -92,14 +108,15 @@ def check_training_memory(
     total, free = need.on_device(device), device_facts(device).memory
     if total > free:
         saved = device.type == "cpu" and need.saved > need.at_work
-        copies = KEPT_COPIES + (SAVED_COPIES if saved else 0)
+        copies = kept_copies(recipe) + (saved_copies(recipe) if saved else 0)
         largest = max(zip(spec.widths, spec.widths[1:], strict=False), key=math.prod)
         rest = need.examples + (0 if saved else need.at_work)
+        more = (", the average" if recipe.average > 0 else "") + (", copies to save" if saved else "")
         raise InputError(
             f"training needs about {_gib(total)}, {_gib(free)} are free ({device}): {spec.n_parameters:,} weights (the "
             f"largest layer has {largest[0]:,} x {largest[1]:,}) x {ITEM} bytes x {copies} (gradients, Adam's moments, "
-            f"the best so far{', copies to save' if saved else ''}) = {_gib(copies * ITEM * spec.n_parameters)}, and "
-            f"{_gib(rest)} for batches of {recipe.batch_size:,} and examples of {spec.dim:,} values; "
+            f"the best so far{more}) = {_gib(copies * ITEM * spec.n_parameters)}, and {_gib(rest)} for batches of "
+            f"{recipe.batch_size:,} and examples of {spec.dim:,} values; "
             f"{_remedy(dataset, spec, recipe, device, free, saves)}"
         )
     if device.type != "cpu" and need.saved > available_memory():

@@ -2,66 +2,146 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.evaluating.diagnostics import Diagnostics
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, TrainingRecipe
+from kaleido_fast.presets import CHOICES, FLOW_RECIPE, FLOW_SAMPLING, PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.scalars import real_number
+from kaleido_fast.showing.pictures import is_image_shape
 
-WEIGHT_INITS = ("kaiming", "default")
-SCHEDULES = ("cosine", "constant")
+NAMED_RECIPES = ("flow", "attractors", "published")
+_ATTRACTORS_ALONE = {"noise": 0, "pair_mix": 0, "attempts": 1}  # and what says that a flow has none
+_HELD_OUT_PART = 8  # of few examples at most this part is held out
 
 
-def find_recipe(name: str) -> TrainingRecipe:
-    """The recipe of a preset, or "published"; an unknown name raises `InputError`."""
+def find_recipe(name: str, dataset: Dataset | None = None) -> TrainingRecipe:
+    """A recipe by name.
+
+    Args:
+        name: "flow", "attractors", "published", or a preset's.
+        dataset: what is trained on; the first two fit themselves to it.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name == "flow":
+        return FLOW_RECIPE if dataset is None else flow_recipe(dataset)
+    if name == "attractors":
+        return TrainingRecipe() if dataset is None else attractor_recipe(dataset)
     if name == "published":
         return PUBLISHED_RECIPE
     if name not in PRESETS:
-        raise unknown_name("recipe", name, ("published", *PRESETS))
+        raise unknown_name("recipe", name, (*NAMED_RECIPES, *PRESETS))
     return PRESETS[name].recipe
 
 
-def default_spec(dataset: Dataset) -> ModelSpec:
-    """6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above D = 256.
+def resolve_recipe(recipe: TrainingRecipe | str | None, dataset: Dataset, preset: Preset | None) -> TrainingRecipe:
+    """The recipe that is meant: the preset's own where it has one of that name, else as `find_recipe` and the data say.
 
-    Data without negative values gets a sigmoid bound, other data a tanh.
+    Args:
+        recipe: one, its name, or None for the usual one.
+        dataset: what is trained on.
+        preset: as it is for the recipe's kind, see `kaleido_fast.presets.find_preset`.
     """
-    width = 256 if dataset.dim <= 256 else 512
+    if isinstance(recipe, TrainingRecipe):
+        return recipe
+    if preset is not None and recipe in (None, preset.recipe.kind):
+        return preset.recipe
+    return default_recipe(dataset) if recipe is None else find_recipe(recipe, dataset)
+
+
+def recipe_kind(recipe: TrainingRecipe | str | None) -> str | None:
+    """The kind of a recipe or of the one with a name; None for none, whose data decide. Unknown names raise."""
+    if recipe is None:
+        return None
+    return (find_recipe(recipe) if isinstance(recipe, str) else recipe).kind
+
+
+def default_spec(dataset: Dataset, kind: str = "attractors") -> ModelSpec:
+    """A network for data without a preset.
+
+    For attractors 6 layers, past which denoised networks gain nothing but speed of convergence; 256 wide, 512 above
+    D = 256. For a flow 7 layers of 512 with SiLU: deeper was better than wider, and smooth than ReLU. Data without
+    negative values get a sigmoid bound, other data a tanh.
+    """
     bound = "tanh" if float(dataset.data.min()) < 0 else "sigmoid"
-    return ModelSpec((dataset.dim, *[width] * 5, dataset.dim), bound=bound, sample_shape=dataset.sample_shape)
+    if kind == "flow":
+        hidden, activation = [512] * 6, "silu"
+    else:
+        hidden, activation = [256 if dataset.dim <= 256 else 512] * 5, "relu"
+    return ModelSpec((dataset.dim, *hidden, dataset.dim), activation, bound, sample_shape=dataset.sample_shape)
 
 
 def default_recipe(dataset: Dataset) -> TrainingRecipe:
+    """New samples where examples are pictures, attractors where they are points or rows of a table."""
+    return flow_recipe(dataset) if is_image_shape(dataset.sample_shape) else attractor_recipe(dataset)
+
+
+def attractor_recipe(dataset: Dataset) -> TrainingRecipe:
     """Noise 0.4; above D = 256 noise and pair-mix, because noise of independent values leaves the subspace of large
     images alone and only mixing contracts along it."""
     return TrainingRecipe() if dataset.dim <= 256 else TrainingRecipe(noise=0.5, pair_mix=0.4)
 
 
-def check_recipe(recipe: TrainingRecipe) -> None:
-    """Refuse a recipe that cannot be followed, naming the field."""
+def flow_recipe(dataset: Dataset) -> TrainingRecipe:
+    """`FLOW_RECIPE`; of few examples an eighth is held out."""
+    return replace(FLOW_RECIPE, held_out=min(FLOW_RECIPE.held_out, len(dataset) // _HELD_OUT_PART))
+
+
+def check_recipe(recipe: TrainingRecipe, sample_shape: tuple[int, ...] = ()) -> None:
+    """Refuse a recipe that cannot be followed for examples of a shape, naming the field."""
     for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("held_out", 0), ("attempts", 1)):
         value = getattr(recipe, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"recipe: {name} = {value!r}: give a whole number, at least {least}")
-    for name, low, high in (("learning_rate", 0.0, 1.0), ("noise", 0.0, 10.0), ("pair_mix", 0.0, 1.0)):
-        value = getattr(recipe, name)
-        number = real_number(value)
-        if number is None or not low <= number <= high:
-            raise InputError(f"recipe: {name} = {value!r}: give a number from {low:g} to {high:g}")
+    for name, high in (("learning_rate", 1), ("noise", 10), ("pair_mix", 1), ("average", 1), ("shift", 1)):
+        _check_real(recipe, name, high)
+    _check_real(recipe, "weight_decay", 10)
     if recipe.learning_rate == 0:
         raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
-    for kind, name, known in (("init", recipe.init, WEIGHT_INITS), ("schedule", recipe.schedule, SCHEDULES)):
-        if name not in known:
-            raise unknown_name(kind, name, known)
+    if recipe.average == 1:
+        raise InputError("recipe: average = 1: give a decay below 1, such as 0.999; 0 is off")
+    for name, known in CHOICES.items():
+        if getattr(recipe, name) not in known:
+            raise unknown_name(name, getattr(recipe, name), known)
+    if recipe.shift > 0 and not is_image_shape(sample_shape):
+        raise InputError(
+            f"recipe: shift = {recipe.shift:g} with examples of shape {sample_shape}: only pictures, (H, W) or "
+            "(H, W, 3), can be moved; leave shift out"
+        )
+    if recipe.kind == "flow":
+        for name, off in _ATTRACTORS_ALONE.items():
+            if getattr(recipe, name) != off:
+                raise InputError(
+                    f"recipe: {name} = {getattr(recipe, name):g} with kind 'flow', which has noise of all strengths "
+                    f"and one attempt: {name} belongs to the recipe 'attractors'; leave it out, or take that recipe"
+                )
 
 
-def recommended_sampling(recipe: TrainingRecipe, diagnostics: Diagnostics) -> dict[str, float]:
+def _check_real(recipe: TrainingRecipe, name: str, high: float) -> None:
+    value = getattr(recipe, name)
+    number = real_number(value)
+    if number is None or not 0 <= number <= high:
+        raise InputError(f"recipe: {name} = {value!r}: give a number from 0 to {high:g}")
+
+
+def recommended_sampling(recipe: TrainingRecipe, diagnostics: Diagnostics | None) -> dict[str, Any]:
     """Sampling settings for a network without a preset.
 
-    Where most examples are stable, chains run to their fixed point. Where they are not, 20 steps with jitter a little
-    above the training noise and two clean steps gave the best coverage and class balance on 8 x 8 digits.
+    Of attractors, where most examples are stable, chains run to their fixed point. Where they are not, 20 steps with
+    jitter a little above the training noise and two clean steps gave the best coverage and class balance on 8 x 8
+    digits.
+
+    Args:
+        recipe: what the network was trained by.
+        diagnostics: of attractors; a flow has none.
     """
+    if diagnostics is None:
+        return dict(FLOW_SAMPLING)
     if recipe.noise == 0:
         return {}
     if diagnostics.problem() is None:

@@ -13,23 +13,33 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kaleido_fast.errors import InputError
-from kaleido_fast.evaluating.diagnostics import evenly
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.presets import TrainingRecipe
+from kaleido_fast.presets import TrainingRecipe, recipe_facts
 from kaleido_fast.progress import HistoryEntry
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.system.threads import deciding_threads
-from kaleido_fast.training.memory import evaluation_rows
+from kaleido_fast.training.average import WeightAverage
+from kaleido_fast.training.corruption import Shifts, make_inputs
+from kaleido_fast.training.objective import (
+    NOISE_LEVELS,
+    BeforeBound,
+    FixedExamples,
+    FlowErrors,
+    held_out_measure,
+    mean_loss,
+)
 from kaleido_fast.training.parallel import TrainingWorkers
+from kaleido_fast.training.precision import autocast, faster_precision
 from kaleido_fast.training.state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
 EVALUATIONS = 100  # per run
 # Words that keep the random streams of one seed apart.
-ORDER, NOISE, EVALUATION, START, ATTEMPT = range(5)
+ORDER, NOISE, EVALUATION, START, ATTEMPT, SHIFT = range(6)
 
 
 def stream_seed(seed: int, *words: int) -> int:
@@ -72,7 +82,7 @@ def initialise(model: KaleidoMLP, init: str, seed: int) -> None:
 
 def make_request(dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seed: int) -> dict[str, Any]:
     """What decides a run's result, as plain JSON values."""
-    return {"network": spec.to_json(), "recipe": asdict(recipe), "seed": seed, "data": dataset.sha256}
+    return {"network": spec.to_json(), "recipe": recipe_facts(asdict(recipe)), "seed": seed, "data": dataset.sha256}
 
 
 class Batches:
@@ -100,23 +110,6 @@ class Batches:
         return rows
 
 
-def corrupt(clean: Tensor, data: Tensor, spec: ModelSpec, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
-    """Training inputs for clean examples (n, D): moved towards others of ``data``, noised, clamped to the range.
-
-    The clamp is the sampler's own: the network learns from inputs such as jitter will give it.
-    """
-    inputs = clean
-    if recipe.pair_mix > 0:
-        others = torch.randint(len(data), (len(clean),), generator=generator, device=clean.device)
-        share = torch.rand((len(clean), 1), generator=generator, device=clean.device) * recipe.pair_mix
-        inputs = inputs + share * (data[others] - inputs)
-    if recipe.noise > 0:
-        scale = recipe.noise * (spec.high - spec.low) / 2
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        inputs = (inputs + scale * noise).clamp(spec.low, spec.high)
-    return inputs
-
-
 class TrainingRun:
     """One training run between two steps: everything that a resumed run needs, and how to make the next step."""
 
@@ -141,7 +134,10 @@ class TrainingRun:
         with torch.device("meta"):  # no weights are drawn from the global generator
             model = KaleidoMLP(spec)
         self.model = model.to_empty(device=device).train()
-        self.parallel: nn.Module | None = None  # made when weights are there to be spread
+        self.network: nn.Module = BeforeBound(self.model)  # what computes a step; wrapped where workers share it
+        self.wrapped = self.workers.size == 1
+        self.shifts = Shifts(spec.sample_shape, recipe.shift, device) if recipe.shift > 0 else None
+        self.precision = None if recipe.precision == "auto" else recipe.precision
         self.begin(attempt=0)
 
     def begin(self, attempt: int) -> None:
@@ -150,22 +146,19 @@ class TrainingRun:
         self.attempt_seed = self.seed if attempt == 0 else stream_seed(self.seed, ATTEMPT, attempt)
         initialise(self.model, self.recipe.init, self.attempt_seed)
         fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate, fused=fused)
+        settings: dict[str, Any] = {"lr": self.recipe.learning_rate, "fused": fused}
+        if self.recipe.weight_decay > 0:
+            settings |= {"weight_decay": self.recipe.weight_decay, "decoupled_weight_decay": True}
+        self.optimizer = torch.optim.Adam(self.model.parameters(), **settings)
+        self.average = WeightAverage(self.model, self.recipe.average) if self.recipe.average > 0 else None
         self.batches = Batches(len(self.data), self.recipe.batch_size, self.attempt_seed)
         self.running = torch.zeros((), dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device)
         self.best_loss, self.best_step = math.inf, 0
         self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.fixed_inputs, self.fixed_targets = self._evaluation_set()
+        self.fixed = FixedExamples.of(self.watched, self.data, self.spec, self.recipe, self._generator(EVALUATION))
 
     def _generator(self, *words: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(stream_seed(self.attempt_seed, *words))
-
-    def _evaluation_set(self) -> tuple[Tensor, Tensor]:
-        rows = evaluation_rows(self.spec.dim)
-        targets = evenly(self.watched, rows)
-        corrupted = self.recipe.noise > 0 or self.recipe.pair_mix > 0
-        targets = targets.repeat(max(1, rows // len(targets)) if corrupted else 1, 1)
-        return corrupt(targets, self.data, self.spec, self.recipe, self._generator(EVALUATION)), targets
 
     def advance(self, stop: bool = False) -> bool:
         """One optimiser step; after every ``self.every`` of them, and the last, an evaluation.
@@ -173,37 +166,44 @@ class TrainingRun:
         Returns whether to stop, which is so if ``stop`` was given to any worker. If another worker is lost, it raises
         `RuntimeError`, and the run is still as it was.
         """
+        if self.precision is None:
+            self.precision = self.workers.broadcast("precision", self._faster_precision)
         clean = self.data[self.batches.rows(self.step).to(self.device)]
-        inputs = corrupt(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))
+        if self.shifts is not None:
+            clean = self.shifts(clean, self._generator(SHIFT, self.step))
+        inputs = make_inputs(clean, self.data, self.spec, self.recipe, self._generator(NOISE, self.step))
         rate = learning_rate(self.recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        if self.workers.size == 1:
-            loss = nn.functional.mse_loss(self.model(inputs), clean)
-            loss.backward()
-        else:
-            loss, stop = self._shared_loss(inputs, clean, stop)
+        loss, stop = self._backward(inputs, clean, stop)
         self.optimizer.step()
         self.running += loss.detach().to(self.running.device)
         self.step += 1
+        if self.average is not None:
+            self.average.add(self.model, self.step)
         if self.step % self.every == 0 or self.step == self.recipe.steps:
             self.evaluate(rate)
         return stop
 
-    def _shared_loss(self, inputs: Tensor, clean: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Gradients and loss of a whole batch, of which this process computes a share."""
-        if self.parallel is None:
-            self.parallel = self.workers.wrap(self.model, inputs[:1])
+    def _faster_precision(self) -> str:
+        return faster_precision(self.network, self.recipe.batch_size, self.spec.dim, self.device)
+
+    def _backward(self, inputs: Tensor, clean: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Gradients and loss of a whole batch, of which this process may compute a share."""
+        if not self.wrapped:  # only now are weights there to be spread
+            self.network, self.wrapped = self.workers.wrap(self.network, inputs[:1]), True
         rows = self.workers.rows(len(clean))
-        share = (self.parallel(inputs[rows]) - clean[rows]).square().sum() / clean.numel()
+        with autocast(self.precision or "fp32", self.device):
+            before = self.network(inputs[rows])
+        part = clean[rows]
+        share = mean_loss(before, part, self.spec, self.recipe.loss) * (len(part) / len(clean))
         (share * self.workers.size).backward()  # gradients are averaged over the workers
         return self.workers.agree(share, stop)
 
     def evaluate(self, rate: float) -> None:
         """Measure, record, and keep the weights if they are the best so far."""
-        with torch.no_grad():
-            held_out = float(nn.functional.mse_loss(self.model(self.fixed_inputs), self.fixed_targets))
+        held_out = held_out_measure(self.fixed, self._measured)
         since = self.step - (self.history[-1].step if self.history and self.history[-1].attempt == self.attempt else 0)
         entry = HistoryEntry(self.attempt, self.step, float(self.running) / since, held_out, rate)
         if not (math.isfinite(entry.loss) and math.isfinite(held_out)):
@@ -215,12 +215,42 @@ class TrainingRun:
         self.running.zero_()
         if held_out < self.best_loss:
             self.best_loss, self.best_step = held_out, self.step
-            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {name: tensor.clone() for name, tensor in self._kept().items()}
+
+    def _kept(self) -> dict[str, Tensor]:
+        """The weights that are measured and kept."""
+        return self.model.state_dict() if self.average is None else self.average.tensors
+
+    def _measured(self, inputs: Tensor) -> Tensor:
+        """The network with the weights that are kept."""
+        outputs: Tensor = functional_call(self.model, self._kept(), (inputs,))
+        return outputs
+
+    def finish(self) -> None:
+        """Take the best weights, rounded as the recipe says; their measure is ``best_loss``."""
+        if self.recipe.weights == "fp16":
+            self.best = {name: tensor.half().to(tensor.dtype) for name, tensor in self.best.items()}
+        self.model.load_state_dict(self.best)
+        if self.recipe.weights == "fp16":
+            self.best_loss = held_out_measure(self.fixed, self.model)
+
+    def flow_errors(self) -> FlowErrors:
+        """Errors of the network as it is, by the share of noise."""
+        scale = ((self.spec.high - self.spec.low) / 2) ** 2
+
+        def errors(examples: Tensor) -> list[float]:
+            fixed = FixedExamples.of(examples, self.data, self.spec, self.recipe, self._generator(EVALUATION))
+            return [error / scale for error in fixed.errors(self.model)]
+
+        held_out = None if self.watched is self.data else errors(self.watched)
+        return FlowErrors(list(NOISE_LEVELS), errors(self.data), held_out)
 
     def save(self, path: Path) -> None:
         """Write everything to a state file."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         tensors["running"] = self.running
         for name, parameter in self.model.named_parameters():
             for moment, tensor in self.optimizer.state[parameter].items():
@@ -233,6 +263,7 @@ class TrainingRun:
             "best_step": self.best_step,
             "workers": self.workers.size,
             "threads": self.threads,
+            "precision": self.precision,
             "history": [asdict(entry) for entry in self.history],
         }
         save_state(path, self.request, position, tensors)
@@ -255,6 +286,7 @@ class TrainingRun:
                 stacklevel=5,
             )
             self.threads = begun_with
+        self.precision = position.get("precision", self.precision)  # also on a processor that would choose another
         self.begin(position["attempt"])
         self.step, self.best_step = position["step"], position["best_step"]
         self.best_loss = math.inf if position["best_loss"] is None else position["best_loss"]
@@ -262,6 +294,8 @@ class TrainingRun:
         self.running.copy_(tensors["running"])
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.best})
         self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.best}
+        if self.average is not None:
+            self.average.tensors = {name: tensors[f"average.{name}"].to(self.device) for name in self.best}
         for name, parameter in self.model.named_parameters():
             prefix = f"adam.{name}."
             moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

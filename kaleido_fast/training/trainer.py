@@ -8,7 +8,7 @@ attract chains. The published recipe (Shrivastava, arXiv 2402.11793) is ``recipe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,8 @@ from kaleido_fast.errors import InputError, warn_caller
 from kaleido_fast.evaluating.diagnostics import Diagnostics
 from kaleido_fast.evaluating.thinning import thin_problem, with_thin
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe, find_preset
+from kaleido_fast.planning.recommendation import check_sampling
+from kaleido_fast.presets import PRESETS, Preset, TrainingRecipe, find_preset, recipe_facts
 from kaleido_fast.progress import HistoryEntry, TrainingProgress
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.scalars import plain_number, real_number
@@ -30,10 +31,10 @@ from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
-from kaleido_fast.training.loop import Loop, train_until_accepted
-from kaleido_fast.training.memory import ITEM, STORED_COPIES, check_training_memory
+from kaleido_fast.training.loop import Loop, train_flow, train_until_accepted
+from kaleido_fast.training.memory import ITEM, check_training_memory, stored_copies
 from kaleido_fast.training.parallel import find_training_workers
-from kaleido_fast.training.recipe import check_recipe, default_recipe, default_spec, find_recipe, recommended_sampling
+from kaleido_fast.training.recipe import check_recipe, default_spec, recipe_kind, recommended_sampling, resolve_recipe
 from kaleido_fast.training.run import MAX_SEED, TrainingRun, make_request
 from kaleido_kernels.exact import exact_products
 
@@ -72,7 +73,7 @@ def train(
     alone: bool = False,
     callback: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainResult:
-    """Train a kaleidoscope.
+    """Train a network to be sampled: attractors, or a flow.
 
     The weights kept are those with the least error on fixed corrupted examples: held-out ones where the recipe holds
     some out, else training examples. The result depends on the arguments, the kind of device, the versions of the
@@ -85,8 +86,10 @@ def train(
         dataset: a `Dataset`, or what `load_dataset` takes (an array, a path, a name); by default the preset's.
         preset: name of a reference network; gives data set, network, recipe and recommended sampling settings, each
             of which an argument overrides.
-        spec: the network; without it and without a preset, 6 layers, 256 wide (512 above 256 dimensions).
-        recipe: a `TrainingRecipe`, "published" (the paper's plain autoencoder) or the name of a preset.
+        spec: the network; without it and without a preset, that of `kaleido_fast.training.recipe.default_spec`.
+        recipe: a `TrainingRecipe`, "flow" (new samples), "attractors" (examples that attract chains), "published" (the
+            paper's plain autoencoder) or the name of a preset; by default the preset's, else flow for pictures and
+            attractors for other data. A preset has another network for attractors.
         sampling: settings for the card to recommend; None takes the preset's, or what goes with the recipe. With
             jitter, ``thin`` is measured on the trained network (`kaleido_fast.evaluating.thinning`).
         seed: 0 to 2^64 - 1.
@@ -103,9 +106,11 @@ def train(
             a loss that is not finite, or another worker that has ended.
         TrainingInterruptedError: Ctrl-C or SIGTERM, with the state written.
     """
-    found = None if preset is None else find_preset(preset)
+    found = None if preset is None else find_preset(preset, recipe_kind(recipe))
     state_path = None if state is None else Path(state)
     seed = plain_number(seed)
+    if sampling is not None:
+        check_sampling(sampling)
     with find_training_workers(alone=alone) as workers:
         data, spec, recipe = _resolve(dataset, found, spec, recipe)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
@@ -121,7 +126,7 @@ def train(
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
         check_training_memory(data, spec, recipe, target, saves=state_path is not None and workers.is_first)
         if state_path is not None:  # at the end also the checkpoint, which holds the weights once more
-            check_room(state_path, (STORED_COPIES + 1) * ITEM * spec.n_parameters)
+            check_room(state_path, (stored_copies(recipe) + 1) * ITEM * spec.n_parameters)
         run = TrainingRun(data, spec, recipe, seed, target, workers)
         with workers.together(state_path, run.request, recipe.batch_size, target) as begun:
             if begun:
@@ -129,23 +134,27 @@ def train(
             loop = Loop(run, state_path, seconds, callback if workers.is_first else None)
             run.threads = workers.broadcast("threads", lambda: run.threads)
             with threads(run.threads):
-                diagnostics = train_until_accepted(run, loop)
+                judged = train_flow(run, loop) if recipe.kind == "flow" else train_until_accepted(run, loop)
+            attractors = judged if isinstance(judged, Diagnostics) else None
             if sampling is None:
-                sampling = found.sampling if found else recommended_sampling(recipe, diagnostics)
+                fits = found is not None and found.recipe.kind == recipe.kind
+                sampling = found.sampling if found and fits else recommended_sampling(recipe, attractors)
             thinning = loop.measure_thin(sampling)
     name = preset or data.name
-    problems = _describe_problems(name, diagnostics, sampling, thinning)
-    card = _card(name, run, data, recipe, seed, diagnostics, sampling)
+    problems = _describe_problems(name, attractors, sampling, thinning)
+    facts = judged.to_dict() if isinstance(judged, Diagnostics) else judged
+    card = _card(name, run, data, recipe, seed, facts, sampling)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), problems)
 
 
 def _describe_problems(
-    name: str, diagnostics: Diagnostics, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
+    name: str, diagnostics: Diagnostics | None, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
-    """Warn of what will make samples poor; returns the same texts."""
+    """Warn of what will make samples poor; returns the same texts. A flow is not judged by stable examples: None."""
+    unstable = None if diagnostics is None else diagnostics.problem(sampling.get("jitter", 0.0))
     problems = (
-        (diagnostics.problem(sampling.get("jitter", 0.0)), UnstableModelWarning),
+        (unstable, UnstableModelWarning),
         (thin_problem(thinning), SlowMixingWarning),
     )
     for text, kind in problems:
@@ -160,19 +169,24 @@ def _card(
     data: Dataset,
     recipe: TrainingRecipe,
     seed: int,
-    diagnostics: Diagnostics,
+    diagnostics: dict[str, Any],
     sampling: Mapping[str, Any],
 ) -> ModelCard:
     return ModelCard(
         name=name,
-        recipe={**asdict(recipe), "seed": seed, "attempt": run.attempt, "best_step": run.best_step},
+        recipe={**asdict(recipe), **_how_it_went(run), "seed": seed},
         dataset={"name": data.name, "sha256": data.sha256, "n_examples": len(data)},
         scaling=data.scaling,
         final_loss=run.best_loss,
-        diagnostics=diagnostics.to_dict(),
+        diagnostics=diagnostics,
         sampling=dict(sampling),
         created_with=library_versions(),
     )
+
+
+def _how_it_went(run: TrainingRun) -> dict[str, Any]:
+    computed_in = {"computed_in": run.precision} if run.recipe.precision == "auto" else {}
+    return {"attempt": run.attempt, "best_step": run.best_step, **computed_in}
 
 
 def training_request(
@@ -184,17 +198,16 @@ def training_request(
     seed: int = 0,
 ) -> dict[str, Any]:
     """What decides the result of `train` with these arguments: "network", "recipe", "seed" and "data", plain values."""
-    found = None if preset is None else find_preset(preset)
+    found = None if preset is None else find_preset(preset, recipe_kind(recipe))
     return make_request(*_resolve(dataset, found, spec, recipe), seed)
 
 
 def request_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The request whose training ended in a checkpoint, as `training_request` returns it."""
     card = checkpoint.card
-    names = [field.name for field in fields(TrainingRecipe)]
     return {
         "network": checkpoint.model.spec.to_json(),
-        "recipe": {name: card.recipe.get(name) for name in names},
+        "recipe": recipe_facts(card.recipe),
         "seed": card.recipe.get("seed"),
         "data": card.dataset.get("sha256"),
     }
@@ -210,12 +223,13 @@ def _resolve(
         raise InputError(f"nothing to train on: give a data set, or a preset ({', '.join(PRESETS)})")
     if spec is None and preset is not None:
         shape = preset.network
-        spec = ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
+        spec = ModelSpec(shape.widths, shape.activation, shape.bound, sample_shape=shape.sample_shape)
     if not isinstance(dataset, Dataset):
         limit = preset.limit if preset is not None else None
         source = dataset if dataset is not None else built_in(cast("Preset", preset).dataset)
         dataset = load_dataset(source, bound=spec.bound if spec else "tanh", limit=limit)
-    spec = spec or default_spec(dataset)
+    recipe = resolve_recipe(recipe, dataset, preset)
+    spec = spec or default_spec(dataset, recipe.kind)
     if spec.dim != dataset.dim:
         raise InputError(
             f"data set {dataset.name} has {dataset.dim} values an example, the network takes {spec.dim}: "
@@ -227,9 +241,10 @@ def _resolve(
             f"data set {dataset.name} has values from {low:g} to {high:g}, the network's range is "
             f"[{spec.low:g}, {spec.high:g}]: load it with bound={spec.bound!r}"
         )
-    if isinstance(recipe, str):
-        recipe = PUBLISHED_RECIPE if recipe == "published" else find_recipe(recipe)
-    if recipe is None:
-        recipe = preset.recipe if preset is not None else default_recipe(dataset)
-    check_recipe(recipe)
+    if low == high:
+        raise InputError(
+            f"data set {dataset.name} holds one value only ({low:g}), {len(dataset) * dataset.dim:,} times: there is "
+            "nothing to learn; give examples that differ"
+        )
+    check_recipe(recipe, spec.sample_shape)
     return dataset, spec, recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,15 @@ from small_training import SHORT, SMALL
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.presets import PRESETS, PUBLISHED_RECIPE
+from kaleido_fast.presets import (
+    FLOW_RECIPE,
+    NETWORKS,
+    PRESETS,
+    PUBLISHED_RECIPE,
+    TrainingRecipe,
+    find_preset,
+    recipe_facts,
+)
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.training.recipe import default_recipe, default_spec, find_recipe
 from kaleido_fast.training.run import initialise
@@ -52,8 +60,62 @@ def test_defaults_from_data(points):
     assert default_spec(large).widths[1] == 512
     assert default_spec(large).bound == "sigmoid"
     assert default_spec(large).sample_shape == (28, 28)
-    assert default_recipe(large).pair_mix > 0
-    assert default_recipe(points).pair_mix == 0
+    assert default_recipe(large).kind == "flow", "pictures"
+    assert default_spec(large, "flow").activation == "silu"
+    assert find_recipe("attractors", large).pair_mix > 0
+    assert default_recipe(points) == find_recipe("attractors", points) == TrainingRecipe()
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 800, 80_000])
+def test_a_flow_holds_out_a_part_of_any_data(n):
+    held_out = find_recipe("flow", Dataset("n", torch.rand(n, 4), sample_shape=(2, 2))).held_out
+    assert held_out == min(n // 8, 1000)
+
+
+def test_presets_are_flows_for_pictures_and_have_attractors_beside_them():
+    for name in ("digits", "mnist", "fashion-mnist", "cifar"):
+        assert find_preset(name).recipe.kind == "flow" and find_preset(name).sampling["sampler"] == "flow"
+    for name in ("points1d", "points2d", "digits", "deep128", "mnist", "cifar"):
+        preset = find_preset(name, "attractors")
+        assert preset.recipe.kind == "attractors" and preset.network == NETWORKS[name]
+        assert "sampler" not in preset.sampling
+    mnist = PRESETS["mnist"]
+    assert 2 * mnist.network.n_parameters < 3.5e6 and mnist.recipe.weights == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"noise": 0.3}, "noise = 0.3 with kind 'flow'"),
+        ({"pair_mix": 0.1}, "pair_mix = 0.1 with kind 'flow'"),
+        ({"attempts": 2}, "attempts = 2 with kind 'flow'"),
+        ({"shift": 0.5}, "shift = 0.5 with examples of shape (5,): only pictures"),
+        ({"held_out": 23}, "held_out = 23 of 23 examples: give 0 to 22"),
+        ({"average": 1}, "average = 1: give a decay below 1"),
+    ],
+)
+def test_what_a_flow_refuses_by_name(points, change, text):
+    with pytest.raises(InputError) as caught:
+        train(points, spec=SMALL, recipe=TrainingRecipe(**{"kind": "flow", **change}))
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_data_of_one_value_are_refused_in_one_line():
+    for data in (np.zeros((9, 4, 4), np.uint8), np.full((5, 3), 0.25, np.float32)):
+        with pytest.raises(
+            InputError, match=r"holds one value only \((-1|0.25)\), [\d,]+ times: there is nothing"
+        ) as caught:
+            train(data)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_an_earlier_version_asked_for_compares_equal():
+    """Its recipes had ten fields; the others are left out while they are at their default."""
+    facts = recipe_facts(asdict(TrainingRecipe(noise=0.3)))
+    assert list(facts) == [*list(asdict(SHORT))[:10]] and facts["noise"] == 0.3
+    assert recipe_facts(facts) == facts
+    assert recipe_facts(asdict(FLOW_RECIPE))["kind"] == "flow"
+    assert recipe_facts(asdict(replace(FLOW_RECIPE, loss="bce"))) != recipe_facts(asdict(FLOW_RECIPE))
 
 
 RECIPE_FIELDS = {
@@ -67,6 +129,13 @@ RECIPE_FIELDS = {
     "pair_mix": st.floats(min_value=1, exclude_min=True),
     "init": st.text(),
     "schedule": st.text(),
+    "kind": st.text(),
+    "loss": st.text(),
+    "precision": st.text(),
+    "weights": st.text() | st.none(),
+    "average": st.floats(max_value=0, exclude_max=True) | st.floats(min_value=1),
+    "weight_decay": st.floats(max_value=0, exclude_max=True) | st.booleans(),
+    "shift": st.floats(min_value=1, exclude_min=True) | st.none(),
 }
 
 

@@ -11,7 +11,8 @@ import torch
 from small_training import SHORT, SMALL
 
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.training.run import Batches, TrainingRun, corrupt, initialise, learning_rate, stream_seed
+from kaleido_fast.training.corruption import corrupt
+from kaleido_fast.training.run import Batches, TrainingRun, initialise, learning_rate, stream_seed
 from kaleido_fast.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
@@ -30,7 +31,7 @@ def test_kept_weights_are_those_of_the_least_held_out_error(points):
     assert result.card.recipe["best_step"] == result.history[best].step
     run = TrainingRun(points, SMALL, recipe, 1, torch.device("cpu"))
     with torch.no_grad():
-        measured = float((result.model(run.fixed_inputs) - run.fixed_targets).square().mean())
+        measured = float((result.model(run.fixed.inputs) - run.fixed.targets).square().mean())
     assert measured == pytest.approx(errors[best], rel=1e-6)
 
 
@@ -39,16 +40,16 @@ def test_held_out_examples_are_not_trained_on(points):
     assert held_out is not None
     run = TrainingRun(points, SMALL, replace(SHORT, held_out=6), 0, torch.device("cpu"))
     assert torch.equal(run.data, train_part.data)
-    measured = {tuple(row) for row in run.fixed_targets.tolist()}
+    measured = {tuple(row) for row in run.fixed.targets.tolist()}
     assert measured == {tuple(row) for row in held_out.data.tolist()}
 
 
 def test_evaluation_is_the_same_every_time_and_many_draws(points):
     run = TrainingRun(points, SMALL, SHORT, 0, torch.device("cpu"))
     again = TrainingRun(points, SMALL, SHORT, 0, torch.device("cpu"))
-    assert torch.equal(run.fixed_inputs, again.fixed_inputs)
-    assert len(run.fixed_inputs) >= 1000
-    assert len(torch.unique(run.fixed_inputs, dim=0)) == len(run.fixed_inputs)
+    assert torch.equal(run.fixed.inputs, again.fixed.inputs)
+    assert len(run.fixed.inputs) >= 1000
+    assert len(torch.unique(run.fixed.inputs, dim=0)) == len(run.fixed.inputs)
 
 
 # --- parts
