@@ -1,6 +1,6 @@
 """One safetensors file per model: weights, specification, how it was made, how to sample it. No pickle anywhere.
 
-Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32, and one metadata entry ``kaleido_fast``: JSON with
+Layout: the tensors of ``KaleidoMLP.state_dict()`` in fp32 or fp16, and one metadata entry ``kaleido_fast``: JSON with
 ``version`` ("1"), ``spec`` and ``card`` (JSON texts) and ``checksum`` (SHA-256 over spec, card and tensors), see
 `kaleido_fast.system.sealed`.
 """
@@ -27,6 +27,7 @@ from kaleido_fast.system.neutral import neutral
 from kaleido_fast.system.sealed import UNREADABLE, checksum_of, read_sealed, write_sealed
 
 ENTRY, VERSION = "kaleido_fast", "1"
+WEIGHTS = {"fp32": torch.float32, "fp16": torch.float16}  # types of stored weights, by a recipe's name for them
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ class ModelCard:
         recipe: training recipe, as the trainer took it.
         dataset: name, sha256, number of examples.
         scaling: raw data to model values.
-        final_loss: mean squared error of the kept weights by the held-out measure; None if unknown.
-        diagnostics: spectral radius at training examples, share of stable ones, and the like.
-        sampling: recommended burn_in, thin, jitter, settle, tol; or sampler "flow" with steps, noise_from, noise_to:
-            `fast_sample` starts from them. Beside a measure of mixing in ``diagnostics``, thin is the distance of
-            several draws of a chain.
+        final_loss: of the kept weights by the held-out measure; None if unknown.
+        diagnostics: of attractors: spectral radius at training examples, share of stable ones, and the like; of a flow:
+            errors by the share of noise.
+        sampling: recommended options: burn_in, thin, jitter, settle, tol, or sampler ("flow"), steps, noise_from,
+            noise_to. `fast_sample` starts from them. Beside a measure of mixing in ``diagnostics``, thin is the
+            distance of several draws of a chain.
         created_with: versions of the libraries that wrote the file.
     """
 
@@ -80,7 +82,8 @@ class ModelCard:
     def settings(self, **explicit: Any) -> dict[str, Any]:
         """Options for `fast_sample` of the bare model: those recommended, over which ``explicit`` ones win.
 
-        ``thin`` goes with ``n_draws``: see `kaleido_fast.planning.spacing.default_thin`.
+        ``thin`` goes with ``n_draws``: see `kaleido_fast.planning.spacing.default_thin`. What is recommended for one
+        sampler does not hold for another.
         """
         sampler, recommended = choose_sampler(explicit, recommended_options(self.sampling, self.diagnostics))
         options = {**recommended, **explicit}
@@ -137,20 +140,34 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: ModelCard) -> str:
         path: the file.
         model: a `KaleidoMLP`, or a Sequential that is one (see `kaleido_fast.model.plain_mlp`). Parametrised, pruned
             and normed layers are stored with the weights in force.
-        card: what else to say of it.
+        card: what else to say of it. Where its recipe has ``weights`` "fp16", they are rounded to that and stored so.
 
     Raises:
         UnknownModuleError: a model that weights alone do not describe: hooks, a forward of its own, other layers.
-        InputError: weights that are not finite, or a path that cannot be written.
+        InputError: weights that are not finite, also as fp16, or a path that cannot be written.
     """
     model = plain_mlp(model)
     check_finite(model)
+    dtype = _stored_type(card)
     # Copies: layers may be shared, and safetensors takes no shared memory.
-    tensors = {name: t.to("cpu", torch.float32, copy=True).contiguous() for name, t in named_weights(model)}
+    tensors = {name: t.to("cpu", dtype, copy=True).contiguous() for name, t in named_weights(model)}
+    large = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    if large is not None:
+        raise InputError(
+            f"model weight {large} has values above {torch.finfo(dtype).max:g}, the largest in fp16: store weights as "
+            "fp32"
+        )
     spec, card_text = model.spec.to_json(), card.to_json()
     texts = {"spec": spec, "card": card_text}
     write_sealed(Path(path), ENTRY, VERSION, texts, tensors, checksum_of(spec + card_text, tensors))
     return weights_hash(model.spec, tensors.items())
+
+
+def _stored_type(card: ModelCard) -> torch.dtype:
+    name = card.recipe.get("weights", "fp32")
+    if name not in WEIGHTS:
+        raise unknown_name("weights", str(name), WEIGHTS)
+    return WEIGHTS[name]
 
 
 @neutral()
@@ -238,8 +255,10 @@ def _build(path: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> KaleidoML
         want, have = expected.get(name), tuple(tensors[name].shape) if name in tensors else None
         if want != have:
             raise InputError(f"checkpoint {path}: tensor {name} has shape {have}, the specification says {want}")
-        if tensors[name].dtype != torch.float32:
-            raise InputError(f"checkpoint {path}: tensor {name} is {tensors[name].dtype}: float32 is expected")
+        if tensors[name].dtype not in WEIGHTS.values():
+            raise InputError(
+                f"checkpoint {path}: tensor {name} is {tensors[name].dtype}: float32 or float16 is expected"
+            )
     with torch.device("meta"):  # no random initialisation: the caller's random state does not advance
         model = KaleidoMLP(spec)
     model.to_empty(device="cpu").load_state_dict(tensors)
