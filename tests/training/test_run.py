@@ -11,7 +11,6 @@ import torch
 from small_training import SHORT, SMALL
 
 from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.training.corruption import corrupt
 from kaleido_fast.training.run import Batches, TrainingRun, initialise, learning_rate, stream_seed
 from kaleido_fast.training.trainer import train
 
@@ -71,21 +70,6 @@ def test_streams_are_apart():
     seeds = {stream_seed(seed, word, step) for seed in range(5) for word in range(5) for step in range(2000)}
     assert len(seeds) == 50_000
     assert all(0 <= seed < 2**64 for seed in seeds)
-
-
-def test_corruption(points):
-    generator = torch.Generator().manual_seed(0)
-    clean = points.data.repeat(400, 1)
-    plain = corrupt(clean, points.data, SMALL, replace(SHORT, noise=0.0), generator)
-    assert torch.equal(plain, clean)
-    noisy = corrupt(clean * 0, points.data, SMALL, replace(SHORT, noise=0.1), generator)
-    assert float(noisy.std()) == pytest.approx(0.1, rel=0.02)
-    narrow = replace(SMALL, bound="sigmoid", low=0.0, high=1.0)
-    inside = corrupt(clean.abs(), points.data, narrow, replace(SHORT, noise=2.0), generator)
-    assert (float(inside.min()), float(inside.max())) == (0.0, 1.0)
-    mixed = corrupt(clean, points.data, SMALL, replace(SHORT, noise=0.0, pair_mix=0.4), generator)
-    reach = (mixed - clean).norm(dim=1) / torch.cdist(clean, points.data).amax(dim=1)
-    assert 0.2 < float(reach.max()) <= 0.4 + 1e-6
 
 
 def test_learning_rates():
