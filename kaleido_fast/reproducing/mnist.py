@@ -10,7 +10,7 @@ from kaleido_fast.evaluating.evaluation import LONG_BURN_IN, SAMPLES, WITHOUT_JI
 from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
-from kaleido_fast.presets import NETWORKS, PRESETS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING
+from kaleido_fast.presets import NETWORKS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING, find_preset
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.reproducing.images import (
     N_CHAINS,
@@ -37,7 +37,7 @@ HELD_SHARE = 5  # of fewer examples, one in this many is kept back
 
 def run(settings: Settings, report: Report) -> None:
     """Train both, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
-    spec, preset = network_spec(NETWORKS["mnist"]), PRESETS["mnist"]
+    spec, preset = network_spec(NETWORKS["mnist"]), find_preset("mnist", "attractors")
     rest, held_out = _load(settings, spec)
     few = evenly_taken(rest, preset.limit)
     ours = trained(settings, "mnist", few, network_spec(preset.network), preset.recipe, sampling=preset.sampling)

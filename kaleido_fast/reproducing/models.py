@@ -69,7 +69,7 @@ def cache_folder() -> Path:
 
 def network_spec(shape: NetworkShape) -> ModelSpec:
     """The specification of a reference network."""
-    return ModelSpec(shape.widths, bound=shape.bound, sample_shape=shape.sample_shape)
+    return ModelSpec(shape.widths, shape.activation, shape.bound, sample_shape=shape.sample_shape)
 
 
 def trained(

@@ -18,7 +18,7 @@ from kaleido_fast.evaluating.diagnostics import stable_examples
 from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, WITHOUT_JITTER, evaluate
 from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.evaluating.sheet import look_sheet
-from kaleido_fast.presets import PRESETS
+from kaleido_fast.presets import find_preset
 from kaleido_fast.showing.pictures import image_grid
 from kaleido_fast.training.trainer import train
 
@@ -80,7 +80,7 @@ def squares(tmp_path_factory):
     images = (images + generator.normal(0, 12, images.shape)).clip(0, 255).astype(np.uint8)
     np.savez(folder / "squares.npz", data=images, labels=labels)
     data = load_dataset(folder / "squares.npz", limit=300)
-    recipe = PRESETS["digits"].recipe
+    recipe = find_preset("digits", "attractors").recipe
     changed = type(recipe)(**{**asdict(recipe), "steps": 250, "held_out": 50, "noise": 0.3, "batch_size": 64})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 250 steps do not make every example stable
