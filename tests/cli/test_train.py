@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from commands import TRAIN
 from conftest import call
 from folders import contents
@@ -23,6 +25,40 @@ def test_a_finished_training_is_told_from_another(folder, monkeypatch, capsys):
     assert contents(folder) == before
     assert call(monkeypatch, capsys, *command, "--seed", "5", "--overwrite", "--quiet")[0] == 0
     assert contents(folder)["x.safetensors"] != before["x.safetensors"]
+
+
+def test_recipes_by_name_and_their_networks(folder, monkeypatch, capsys):
+    """Pictures are trained for new samples by default; options of one recipe are refused for the other."""
+    np.save("pictures.npy", np.random.default_rng(0).integers(0, 255, (40, 4, 4), dtype=np.uint8))
+    command = ("train", "--data", "pictures.npy", "--steps", "2", "--batch-size", "8", "--no-curve", "--json", "--out")
+    found = {}
+    for name, options in {
+        "usual": (),
+        "flow": ("--recipe", "flow", "--weights", "fp16", "--shift", "0.2", "--loss", "bce", "--average", "0.5"),
+        "attractors": ("--recipe", "attractors", "--hidden", "9"),
+        "published": ("--recipe", "published"),
+    }.items():
+        status, out, errors = call(monkeypatch, capsys, *command, f"{name}.safetensors", *options)
+        assert status == 0, errors
+        found[name] = json.loads(out)
+    assert [found[name]["recipe"]["kind"] for name in found] == ["flow", "flow", "attractors", "attractors"]
+    assert found["usual"]["sampling"]["sampler"] == "flow" and found["usual"]["recipe"]["held_out"] == 5
+    assert found["usual"]["network"] == "-".join(["16", *["512"] * 6, "16"])
+    assert found["attractors"]["network"] == "16-9-9-9-9-9-16" and found["attractors"]["recipe"]["noise"] == 0.4
+    sizes = [Path(f"{name}.safetensors").stat().st_size for name in ("flow", "usual")]
+    assert 2 * sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    for options, text in (
+        (("--noise", "0.3"), "noise = 0.3 with kind 'flow'"),
+        (("--held-out", "40"), "held_out = 40 of 40 examples: give 0 to 39"),
+        (("--loss", "hinge"), "hinge"),
+        (("--recipe", "flows"), "did you mean 'flow'"),
+        (("--recipe", "attractors", "--shift", "2"), "shift = 2"),
+    ):
+        status, _, errors = call(monkeypatch, capsys, *command, "bad.safetensors", *options)
+        assert status == 2 and text in errors and errors.count("\n") == 1, errors
+    np.save("plain.npy", np.full((9, 4, 4), 7, np.uint8))
+    status, _, errors = call(monkeypatch, capsys, "train", "--data", "plain.npy", "--value-range", "0", "9")
+    assert status == 2 and "holds one value only" in errors
 
 
 def test_to_overwrite_keeps_an_unfinished_training_of_the_same_request(folder, monkeypatch, capsys):

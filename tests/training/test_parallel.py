@@ -74,6 +74,36 @@ def test_workers_train_what_one_process_trains(tmp_path, three_workers):
     assert three.card.recipe["best_step"] == one.card.recipe["best_step"]
 
 
+FLOW = (
+    "--recipe",
+    "flow",
+    "--noise",
+    "0",
+    "--batch-size",
+    "30",
+    "--average",
+    "0.9",
+    "--loss",
+    "bce",
+    "--weight-decay",
+    "0.1",
+)
+
+
+def test_workers_train_the_flow_that_one_process_trains(tmp_path):
+    """Levels of noise are those of the whole batch, whoever computes its rows; of two workers bits are the same."""
+    for name, n in (("two", 2), ("again", 2), ("one", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        workers = train_together([folder], *FLOW, n=n)
+        assert [worker.exitcode for worker in workers] == [0] * n, errors_of(folder, 0).read_text()
+    one, two = (load_checkpoint(tmp_path / name / "a.safetensors") for name in ("one", "two"))
+    for left, right in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+    assert two.card.final_loss == pytest.approx(one.card.final_loss, rel=1e-3)
+    assert contents(tmp_path / "two") == contents(tmp_path / "again")
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_lost_worker_ends_training_in_one_line(tmp_path, three_workers, victim):
     told = end_early(tmp_path / "run", [victim], signal.SIGKILL)
