@@ -25,7 +25,7 @@ class TrainingRecipe:
     """How a network is trained.
 
     Args:
-        steps: optimiser steps.
+        steps: optimiser steps; with ``seconds`` as many as fit.
         batch_size: examples per step (each comes several times when the data set is smaller).
         learning_rate: peak of the schedule.
         noise: of attractors: standard deviation of the Gaussian noise added to inputs, which are then clamped to the
@@ -49,6 +49,8 @@ class TrainingRecipe:
             seen; pictures only; 0 is off.
         precision: of the products of training: "fp32", "bf16", or "auto": bf16 where this processor is faster with it.
         weights: "fp32", or "fp16": what the weights that are kept are rounded to, measured as, and stored as.
+        seconds: wall time for all steps together; how many fit is measured on the first ones, and kept by a run that
+            goes on. One process alone. 0: as many as ``steps`` says.
     """
 
     steps: int = 4000
@@ -68,6 +70,7 @@ class TrainingRecipe:
     shift: float = 0.0
     precision: str = "fp32"
     weights: str = "fp32"
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise is None:
@@ -86,7 +89,16 @@ CHOICES = {
 """What fields of a recipe may be called."""
 DEFAULT_NOISE = 0.4  # of attractors
 _DEFAULTS = {field.name: field.default for field in fields(TrainingRecipe)}
-_LATER = ("kind", "loss", "average", "weight_decay", "shift", "precision", "weights")  # not known to the first recipes
+_LATER = (
+    "kind",
+    "loss",
+    "average",
+    "weight_decay",
+    "shift",
+    "precision",
+    "weights",
+    "seconds",
+)  # not known to the first recipes
 
 
 def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     "a preset's name [default: the preset's, else flow for pictures and attractors for other data].",
 )
 @click.option("--steps", type=int, help=f"Optimiser steps {RECIPES_OWN}.")
+@click.option(
+    "--seconds",
+    type=float,
+    help=f"Wall time for all steps in place of --steps: how many fit is measured first; 0 is off {RECIPES_OWN}.",
+)
 @click.option("--batch-size", type=int, help=f"Examples per step {RECIPES_OWN}.")
 @click.option("--learning-rate", type=float, help=f"Peak learning rate of Adam {RECIPES_OWN}.")
 @click.option("--warmup", type=int, help=f"Steps until the learning rate is at its peak {RECIPES_OWN}.")

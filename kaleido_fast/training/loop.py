@@ -48,7 +48,9 @@ class Loop:
 
     def finish(self) -> None:
         """Make all steps that are left of the current attempt."""
-        run, steps = self.run, self.run.recipe.steps
+        run = self.run
+        run.prepare()
+        steps = run.recipe.steps
         began, first, saved = time.monotonic(), run.step, time.monotonic()
         with stop_flag(several=run.workers.size > 1) as requested:
             while run.step < steps:

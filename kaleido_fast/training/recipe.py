@@ -101,6 +101,7 @@ def check_recipe(recipe: TrainingRecipe, sample_shape: tuple[int, ...] = ()) -> 
     for name, high in (("learning_rate", 1), ("noise", 10), ("pair_mix", 1), ("average", 1), ("shift", 1)):
         _check_real(recipe, name, high)
     _check_real(recipe, "weight_decay", 10)
+    _check_real(recipe, "seconds", 1e7)
     if recipe.learning_rate == 0:
         raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
     if recipe.average == 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from kaleido_fast.training.objective import (
     held_out_measure,
     mean_loss,
 )
+from kaleido_fast.training.pace import steps_in_time
 from kaleido_fast.training.parallel import TrainingWorkers
 from kaleido_fast.training.precision import autocast, faster_precision
 from kaleido_fast.training.state import load_state, save_state
@@ -129,7 +130,8 @@ class TrainingRun:
         self.watched = self.data if held_part is None else held_part.data.to(device)
         self.request = make_request(dataset, spec, recipe, seed)
         self.threads = deciding_threads(device)
-        self.every = max(1, recipe.steps // EVALUATIONS)
+        self._fix_steps(recipe.steps)
+        self.timed = recipe.seconds > 0  # the number of steps is still to be measured
         self.history: list[HistoryEntry] = []
         with torch.device("meta"):  # no weights are drawn from the global generator
             model = KaleidoMLP(spec)
@@ -157,6 +159,27 @@ class TrainingRun:
         self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.fixed = FixedExamples.of(self.watched, self.data, self.spec, self.recipe, self._generator(EVALUATION))
 
+    def _fix_steps(self, steps: int) -> None:
+        self.recipe = replace(self.recipe, steps=steps)
+        self.every = max(1, steps // EVALUATIONS)
+
+    def prepare(self) -> None:
+        """Find out what the recipe leaves to the machine: the type of products, and how many steps fit into its time.
+
+        Both are found once, before the first step, and kept by a run that goes on.
+        """
+        if self.precision is None:
+            self.precision = self.workers.broadcast("precision", self._faster_precision)
+        if not self.timed:
+            return
+        self.timed = False
+        steps = steps_in_time(
+            self.recipe.seconds, self.advance, lambda: held_out_measure(self.fixed, self._measured), EVALUATIONS
+        )
+        self.history = []
+        self.begin(self.attempt)
+        self._fix_steps(steps)
+
     def _generator(self, *words: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(stream_seed(self.attempt_seed, *words))
 
@@ -166,8 +189,7 @@ class TrainingRun:
         Returns whether to stop, which is so if ``stop`` was given to any worker. If another worker is lost, it raises
         `RuntimeError`, and the run is still as it was.
         """
-        if self.precision is None:
-            self.precision = self.workers.broadcast("precision", self._faster_precision)
+        self.prepare()
         clean = self.data[self.batches.rows(self.step).to(self.device)]
         if self.shifts is not None:
             clean = self.shifts(clean, self._generator(SHIFT, self.step))
@@ -264,6 +286,7 @@ class TrainingRun:
             "workers": self.workers.size,
             "threads": self.threads,
             "precision": self.precision,
+            "steps": self.recipe.steps,
             "history": [asdict(entry) for entry in self.history],
         }
         save_state(path, self.request, position, tensors)
@@ -287,6 +310,9 @@ class TrainingRun:
             )
             self.threads = begun_with
         self.precision = position.get("precision", self.precision)  # also on a processor that would choose another
+        if self.timed and "steps" in position:
+            self._fix_steps(position["steps"])
+            self.timed = False
         self.begin(position["attempt"])
         self.step, self.best_step = position["step"], position["best_step"]
         self.best_loss = math.inf if position["best_loss"] is None else position["best_loss"]

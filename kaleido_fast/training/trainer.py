@@ -123,6 +123,11 @@ def train(
             check_outputs(
                 {"state": state_path}, {"data": read}, overwrite=True, remedy="give another path for the state"
             )
+        if recipe.seconds > 0 and workers.size > 1:
+            raise InputError(
+                f"recipe: seconds = {recipe.seconds:g} with {workers.size} workers: how many steps fit into it is "
+                "measured by one process alone; give steps"
+            )
         target = resolve_device(local_device(device) if isinstance(device, str) else device)
         check_training_memory(data, spec, recipe, target, saves=state_path is not None and workers.is_first)
         if state_path is not None:  # at the end also the checkpoint, which holds the weights once more
@@ -185,8 +190,10 @@ def _card(
 
 
 def _how_it_went(run: TrainingRun) -> dict[str, Any]:
+    """What a card says beside the recipe, also what the recipe left to the machine."""
     computed_in = {"computed_in": run.precision} if run.recipe.precision == "auto" else {}
-    return {"attempt": run.attempt, "best_step": run.best_step, **computed_in}
+    steps = {"steps_made": run.recipe.steps} if run.recipe.seconds > 0 else {}
+    return {"attempt": run.attempt, "best_step": run.best_step, **computed_in, **steps}
 
 
 def training_request(

@@ -104,6 +104,13 @@ def test_workers_train_the_flow_that_one_process_trains(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "again")
 
 
+def test_a_time_is_for_one_process(tmp_path):
+    workers = train_together([tmp_path], "--seconds", "1", n=2)
+    told = [errors_of(tmp_path, rank).read_text() for rank in range(2)]
+    assert [worker.exitcode for worker in workers] == [2, 2], told
+    assert "seconds = 1 with 2 workers" in told[0] and told[0].count("\n") == 1
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_lost_worker_ends_training_in_one_line(tmp_path, three_workers, victim):
     told = end_early(tmp_path / "run", [victim], signal.SIGKILL)

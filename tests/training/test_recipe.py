@@ -135,6 +135,7 @@ RECIPE_FIELDS = {
     "weights": st.text() | st.none(),
     "average": st.floats(max_value=0, exclude_max=True) | st.floats(min_value=1),
     "weight_decay": st.floats(max_value=0, exclude_max=True) | st.booleans(),
+    "seconds": st.floats(max_value=0, exclude_max=True) | st.just(float("inf")),
     "shift": st.floats(min_value=1, exclude_min=True) | st.none(),
 }
 
