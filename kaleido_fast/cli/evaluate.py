@@ -61,7 +61,8 @@ SAMPLING = ("sampler", "burn_in", "jitter", "settle", "noise", "steps", "noise_f
 @click.option(
     "--classes/--no-classes",
     default=None,
-    help="Find the classes of samples by a small classifier [default: if the data have labels].",
+    help="Find the classes of samples, and their Fréchet distance, by small classifiers [default: if the data have "
+    "labels].",
 )
 @run_option("sampler", text="As in sample", otherwise="as recommended")
 @run_option("burn_in", text="Steps before the draw", otherwise="as recommended")
@@ -168,6 +169,7 @@ MEASURES = (
     ("recall", "recall", "{:.3f}"),
     ("density", "density", "{:.2f}"),
     ("coverage", "coverage", "{:.3f}"),
+    ("Fréchet distance", "frechet", "{:.2f}"),
     ("copying z (< -3: copies)", "copying_z", "{:+.1f}"),
     ("authentic", "authentic", "{:.3f}"),
     ("blank", "blank", "{:.3f}"),
@@ -181,6 +183,8 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
     from rich.table import Table
 
     from kaleido_fast.cli.sample import mixing_line
+    from kaleido_fast.evaluating.evaluation import REAL
+    from kaleido_fast.evaluating.feature_distance import distance_words
 
     click.echo(f"k = {evaluation.k}, against {evaluation.n_compared:,} {evaluation.compared_with}")
     table = Table(box=None, pad_edge=False)
@@ -197,6 +201,9 @@ def _print(evaluation: Evaluation, written: list[Path]) -> None:
             title = f"nearest MSE at {quantile}"
             table.add_row(title, *("-" if nearest is None else f"{nearest[quantile]:.4f}" for nearest in found))
     say_table(table)
+    if evaluation.frechet is not None:
+        real = evaluation.sets.get(REAL)
+        click.echo(distance_words(evaluation.frechet, None if real is None else real.frechet_range))
     for name, run in evaluation.runs.items():
         click.echo(f"{name}: {_run_line(run)}")
     if evaluation.mixing is not None:

@@ -18,7 +18,8 @@ from kaleido_fast.evaluating.scorer import Scorer, SetScores
 from kaleido_fast.evaluating.thinning import N_CHAINS as MIXED_CHAINS
 from kaleido_fast.evaluating.thinning import N_DRAWS as MIXED_DRAWS
 from kaleido_fast.model import KaleidoMLP, model_hash
-from kaleido_fast.planning.options import MAX_COUNT
+from kaleido_fast.planning.merging import recommended_sampler
+from kaleido_fast.planning.options import MAX_COUNT, OPTIONS_OF
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.running.mixing import Mixing, measure_mixing, watched_chains
 from kaleido_fast.running.result import SampleResult, outcome_shares, quantiles, residual_quantiles
@@ -36,6 +37,7 @@ WATCHED = 500  # training examples that recovery is measured on
 _RUN_NAMES: tuple[str, ...] = ("n_chains", "sampler", "burn_in", "n_draws", "thin", "seed", "init", "noise", "jitter")
 _RUN_NAMES += ("settle", "steps", "noise_from", "noise_to", "tol", "precision")
 _SPACING = ("thin", "jitter", "settle")
+FLOW_NOTE = "a flow is not judged by stable examples or by where chains end: its draws start anew from noise"
 SAMPLES, WITHOUT_JITTER, REAL = "samples", "without jitter", "real data"
 
 
@@ -45,8 +47,8 @@ class Evaluation:
 
     Args:
         sets: scores of the samples with the settings asked for, of chains without jitter to their end (where that is
-            another run), and of real data: training examples in the place of samples as a ceiling, and the distances
-            of held-out examples to training examples.
+            another run, and not of a flow), and of real data: training examples in the place of samples as a ceiling,
+            and the distances of held-out examples to training examples.
         runs: of each run the settings, the outcomes and the quantiles of residuals and steps.
         mixing: how independent draws of one chain are: of a run of its own with the settings of the samples, or of the
             draws given; None without jitter, which lets chains come to rest, of a flow, whose draws start anew, or for
@@ -55,6 +57,7 @@ class Evaluation:
         stable_share: share of training examples that are stable attractors.
         recovery: share of them recovered from noise, by its standard deviation in units of half the data range.
         spectral_radius_median: of the Jacobian at training examples.
+        frechet: what the Fréchet distance is measured with; None if it is left out.
         n_compared, compared_with, k: how many real examples of which kind, and neighbours, of the k-NN scores.
         notes: what a reader of the figures should know.
         samples: (n, D) of the first set; not part of `to_dict`.
@@ -67,6 +70,7 @@ class Evaluation:
     stable_share: float | None
     recovery: dict[str, float]
     spectral_radius_median: float | None
+    frechet: dict[str, Any] | None
     n_compared: int
     compared_with: str
     k: int
@@ -84,6 +88,7 @@ class Evaluation:
                 "recovery": self.recovery,
                 "spectral_radius_median": self.spectral_radius_median,
             },
+            "frechet": self.frechet,
             "n_compared": self.n_compared,
             "compared_with": self.compared_with,
             "k": self.k,
@@ -158,7 +163,8 @@ def evaluate(
         tell("measuring real data")
         sets[REAL] = scorer.real(n_chains)
     stable, recovery, radius = None, {}, None
-    if scorer.train is not None:
+    is_flow = facts[SAMPLES].get("sampler", recommended_sampler(checkpoint.card.sampling)) == "flow"
+    if scorer.train is not None and not is_flow:
         tell("recovering training examples from noise")
         shares = _recovered_shares(checkpoint.model, scorer.train, (0.0, *sigmas), seed, where)
         stable, recovery = shares[0.0], {f"{sigma:g}": share for sigma, share in shares.items() if sigma > 0}
@@ -171,10 +177,11 @@ def evaluate(
         stable,
         recovery,
         radius,
+        None if scorer.distance is None else scorer.distance.facts(),
         n_compared=len(scorer.compared),
         compared_with="training examples" if scorer.unseen is None else "held-out examples",
         k=k,
-        notes=(*reference.notes, *scorer.notes),
+        notes=(*reference.notes, *scorer.notes, *((FLOW_NOTE,) if is_flow else ())),
         samples=points[SAMPLES],
     )
 
@@ -290,7 +297,7 @@ def check_draws(draws: Draws, checkpoint: Checkpoint) -> None:
 def _draws_facts(draws: Draws, n_chains: int) -> dict[str, Any]:
     """What is known of the run that made the draws; outcomes and residuals of stores alone."""
     request = draws.record.get("request", {})
-    facts = {name: request[name] for name in _RUN_NAMES if name in request}
+    facts = _settings_of(request)
     facts |= {"n_chains": n_chains, "file": str(draws.path)}
     if draws.output is None:
         return facts
@@ -314,9 +321,16 @@ def _check_finite(samples: Tensor) -> None:
         )
 
 
+def _settings_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run, as far as they are known and its sampler has them."""
+    others = [names for sampler, names in OPTIONS_OF.items() if sampler != request.get("sampler", "kaleidoscope")]
+    foreign = {name for names in others for name in names}
+    return {name: request[name] for name in _RUN_NAMES if name in request and name not in foreign}
+
+
 def _run_facts(result: SampleResult) -> dict[str, Any]:
     return {
-        **{name: getattr(result.request, name) for name in _RUN_NAMES},
+        **_settings_of(result.request.as_dict()),
         "engine": result.stats.engine,
         "outcome_shares": result.stats.outcome_shares,
         "residual_quantiles": result.stats.residual_quantiles,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.classifier import Trees
 from kaleido_fast.evaluating.diagnostics import evenly
+from kaleido_fast.evaluating.feature_distance import LEAST, FeatureDistance, find_distance
 from kaleido_fast.evaluating.quality import (
     InkRange,
     authentic_share,
@@ -36,6 +38,8 @@ class SetScores:
     Args:
         n: points.
         precision, recall, density, coverage: against held-out examples.
+        frechet: squared distance to held-out pictures in the features of a judge; of real data the mean of several
+            sets of as many, the least and the largest of which are ``frechet_range``.
         nearest: mean squared difference to the nearest training example, by quantile, in squared units of half the
             data range.
         copying_z: in standard deviations; below -3 copies.
@@ -51,6 +55,8 @@ class SetScores:
     recall: float | None = None
     density: float | None = None
     coverage: float | None = None
+    frechet: float | None = None
+    frechet_range: tuple[float, float] | None = None
     nearest: dict[str, float] | None = None
     copying_z: float | None = None
     authentic: float | None = None
@@ -73,6 +79,7 @@ class Scorer:
     unseen_mse: Tensor | None
     ink: InkRange | None
     trees: Trees | None
+    distance: FeatureDistance | None
     notes: tuple[str, ...]
 
     @classmethod
@@ -86,6 +93,7 @@ class Scorer:
         assert both is not None
         compared = evenly(both, n_compared)
         trees, notes = _grow(reference.held_out or reference.train, classes, seed)
+        distance, why_none = (None, ()) if classes is False else find_distance(reference.held_out, seed)
         inked = is_image_shape(spec.sample_shape) and train is not None
         return cls(
             train,
@@ -96,13 +104,14 @@ class Scorer:
             None if train is None or unseen is None else nearest_example_mse(unseen, train),
             InkRange.of(train) if inked and train is not None else None,
             trees,
-            notes,
+            distance,
+            (*notes, *why_none),
         )
 
     def score(self, points: Tensor) -> SetScores:
         """Measures of samples (n, D)."""
         scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
-        scores = replace(scores, **self._looks(points))
+        scores = replace(scores, **self._looks(points), frechet=self._frechet(points))
         if self.train is None:
             return scores
         mse = nearest_example_mse(points, self.train)
@@ -120,12 +129,21 @@ class Scorer:
         scores = SetScores(len(points))
         if self.k < len(points):
             scores = SetScores(len(points), **asdict(manifold_scores(self.compared, points, k=self.k)))
+        distances = [] if self.distance is None else self.distance.of_real(self.train, len(points))
         return replace(
             scores,
             nearest=quantiles(self.unseen_mse / self.half**2),
             authentic=authentic_share(self.unseen, self.train) if len(self.train) > 1 else None,
+            frechet=fmean(distances) if distances else None,
+            frechet_range=(min(distances), max(distances)) if distances else None,
             **self._looks(points),
         )
+
+    def _frechet(self, points: Tensor) -> float | None:
+        """Of as many samples as there are training examples, at most: it falls with their number."""
+        if self.distance is None:
+            return None
+        return self.distance.distance(points if self.train is None else points[: max(len(self.train), LEAST)])
 
     def _looks(self, points: Tensor) -> dict[str, Any]:
         """Ink and classes."""

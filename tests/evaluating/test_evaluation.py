@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from PIL import Image
 from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_checkpoint, load_dataset, save_checkpoint
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import stable_examples
-from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, WITHOUT_JITTER, evaluate
-from kaleido_fast.evaluating.reference import find_reference
+from kaleido_fast.evaluating.evaluation import FLOW_NOTE, REAL, SAMPLES, WITHOUT_JITTER, evaluate
+from kaleido_fast.evaluating.reference import Reference, find_reference
 from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.presets import find_preset
 from kaleido_fast.showing.pictures import image_grid
@@ -120,6 +120,41 @@ def test_every_figure_of_a_model_of_pictures(squares):
     assert found.recovery["0.05"] >= found.recovery["2"]
     assert found.compared_with == "held-out examples" and found.n_compared == 150
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_flow_is_not_judged_by_attractors(squares, tmp_path):
+    data, model = squares
+    trained = load_checkpoint(model)
+    card = replace(trained.card, sampling={"sampler": "flow", "steps": 3})
+    save_checkpoint(tmp_path / "flow.safetensors", trained.model, card)
+    checkpoint = load_checkpoint(tmp_path / "flow.safetensors")
+    reference = find_reference(checkpoint, data)
+    found = evaluate(checkpoint, reference, n_chains=40, classes=False)
+    assert list(found.sets) == [SAMPLES, REAL]
+    assert (found.stable_share, found.recovery, found.spectral_radius_median, found.mixing) == (None, {}, None, None)
+    assert FLOW_NOTE in found.notes
+    ran = found.runs[SAMPLES]
+    assert (ran["sampler"], ran["steps"]) == ("flow", 3) and "jitter" not in ran
+    attracting = evaluate(checkpoint, reference, n_chains=40, classes=False, sampling={"sampler": "kaleidoscope"})
+    assert list(attracting.sets) == [SAMPLES, WITHOUT_JITTER, REAL] or attracting.runs[SAMPLES]["burn_in"] >= 299
+    assert attracting.stable_share is not None and FLOW_NOTE not in attracting.notes
+    assert "steps" not in attracting.runs[SAMPLES]
+
+
+def test_frechet_distances_of_samples_and_of_real_data(squares):
+    """Held-out pictures of the same law: as many real ones come nearest, and classes=False asks for no judge."""
+    data, model = squares
+    checkpoint = load_checkpoint(model)
+    train = load_dataset(data)
+    moved = (train.data + 0.05 * torch.randn(train.data.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    reference = Reference(train, replace(train, data=moved, sha256=""))
+    found = evaluate(checkpoint, reference, n_chains=150, sampling={"burn_in": 20, "jitter": 0.3})
+    low, high = found.sets[REAL].frechet_range
+    assert low <= found.sets[REAL].frechet <= high < found.sets[SAMPLES].frechet
+    assert (found.frechet["n_taught"], found.frechet["n_compared"]) == (200, 200) and found.frechet["accuracy"] == 1
+    without = evaluate(checkpoint, reference, n_chains=150, classes=False)
+    assert without.frechet is None and without.sets[REAL].frechet is None
+    assert without.notes == ()
 
 
 def test_figures_repeat_and_follow_the_seed(squares):
