@@ -5,13 +5,12 @@ from __future__ import annotations
 from kaleido_fast.checkpoint import bundled_path, load_checkpoint
 from kaleido_fast.evaluating.reference import find_reference
 from kaleido_fast.reproducing.between import show_between
+from kaleido_fast.reproducing.flows import show_any
 from kaleido_fast.reproducing.images import (
     ShownModel,
     measure,
     sample_sheets,
     score_table,
-    show_model,
-    show_wanderers,
 )
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.reproducing.settings import Settings
@@ -29,9 +28,11 @@ def run(settings: Settings, report: Report) -> None:
     assert reference.train is not None and reference.held_out is not None
     shown = ShownModel("Bundled model", checkpoint, reference.train)
     card = checkpoint.card
+    noise = "all strengths" if card.recipe.get("kind") == "flow" else f"{card.recipe['noise']:g}"
     report.text(
-        f"The model that comes with the package, 64-256x5-64 with a tanh, trained on {len(reference.train):,} "
-        f"digits with noise of {card.recipe['noise']:g}; {len(reference.held_out)} digits were held out."
+        f"The model that comes with the package, {'-'.join(map(str, checkpoint.model.spec.widths))} with a tanh, "
+        f"trained on {len(reference.train):,} digits with noise of {noise}; {len(reference.held_out)} digits were held "
+        "out."
     )
     banner = sample_shown(
         checkpoint, n_chains=BANNER_CHAINS, steps=BANNER_STEPS, seed=settings.seed, device=settings.device
@@ -40,8 +41,7 @@ def run(settings: Settings, report: Report) -> None:
     report.heading("Measured")
     found = measure(settings, shown, reference.held_out)
     score_table(report, [(shown, found)])
-    show_model(settings, report, shown, "digits")
+    show_any(settings, report, shown, reference.held_out, "digits")
     sample_sheets(report, shown, found, "digits")
-    show_wanderers(settings, report, shown, reference.held_out, "digits")
     show_between(settings, report, shown, "digits")
     report.record(evaluation=found.to_dict(), model_hash=checkpoint.model_hash, seed=settings.seed)

@@ -13,11 +13,13 @@ from kaleido_fast.checkpoint import Checkpoint
 from kaleido_fast.evaluating.classifier import Trees
 from kaleido_fast.evaluating.diagnostics import evenly
 from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, Evaluation, evaluate
+from kaleido_fast.evaluating.feature_distance import distance_words
 from kaleido_fast.evaluating.reference import Reference
 from kaleido_fast.evaluating.scorer import SetScores
 from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
+from kaleido_fast.planning.merging import recommended_sampler
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing.report import Report
@@ -59,6 +61,11 @@ class ShownModel:
     checkpoint: Checkpoint
     train: Dataset
     sampling: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that its samples are drawn with."""
+        return str(self.sampling.get("sampler", recommended_sampler(self.checkpoint.card.sampling)))
 
     @property
     def recommended_jitter(self) -> float:
@@ -215,7 +222,10 @@ COLUMNS = (
     "precision",
     "density",
     "class entropy",
+    "Fréchet distance",
     "nearest example",
+    "authentic",
+    "copying z",
     "blank or blob",
     "fixed points",
 )
@@ -226,13 +236,21 @@ def score_table(report: Report, found: Sequence[tuple[ShownModel, Evaluation]]) 
     rows = []
     for shown, scores in found:
         for name, run in scores.runs.items():
-            fixed = "-" if run["jitter"] else f"{run['outcome_shares']['fixed_point']:.3f}"
-            rows.append((f"{shown.title}: {run_words(run)}", *_cells(scores.sets[name]), fixed))
+            rests = run["sampler"] != "flow" and not run["jitter"]
+            fixed = f"{run['outcome_shares']['fixed_point']:.3f}" if rests else "-"
+            rows.append((f"{shown.title}: {run_words(run)}", *score_cells(scores.sets[name]), fixed))
     last = found[-1][1]
     if REAL in last.sets:
-        rows.append(("training examples themselves", *_cells(last.sets[REAL]), "-"))
+        rows.append(("training examples themselves", *score_cells(last.sets[REAL]), "-"))
     report.table(COLUMNS, rows)
     first = found[0][1]
+    if last.frechet is not None:
+        real = last.sets.get(REAL)
+        report.text(
+            f"{distance_words(last.frechet, None if real is None else real.frechet_range)}. Copies drive it down: read "
+            "it beside the nearest example, the authentic share (samples that are no copies of the nearest "
+            "example) and the copying test (below -3 copies), which in the last row are those of held-out examples."
+        )
     report.text(
         f"Against {first.n_compared} {first.compared_with}, k = {first.k} neighbours. The nearest example is the "
         "median of the mean squared difference to the nearest training example, in squared units of half the data "
@@ -242,11 +260,15 @@ def score_table(report: Report, found: Sequence[tuple[ShownModel, Evaluation]]) 
     )
 
 
-def _cells(scores: SetScores) -> tuple[str, ...]:
+def score_cells(scores: SetScores) -> tuple[str, ...]:
+    """Scores as they stand in a table, below all of `COLUMNS` but the first and the last."""
+
     def text(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
     unusual = None if scores.blank is None or scores.blob is None else scores.blank + scores.blob
     near = None if scores.nearest is None else scores.nearest["50%"]
-    numbers = [text(value) for value in (scores.coverage, scores.precision, scores.density, scores.entropy)]
-    return (*numbers, text(near, 3), text(unusual, 3))
+    shares = (scores.coverage, scores.precision, scores.density, scores.entropy)
+    copies = "-" if scores.copying_z is None else f"{scores.copying_z:+.1f}"
+    novelty = (text(scores.frechet), text(near, 3), text(scores.authentic), copies)
+    return (*map(text, shares), *novelty, text(unusual, 3))

@@ -1,17 +1,27 @@
-"""The MNIST kaleidoscope: 784-500x10-784, tanh; the published recipe and ours at equal training time."""
+"""The MNIST kaleidoscope by three recipes at equal training time: the published one, attractors, and a flow."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.diagnostics import evenly
-from kaleido_fast.evaluating.evaluation import LONG_BURN_IN, SAMPLES, WITHOUT_JITTER, Evaluation, also_sampled
+from kaleido_fast.evaluating.evaluation import (
+    LONG_BURN_IN,
+    N_COMPARED,
+    REAL,
+    SAMPLES,
+    WITHOUT_JITTER,
+    Evaluation,
+    also_sampled,
+)
 from kaleido_fast.evaluating.reference import Reference
+from kaleido_fast.evaluating.scorer import Scorer
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
-from kaleido_fast.presets import NETWORKS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING, find_preset
+from kaleido_fast.presets import NETWORKS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING, Preset, TrainingRecipe, find_preset
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
+from kaleido_fast.reproducing.flows import against_steps, against_time, report_curve, show_any
 from kaleido_fast.reproducing.images import (
     N_CHAINS,
     SHEET,
@@ -20,10 +30,8 @@ from kaleido_fast.reproducing.images import (
     measure,
     sample_sheets,
     score_table,
-    show_model,
-    show_wanderers,
 )
-from kaleido_fast.reproducing.models import Trained, network_spec, trained, trained_for
+from kaleido_fast.reproducing.models import Trained, network_spec, trained, trained_for, trained_within
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.sampling import fast_sample
@@ -31,40 +39,98 @@ from kaleido_fast.showing.animation import enlarged
 from kaleido_fast.showing.pictures import image_grid
 
 SHORT = "short, without noise"
-HELD_OUT = 2000  # examples that neither model sees
+HELD_OUT = 2000  # examples that no model sees
 HELD_SHARE = 5  # of fewer examples, one in this many is kept back
+PUBLISHED, ATTRACTORS, FLOW = "published", "attractors", "flow"  # also what file names begin with
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Train both, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
-    spec, preset = network_spec(NETWORKS["mnist"]), find_preset("mnist", "attractors")
-    rest, held_out = _load(settings, spec)
-    few = evenly_taken(rest, preset.limit)
-    ours = trained(settings, "mnist", few, network_spec(preset.network), preset.recipe, sampling=preset.sampling)
-    published = trained_for(settings, "mnist-published", rest, spec, PUBLISHED_RECIPE, seconds=ours.seconds)
-    contestants = (
-        ShownModel("Published recipe", published.checkpoint, rest, PUBLISHED_SAMPLING),
-        ShownModel("Our recipe", ours.checkpoint, few),
-    )
-    found = [(shown, measure(settings, shown, held_out)) for shown in contestants]
-    found[0] = (contestants[0], _without_noise(settings, *found[0], held_out))
-    report.text(_story(ours, published, len(few), len(rest)))
+    """Train all, sample, and write the report; see `kaleido_fast.reproducing.reproduction.reproduce`."""
+    attracting, flowing = find_preset("mnist", ATTRACTORS), find_preset("mnist")
+    rest, held_out = _load(settings, network_spec(flowing.network))
+    few = evenly_taken(rest, attracting.limit)
+    flow_recipe = _fitting(flowing.recipe, rest)
+    made = _train(settings, rest, few, attracting, replace(flowing, recipe=flow_recipe))
+    contestants = {
+        PUBLISHED: ShownModel("Published recipe", made[PUBLISHED].checkpoint, rest, PUBLISHED_SAMPLING),
+        ATTRACTORS: ShownModel("Attractors", made[ATTRACTORS].checkpoint, few),
+        FLOW: ShownModel("Flow", made[FLOW].checkpoint, rest),
+    }
+    found = {slug: measure(settings, shown, held_out) for slug, shown in contestants.items()}
+    found[PUBLISHED] = _without_noise(settings, contestants[PUBLISHED], found[PUBLISHED], held_out)
+    report.text(_story(made, len(few), len(rest)))
     report.heading("Measured")
-    score_table(report, found)
-    report.text(_as_published(found[0][1]))
-    report.text(_stability([(shown.title, scores.stable_share) for shown, scores in found]))
-    for (shown, scores), slug in zip(found, ("published", "ours"), strict=True):
-        show_model(settings, report, shown, slug)
-        sample_sheets(report, shown, scores, slug)
+    score_table(report, [(contestants[slug], scores) for slug, scores in found.items()])
+    report.text(_as_published(found[PUBLISHED]))
+    report.text(_stability([(contestants[slug].title, scores.stable_share) for slug, scores in found.items()]))
+    for slug, shown in contestants.items():
+        show_any(settings, report, shown, held_out, slug)
+        sample_sheets(report, shown, found[slug], slug)
         if shown.sampling:
             _long_run_sheet(settings, report, shown, slug)
-        show_wanderers(settings, report, shown, held_out, slug)
+    _curves(settings, report, rest, held_out, made[FLOW], flow_recipe, found[FLOW])
     report.record(
-        training_seconds={"ours": ours.seconds, "published": published.seconds},
-        training_steps={"ours": preset.recipe.steps, "published": published.checkpoint.card.recipe["steps"]},
-        evaluations={slug: scores.to_dict() for (_, scores), slug in zip(found, ("published", "ours"), strict=True)},
-        recipes={"ours": asdict(preset.recipe), "published": asdict(PUBLISHED_RECIPE)},
+        training_seconds={slug: trained.seconds for slug, trained in made.items()},
+        training_steps={slug: trained.checkpoint.card.recipe["steps"] for slug, trained in made.items()},
+        evaluations={slug: scores.to_dict() for slug, scores in found.items()},
+        recipes={PUBLISHED: asdict(PUBLISHED_RECIPE), ATTRACTORS: asdict(attracting.recipe), FLOW: asdict(flow_recipe)},
         seed=settings.seed,
+    )
+
+
+def _fitting(recipe: TrainingRecipe, data: Dataset) -> TrainingRecipe:
+    """A recipe that holds out no more than one of `HELD_SHARE` examples."""
+    return replace(recipe, held_out=min(recipe.held_out, len(data) // HELD_SHARE))
+
+
+def _train(settings: Settings, rest: Dataset, few: Dataset, attracting: Preset, flowing: Preset) -> dict[str, Trained]:
+    """The three models: the flow by its recipe, the others for as long as that took."""
+    flow = trained(
+        settings, "mnist-flow", rest, network_spec(flowing.network), flowing.recipe, sampling=flowing.sampling
+    )
+    published = trained_for(
+        settings, "mnist-published", rest, network_spec(NETWORKS["mnist"]), PUBLISHED_RECIPE, seconds=flow.seconds
+    )
+    attractors = trained_within(
+        settings,
+        "mnist-attractors",
+        few,
+        network_spec(attracting.network),
+        attracting.recipe,
+        seconds=flow.seconds,
+        sampling=attracting.sampling,
+    )
+    return {PUBLISHED: published, ATTRACTORS: attractors, FLOW: flow}
+
+
+def _curves(
+    settings: Settings,
+    report: Report,
+    rest: Dataset,
+    held_out: Dataset,
+    made: Trained,
+    recipe: TrainingRecipe,
+    found: Evaluation,
+) -> None:
+    """How good the flow's samples are for their steps, and for the time of training."""
+    scorer = Scorer.of(Reference(rest, held_out), made.checkpoint.model.spec, N_COMPARED, found.k, settings.seed, None)
+    by_steps = against_steps(settings, made.checkpoint, scorer)
+    by_time = against_time(settings, "mnist-flow", rest, made, recipe, scorer)
+    real = found.sets[REAL]
+    report.heading("More steps, more training")
+    report.text(
+        "The same starts, taken to samples in more or fewer steps by the flow above. A step is one evaluation of the "
+        "network."
+    )
+    report_curve(report, "flow-by-steps", by_steps, real, x="steps", caption="Quality against steps of a draw")
+    report.text(
+        f"Trainings of the flow for parts of its steps, each with a whole schedule of the learning rate; seconds of "
+        f"{made.clock}."
+    )
+    report_curve(report, "flow-by-training", by_time, real, x="seconds", caption="Quality against training time")
+    report.record(
+        by_steps=[point.to_dict() for point in by_steps],
+        by_training=[point.to_dict() for point in by_time],
     )
 
 
@@ -127,18 +193,33 @@ def _load(settings: Settings, spec: ModelSpec) -> tuple[Dataset, Dataset]:
     return rest, held_out
 
 
-def _story(ours: Trained, published: Trained, n_few: int, n_rest: int) -> str:
-    recipe, steps = ours.checkpoint.card.recipe, published.checkpoint.card.recipe["steps"]
+def _story(made: dict[str, Trained], n_few: int, n_rest: int) -> str:
+    cards = {slug: trained.checkpoint.card.recipe for slug, trained in made.items()}
+    flow, attractors, published = cards[FLOW], cards[ATTRACTORS], cards[PUBLISHED]
+    seconds = ", ".join(f"{slug} {trained.seconds:.0f} s" for slug, trained in made.items())
+    widths = {slug: _widths(trained.checkpoint.model.spec) for slug, trained in made.items()}
     return (
-        f"One network, 784-500x10-784 with a tanh, trained twice for the same time ({published.seconds:.0f} s and "
-        f"{ours.seconds:.0f} s: {ours.clock}). The published recipe minimises the plain reconstruction error: Adam, "
-        f"learning rate 1e-4, batches of 1,000 out of {n_rest:,} digits, {steps:,} steps in that time (it asks for "
-        f"{PUBLISHED_RECIPE.steps:,}). Ours moves each of {n_few:,} digits up to {recipe['pair_mix']:.0%} of the way "
-        f"towards another, adds noise of {recipe['noise']:g}, and asks for the clean digit: {recipe['steps']:,} steps, "
-        f"batches of {recipe['batch_size']}. Neither sees the held-out digits."
+        f"Three recipes, each trained for the same time ({seconds}; {made[FLOW].clock}); no network sees the held-out "
+        f"digits.\n\n"
+        f"* **Published**: {widths[PUBLISHED]}, plain reconstruction error: Adam, learning rate 1e-4, batches of 1,000 "
+        f"out of {n_rest:,} digits, {published['steps']:,} steps in that time (it asks for "
+        f"{PUBLISHED_RECIPE.steps:,}).\n"
+        f"* **Attractors**: {widths[ATTRACTORS]}, moves each of {n_few:,} digits up to {attractors['pair_mix']:.0%} of "
+        f"the way towards another, adds noise of {attractors['noise']:g}, and asks for the clean digit: "
+        f"{attractors['steps']:,} steps, batches of {attractors['batch_size']}. Chains end at the digits it saw.\n"
+        f"* **Flow**: {widths[FLOW]}, replaces shares from 0 to 1 of each of {n_rest:,} digits by noise, and asks for "
+        f"the clean digit: {flow['steps']:,} steps, batches of {flow['batch_size']}. A sample is reached in parts of "
+        "the way, and is new."
     )
+
+
+def _widths(spec: ModelSpec) -> str:
+    return f"{'-'.join(map(str, spec.widths))} with {spec.activation}"
 
 
 def _stability(shares: list[tuple[str, float | None]]) -> str:
     known = "; ".join(f"{title}: {share:.0%}" for title, share in shares if share is not None)
-    return f"Training examples that are stable attractors, to which chains near them return: {known}."
+    return (
+        f"Training examples that are stable attractors, to which chains near them return: {known}. A flow is not "
+        "judged by them."
+    )

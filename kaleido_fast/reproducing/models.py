@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kaleido_fast.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
 from kaleido_fast.errors import InputError
@@ -21,13 +22,14 @@ from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.system.bars import training_bar
 from kaleido_fast.system.devices import resolve_device
-from kaleido_fast.system.files import write_error
+from kaleido_fast.system.files import atomic_path, write_error
 from kaleido_fast.system.folders import user_cache
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train
 
 SECONDS = "training_seconds"
 TELL_EVERY = 30.0  # seconds between lines on how far it is
+FIRST_STEPS, TIMED_STEPS = 10, 70  # of a run that tells how long steps take; with evaluations
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def trained(
     spec: ModelSpec,
     recipe: TrainingRecipe,
     *,
-    sampling: dict[str, float] | None = None,
+    sampling: dict[str, Any] | None = None,
     seed: int | None = None,
 ) -> Trained:
     """Train a model, or take it from the cache where the same one has been trained before.
@@ -101,10 +103,76 @@ def trained(
         recipe = replace(recipe, steps=settings.steps)
     path = cached_path(settings, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
     if path.is_file():
-        checkpoint = load_checkpoint(path)
-        return Trained(
-            checkpoint, float(checkpoint.card.diagnostics[SECONDS]), training_clock(settings.device)[1], True
-        )
+        return _from_cache(settings, path)
+    return _train(settings, path, name, dataset, spec, recipe, sampling, seed)
+
+
+def trained_within(
+    settings: Settings,
+    name: str,
+    dataset: Dataset,
+    spec: ModelSpec,
+    recipe: TrainingRecipe,
+    *,
+    seconds: float,
+    sampling: dict[str, Any] | None = None,
+) -> Trained:
+    """Train with as many steps as take ``seconds`` of `training_clock`, or take the model from the cache.
+
+    Steps are timed first, so that the schedule of the learning rate knows its end. As `trained` it goes on after
+    Ctrl-C, with the number of steps that it was begun with.
+
+    Args:
+        settings, name, dataset, spec, recipe, sampling: as for `trained`; settings with steps are followed instead.
+        seconds: training time.
+
+    Raises:
+        InputError: as `trained`.
+    """
+    if settings.steps is not None:
+        return trained(settings, name, dataset, spec, recipe, sampling=sampling)
+    key = [dataset.sha256, spec.to_json(), asdict(recipe), settings.seed, round(seconds, 1)]
+    path = cached_path(settings, name, key)
+    if path.is_file():
+        return _from_cache(settings, path)
+    noted = path.with_suffix(".steps")
+    if not noted.is_file():
+        settings.tell(f"timing steps of {name}")
+        with atomic_path(noted) as temporary:
+            temporary.write_text(str(_steps_within(settings, dataset, spec, recipe, seconds)))
+    recipe = replace(recipe, steps=int(noted.read_text()))
+    return _train(settings, path, name, dataset, spec, recipe, sampling, settings.seed)
+
+
+def _steps_within(settings: Settings, dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seconds: float) -> int:
+    """How many steps take ``seconds``, by some steps of a run that is thrown away."""
+    from kaleido_fast.training.run import TrainingRun
+
+    run = TrainingRun(dataset, spec, recipe, settings.seed, resolve_device(settings.device))
+    clock, _ = training_clock(settings.device)
+    while run.step < FIRST_STEPS:  # slower: they make what is made once
+        run.advance()
+    began = clock()
+    while run.step < FIRST_STEPS + TIMED_STEPS:
+        run.advance()
+    return max(1, round(seconds * TIMED_STEPS / max(clock() - began, 1e-9)))
+
+
+def _from_cache(settings: Settings, path: Path) -> Trained:
+    checkpoint = load_checkpoint(path)
+    return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), training_clock(settings.device)[1], True)
+
+
+def _train(
+    settings: Settings,
+    path: Path,
+    name: str,
+    dataset: Dataset,
+    spec: ModelSpec,
+    recipe: TrainingRecipe,
+    sampling: dict[str, Any] | None,
+    seed: int,
+) -> Trained:
     settings.tell(f"training {name}: {recipe.steps:,} steps")
     clock, clock_name = training_clock(settings.device)
     began = clock()
@@ -151,8 +219,7 @@ def trained_for(
     )
     clock, clock_name = training_clock(settings.device)
     if path.is_file():
-        checkpoint = load_checkpoint(path)
-        return Trained(checkpoint, float(checkpoint.card.diagnostics[SECONDS]), clock_name, True)
+        return _from_cache(settings, path)
     settings.tell(f"training {name} for {seconds:.0f} s of {clock_name}")
     run = TrainingRun(dataset, spec, recipe, settings.seed, resolve_device(settings.device))
     began, notify = clock(), time.monotonic()
@@ -184,7 +251,8 @@ def keep(path: Path, model: object, card: ModelCard) -> Checkpoint:
 
     assert isinstance(model, KaleidoMLP)
     save_checkpoint(path, model, card)
-    path.with_suffix(".training").unlink(missing_ok=True)
+    for suffix in (".training", ".steps"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
     return load_checkpoint(path)
 
 

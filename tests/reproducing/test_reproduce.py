@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kaleido_fast import ModelCard, ModelSpec, save_checkpoint
+from kaleido_fast import ModelCard, ModelSpec, load_checkpoint, save_checkpoint
+from kaleido_fast.evaluating.scorer import SetScores
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import load_dataset
 from kaleido_fast.reproducing import models
+from kaleido_fast.reproducing.flows import Point, draw_curves, show_any
 from kaleido_fast.reproducing.images import ShownModel, show_model, show_wanderers
-from kaleido_fast.reproducing.models import cache_folder, trained, trained_for
+from kaleido_fast.reproducing.models import cache_folder, trained, trained_for, trained_within
 from kaleido_fast.reproducing.points import find_ends, sample_points, train_points
 from kaleido_fast.reproducing.report import Report
 from kaleido_fast.reproducing.settings import KALEIDOSCOPES, Settings
@@ -74,24 +77,33 @@ def test_the_bundled_digits_are_reproduced(tmp_path, monkeypatch, capsys):
     assert f"{scores['coverage']:.2f}" in text
 
 
-def test_mnist_compares_two_recipes_on_any_images_of_its_shape(tmp_path, monkeypatch, capsys):
+def test_mnist_compares_three_recipes_on_any_images_of_its_shape(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kaleido_fast.reproducing.flows.STEPS", (2, 5))
     images = (np.random.default_rng(0).random((60, 28, 28)) * 255).astype(np.uint8)
     np.savez(tmp_path / "few.npz", data=images, labels=np.arange(60) % 10)
     args = ("reproduce", "mnist", "--data", str(tmp_path / "few.npz"), "--steps", "2", "--chains", "12", "--quiet")
     status, _, errors = call(monkeypatch, capsys, *args, "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c"))
     assert (status, errors) == (0, "")
     text = (tmp_path / "m" / "report.md").read_text()
-    assert "## Published recipe" in text
-    assert "## Our recipe" in text
+    for heading in ("Published recipe", "Attractors", "Flow", "More steps, more training"):
+        assert f"## {heading}\n" in text
     rows = ("30 steps, published noise 0.01 after every step", "30 steps without noise", "300 steps without noise")
     for row in rows:
         assert f"| Published recipe: {row} |" in text
-    assert "| Our recipe: 50 steps, jitter 2 (3 clean steps before a draw) |" in text
-    facts = json.loads((tmp_path / "m" / "report.json").read_text())["evaluations"]["published"]
+    assert "| Attractors: 50 steps, jitter 2 (3 clean steps before a draw) |" in text
+    assert "| Flow: 20 steps, 20 a draw, from noise 0.9 to 0.1 |" in text
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    facts = report["evaluations"]["published"]
     assert set(facts["runs"]) == {"samples", "short, without noise", "without jitter"}
     assert f"first row, coverage {facts['sets']['samples']['coverage']:.2f}" in text
     run = facts["runs"]["samples"]
     assert (run["burn_in"] + run["thin"], run["noise"], run["jitter"]) == (30, "upstream", 0.01)
+    assert set(report["evaluations"]["flow"]["sets"]) == {"samples", "real data"}
+    assert [point["x"] for point in report["by_steps"]] == [2, 5]
+    assert report["by_training"][-1]["x"] == report["training_seconds"]["flow"]
+    last = report["by_training"][-1]
+    for name in ("coverage", "nearest", "authentic", "copying_z"):
+        assert last[name] == report["evaluations"]["flow"]["sets"]["samples"][name], "one model, measured twice"
     assert set(links(text)) <= {path.name for path in (tmp_path / "m").iterdir()}
 
 
@@ -118,6 +130,48 @@ def test_training_for_a_time_stops_by_the_clock_and_keeps_its_steps(tmp_path, mo
     assert few.checkpoint.card.recipe["steps"] == 3
 
 
+def test_steps_are_fitted_to_a_time_and_kept_for_when_training_goes_on(tmp_path, monkeypatch):
+    """A clock of one tick a look: two looks, one tick for the timed steps."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(models, "training_clock", lambda device: (lambda: float(next(ticks)), "ticks"))
+    settings, recipe = Settings(cache=tmp_path, device="cpu"), TrainingRecipe(steps=1000, batch_size=4, warmup=5)
+    noted = []
+
+    def stopped(*args, **kwargs):
+        noted.append(kwargs["recipe"].steps)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "train", stopped)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                trained_within(settings, "tiny", POINTS, TINY, recipe, seconds=0.5)
+            monkeypatch.setattr(models, "TIMED_STEPS", 1000)  # would now be another number
+    assert noted == [35, 35]
+    made = trained_within(settings, "tiny", POINTS, TINY, recipe, seconds=0.5, sampling={"jitter": 0.1})
+    assert made.checkpoint.card.recipe["steps"] == 35 and made.checkpoint.card.sampling["jitter"] == 0.1
+    assert trained_within(settings, "tiny", POINTS, TINY, recipe, seconds=0.5).reused
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    quick = trained_within(replace(settings, steps=3), "tiny", POINTS, TINY, recipe, seconds=0.5)
+    assert quick.checkpoint.card.recipe["steps"] == 3
+
+
+def test_a_flow_is_shown_and_judged_by_its_steps_and_its_training(tmp_path):
+    model = random_mlp(16, 9, 16, sample_shape=(4, 4))
+    save_checkpoint(tmp_path / "f.safetensors", model, ModelCard("f", sampling={"sampler": "flow", "steps": 3}))
+    np.savez(tmp_path / "f.npz", data=np.random.default_rng(0).random((40, 4, 4)), labels=np.arange(40) % 4)
+    data = load_dataset(tmp_path / "f.npz")
+    report = Report("f", "A flow", tmp_path)
+    show_any(Settings(), report, ShownModel("A flow", load_checkpoint(tmp_path / "f.safetensors"), data), data, "f")
+    assert {path.name for path in report.written} == {"f-denoised.png", "f-steps.png", "f-chains.gif"}
+    points = [Point(steps, SetScores(9, precision=steps / 9, nearest={"50%": 0.1})) for steps in (2, 5, 9)]
+    figure = draw_curves(points, SetScores(9, precision=0.5), "steps")
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert panels["precision"].lines[0].get_xydata().tolist() == [[2, 2 / 9], [5, 5 / 9], [9, 1]]
+    assert panels["precision"].lines[1].get_ydata()[0] == 0.5
+    assert len(panels["nearest example"].lines) == 1 and not panels["Fréchet distance"].lines
+
+
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30))
 def test_ends_are_the_nearest_points_and_shares_count_them(values):
     final = torch.tensor(values)[:, None]
@@ -133,8 +187,6 @@ def test_colour_pictures_are_shown_throughout(tmp_path):
     save_checkpoint(tmp_path / "c.safetensors", model, ModelCard("c", sampling={"jitter": 0.3, "burn_in": 4}))
     np.savez(tmp_path / "c.npz", data=np.random.default_rng(0).random((40, 4, 4, 3)), labels=np.arange(40) % 4)
     data = load_dataset(tmp_path / "c.npz")
-    from kaleido_fast import load_checkpoint
-
     report = Report("c", "Colour", tmp_path)
     shown = ShownModel("Colour", load_checkpoint(tmp_path / "c.safetensors"), data)
     show_model(Settings(), report, shown, "c")
