@@ -50,7 +50,7 @@ class Meter:
 @dataclass(frozen=True)
 class HistoryEntry:
     """One evaluation: ``loss`` is the mean over the training batches since the last one, ``held_out`` the measure by
-    which the best weights are kept (mean squared error on fixed corrupted examples)."""
+    which the best weights are kept (`kaleido_fast.training.objective.held_out_measure`)."""
 
     attempt: int
     step: int

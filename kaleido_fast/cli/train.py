@@ -12,9 +12,17 @@ from kaleido_fast import names
 from kaleido_fast.cli.output import say_json, tell
 from kaleido_fast.cli.parameters import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
-from kaleido_fast.presets import CHOICES, PRESETS, Preset, TrainingRecipe, find_preset
+from kaleido_fast.presets import CHOICES, FLOW_RECIPE, PRESETS, Preset, TrainingRecipe, find_preset
 
-RECIPES_OWN = "[default: the recipe's]"
+
+def _own(name: str) -> str:
+    """What a field of the recipe is where no option says it."""
+    values = [getattr(recipe, name) for recipe in (FLOW_RECIPE, TrainingRecipe())]
+    flow, attractors = (value if isinstance(value, str) else f"{value:g}" for value in values)
+    return f"[default: the preset's, else {flow}{'' if flow == attractors else f'; of attractors {attractors}'}]"
+
+
+HELD_OUT = f"[default: the preset's, else an eighth of the data, at most {FLOW_RECIPE.held_out}; of attractors 0]"
 
 if TYPE_CHECKING:
     from kaleido_fast.checkpoint import Checkpoint, ModelCard
@@ -52,15 +60,15 @@ if TYPE_CHECKING:
     help="flow (new samples), attractors (examples that attract chains), published (the paper's plain autoencoder), or "
     "a preset's name [default: the preset's, else flow for pictures and attractors for other data].",
 )
-@click.option("--steps", type=int, help=f"Optimiser steps {RECIPES_OWN}.")
+@click.option("--steps", type=int, help=f"Optimiser steps {_own('steps')}.")
 @click.option(
     "--seconds",
     type=float,
-    help=f"Wall time for all steps in place of --steps: how many fit is measured first; 0 is off {RECIPES_OWN}.",
+    help=f"Wall time for all steps in place of --steps: how many fit is measured first; 0 is off {_own('seconds')}.",
 )
-@click.option("--batch-size", type=int, help=f"Examples per step {RECIPES_OWN}.")
-@click.option("--learning-rate", type=float, help=f"Peak learning rate of Adam {RECIPES_OWN}.")
-@click.option("--warmup", type=int, help=f"Steps until the learning rate is at its peak {RECIPES_OWN}.")
+@click.option("--batch-size", type=int, help=f"Examples per step {_own('batch_size')}.")
+@click.option("--learning-rate", type=float, help=f"Peak learning rate of Adam {_own('learning_rate')}.")
+@click.option("--warmup", type=int, help=f"Steps until the learning rate is at its peak {_own('warmup')}.")
 @click.option(
     "--noise",
     type=float,
@@ -76,31 +84,36 @@ if TYPE_CHECKING:
 @click.option(
     "--loss",
     type=Name("loss", CHOICES["loss"]),
-    help=f"squared error, or bce: binary cross-entropy of values as shares of the bound's range {RECIPES_OWN}.",
+    help=f"squared error, or bce: binary cross-entropy of values as shares of the bound's range {_own('loss')}.",
 )
 @click.option(
     "--average",
     type=float,
-    help=f"Decay of a moving average of the weights, which is what is kept; 0 is off {RECIPES_OWN}.",
+    help=f"Decay of a moving average of the weights, which is what is kept; 0 is off {_own('average')}.",
 )
-@click.option("--weight-decay", type=float, help=f"Decoupled weight decay of AdamW; 0 is off {RECIPES_OWN}.")
+@click.option("--weight-decay", type=float, help=f"Decoupled weight decay of AdamW; 0 is off {_own('weight_decay')}.")
 @click.option(
     "--shift",
     type=float,
     help="Share of the pictures that are moved by one value, in one of eight directions, each time that they are seen; "
-    f"0 is off {RECIPES_OWN}.",
+    f"0 is off {_own('shift')}.",
 )
-@click.option("--held-out", type=int, help=f"Examples kept back for choosing the best weights {RECIPES_OWN}.")
+@click.option(
+    "--held-out",
+    type=int,
+    help=f"Examples kept back for choosing the best weights {HELD_OUT}.",
+)
 @click.option(
     "--precision",
     type=Name("precision", CHOICES["precision"]),
     help="Of the products of training; auto: bf16 where this processor is faster with it, which is measured first "
-    f"{RECIPES_OWN}.",
+    f"{_own('precision')}.",
 )
 @click.option(
     "--weights",
     type=Name("weights", CHOICES["weights"]),
-    help=f"What the weights are rounded to at the end, measured as and stored as; fp16 halves the file {RECIPES_OWN}.",
+    help="What the weights are rounded to at the end, measured as and stored as; fp16 halves the file "
+    f"{_own('weights')}.",
 )
 @click.option(
     "--hidden",
@@ -343,12 +356,17 @@ def _report(
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    """One line a fact; how draws mix, in words."""
+    """One line a fact; how draws mix, and what a flow tells from noise, in words."""
     from kaleido_fast.evaluating.thinning import thin_line
+    from kaleido_fast.training.objective import errors_line
 
-    mixing = facts["diagnostics"].get("mixing")
-    diagnostics = {name: value for name, value in facts["diagnostics"].items() if name != "mixing"}
-    lines = {**facts, "diagnostics": diagnostics, **({} if mixing is None else {"mixing": thin_line(mixing)})}
+    diagnostics, words = dict(facts["diagnostics"]), {}
+    for name, say in (("mixing", thin_line), ("denoising_error", errors_line)):
+        if name in diagnostics:
+            words[name.replace("_", " ")] = say(diagnostics.pop(name))
+    lines = {**facts, "diagnostics": diagnostics or None, **words}
     for name, value in lines.items():
+        if value is None:
+            continue
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         click.echo(f"{name:12} {text if not isinstance(text, list) else ', '.join(text)}")

@@ -197,6 +197,6 @@ def loss_curve(history: Sequence[HistoryEntry], path: Path) -> None:
     axes.plot(steps, [entry.held_out for entry in kept], color="tab:blue", label="held-out measure")
     best = min(kept, key=lambda entry: entry.held_out)
     axes.plot(best.step, best.held_out, "o", color="tab:red", label=f"weights kept (step {best.step:,})")
-    axes.set(xlabel="training step", ylabel="mean squared error", yscale="log")
+    axes.set(xlabel="training step", ylabel="loss, and held-out error", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)

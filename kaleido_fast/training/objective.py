@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,3 +127,12 @@ class FlowErrors:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a model card."""
         return {"denoising_error": asdict(self)}
+
+
+def errors_line(facts: Mapping[str, Any]) -> str:
+    """The errors of a flow in one line; ``facts`` under "denoising_error" of `FlowErrors.to_dict`."""
+    levels = [f"u {share:g}: {error:.3g}" for share, error in zip(facts["noise"], facts["training"], strict=True)]
+    if facts["held_out"] is None:
+        return f"{', '.join(levels)} for training examples; none were held out"
+    pairs = zip(levels, facts["held_out"], strict=True)
+    return f"{', '.join(f'{level} ({error:.3g})' for level, error in pairs)} for training (held-out) examples"

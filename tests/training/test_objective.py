@@ -10,7 +10,14 @@ from small_training import SMALL
 
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.presets import TrainingRecipe
-from kaleido_fast.training.objective import NOISE_LEVELS, FixedExamples, held_out_measure, mean_loss
+from kaleido_fast.training.objective import (
+    NOISE_LEVELS,
+    FixedExamples,
+    FlowErrors,
+    errors_line,
+    held_out_measure,
+    mean_loss,
+)
 
 FLOW = TrainingRecipe(kind="flow")
 
@@ -103,3 +110,9 @@ def test_the_measure_rewards_neither_copies_nor_blur():
 
     found = {f.__name__: held_out_measure(examples, f) for f in (best, copies, blur)}
     assert found["best"] < found["copies"] and found["best"] < found["blur"], found
+
+
+def test_errors_in_one_line():
+    facts = FlowErrors([0.1, 0.9], [0.01234, 0.5], [0.02, 0.6]).to_dict()["denoising_error"]
+    assert errors_line(facts) == "u 0.1: 0.0123 (0.02), u 0.9: 0.5 (0.6) for training (held-out) examples"
+    assert errors_line({**facts, "held_out": None}).endswith("0.5 for training examples; none were held out")
