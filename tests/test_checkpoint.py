@@ -46,6 +46,30 @@ def test_same_model_same_bytes(small_model, tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_weights_in_fp16_are_read_as_the_fp32_that_they_are(small_model, tmp_path):
+    """Written once they are as stored; written again they stay so."""
+    card = ModelCard("half", {"weights": "fp16"})
+    digest = save_checkpoint(tmp_path / "m.safetensors", small_model, card)
+    back = load_checkpoint(tmp_path / "m.safetensors")
+    assert back.card == card and back.model_hash == digest
+    for name, tensor in small_model.state_dict().items():
+        assert torch.equal(tensor.half().float(), back.model.state_dict()[name]), name
+    assert {tensor.dtype for tensor in load_file(tmp_path / "m.safetensors").values()} == {torch.float16}
+    assert save_checkpoint(tmp_path / "again.safetensors", back.model, back.card) == digest
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+
+
+def test_weights_that_fp16_cannot_hold_are_refused(small_model, tmp_path):
+    with torch.no_grad():
+        small_model.linears[1].weight[0, 0] = 7e4
+    with pytest.raises(InputError, match=r"layers\.1\.weight has values above 65504") as caught:
+        save_checkpoint(tmp_path / "m.safetensors", small_model, ModelCard("large", {"weights": "fp16"}))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    save_checkpoint(tmp_path / "m.safetensors", small_model, ModelCard("large", {"weights": "fp32"}))
+    with pytest.raises(InputError, match="fp61"):
+        save_checkpoint(tmp_path / "n.safetensors", small_model, ModelCard("misspelt", {"weights": "fp61"}))
+
+
 def mutate(data: bytes, kind: str, place: float, value: int) -> bytes:
     at = int(place * (len(data) - 1))
     if kind == "flip":

@@ -26,11 +26,11 @@ from kaleido_fast.benchmarking.program import run_program
 from kaleido_fast.cli.parameters import Name, NumberOr
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.merging import recommended_sampler
-from kaleido_fast.presets import PRESETS
+from kaleido_fast.presets import NETWORKS, find_preset
 
 
 @click.command(help=__doc__)
-@click.option("--network", type=Name("network", tuple(PRESETS)), default="digits", show_default=True, help="Sizes.")
+@click.option("--network", type=Name("network", tuple(NETWORKS)), default="digits", show_default=True, help="Sizes.")
 @click.option(
     "--chains", type=click.FloatRange(min=1), default=1e9, show_default=True, help="Number of chains, such as 1e9."
 )
@@ -113,7 +113,7 @@ def command(**given: Any) -> None:
     if given["checks"]:
         check(click.echo)
         return
-    preset = PRESETS[given["network"]]
+    preset = find_preset(given["network"], "attractors")
     if not math.isfinite(given["chains"]):
         raise InputError(f"chains is {given['chains']}: it must be a finite number")
     n_chains = round(given["chains"])

@@ -149,6 +149,8 @@ def test_the_end_table_of_training_says_how_draws_mix(tmp_path, monkeypatch):
         "train",
         "--preset",
         "digits",
+        "--recipe",
+        "attractors",
         "--steps",
         "2",
         "--hidden",
