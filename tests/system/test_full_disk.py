@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,11 +62,12 @@ def test_a_training_that_cannot_be_saved_is_refused_before_its_first_step(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_room_asked_for_holds_the_state_and_the_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_room_asked_for_holds_the_state_and_the_checkpoint(tmp_path, monkeypatch, average):
     asked: list[int] = []
     monkeypatch.setattr("kaleido_fast.training.trainer.check_room", lambda _, n_bytes: asked.append(n_bytes))
     state, out = tmp_path / "x.training", tmp_path / "x.safetensors"
-    result = train(np.zeros((4, 2)), recipe=RECIPE, state=state)
+    result = train(np.eye(4, 2), recipe=replace(RECIPE, average=average), state=state)
     save_checkpoint(out, result.model, result.card)
     written = state.stat().st_size + out.stat().st_size
     assert asked == [pytest.approx(written, rel=0.02)], written  # headers are small
@@ -75,7 +77,7 @@ def test_the_room_asked_for_holds_the_state_and_the_checkpoint(tmp_path, monkeyp
 @pytest.mark.parametrize("save_every", [float("nan"), -1, True, "soon"])
 def test_seconds_between_writes_are_a_number(tmp_path, save_every):
     with pytest.raises(InputError, match="save_every"):
-        train(np.zeros((4, 2)), recipe=RECIPE, state=tmp_path / "x.training", save_every=save_every)
+        train(np.eye(4, 2), recipe=RECIPE, state=tmp_path / "x.training", save_every=save_every)
 
 
 def test_errors_of_safetensors_that_are_not_the_disks_stay_what_they_are(tmp_path):
