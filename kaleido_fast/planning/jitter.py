@@ -52,7 +52,8 @@ def jitter_words(schedule: Schedule) -> str:
     if not schedule.jitter:
         return ""
     if schedule.restarts:
-        return f"{schedule.thin} a draw, from noise {schedule.jitter:g} to {schedule.noise_to:g}"
+        end = f" to {schedule.noise_to:g}" if schedule.thin > 1 else ""  # one step goes all the way
+        return f"{schedule.thin} a draw, from noise {schedule.jitter:g}{end}"
     if schedule.noise == "upstream":
         return f"published noise {schedule.jitter:g} after every step"
     kind = "" if schedule.noise == "normal" else f"{schedule.noise} "

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast import InputError, ModelCard, fast_sample, save_checkpoint
-from kaleido_fast.planning.jitter import jitter_words
+from kaleido_fast.planning.jitter import jitter_words, run_words
 from kaleido_kernels.schedule import Schedule
 
 JITTERED = {"burn_in": 9, "thin": 1, "jitter": 0.5, "settle": 2}
@@ -47,6 +47,16 @@ def test_words_name_clean_steps_only_where_there_are_jittered_ones(burn_in, thin
         assert f"({settle} clean steps" in words
     assert ("after every step" in words) == (noise == "upstream")
     assert jitter_words(Schedule(burn_in, 1, thin, settle, 0.0, noise)) == ""
+
+
+@given(st.integers(1, 4), st.integers(1, 30), st.floats(0.5, 1), st.floats(0.01, 0.4))
+def test_words_of_a_flow_say_its_steps_and_shares_of_noise(n_draws, steps, first, last):
+    schedule = Schedule.flow(n_draws, steps, first, last)
+    end = f" to {last:g}" if steps > 1 else ""
+    assert jitter_words(schedule) == f"{steps} a draw, from noise {first:g}{end}"
+    run = {"sampler": "flow", "n_draws": n_draws, "steps": steps, "noise_from": first, "noise_to": last}
+    assert run_words(run) == f"{n_draws * steps} steps, {jitter_words(schedule)}"
+    assert schedule.n_jittered == sum(map(schedule.is_jittered, range(schedule.n_steps))) == n_draws - 1
 
 
 def test_left_out_the_published_noise_has_the_published_eps_and_no_clean_steps(model):
