@@ -17,7 +17,6 @@ from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing.images import (
     COLUMNS,
     EXAMPLES,
-    FEW_FRAMES,
     FEW_MOVED,
     GIF_COLOURS,
     LARGE,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 STRIP_STATES = 14
+FRAMES_OF_NOISE = 11  # of large pictures: all but the last states are noisy, and hardly compress
 NOISE_SHARES = (0.9, 0.5, 0.1)  # of examples that one evaluation makes something of
 STEPS = (2, 3, 5, 10, 20, 50, 100, 200)
 TRAINING_SHARES = (0.125, 0.25, 0.5)  # of the steps of the recipe
@@ -87,7 +87,7 @@ def show_flow(settings: Settings, report: Report, shown: ShownModel, slug: str) 
     moving = sample_shown(
         shown.checkpoint,
         n_chains=FEW_MOVED if large else MOVED,
-        most_frames=FEW_FRAMES if large else MOVED_FRAMES,
+        most_frames=FRAMES_OF_NOISE if large else MOVED_FRAMES,
         **options,
     )
     with report.file(f"{slug}-chains.gif", f"{len(moving.states)} chains over the {n_steps} steps of a draw") as path:

@@ -199,8 +199,8 @@ def _story(made: dict[str, Trained], n_few: int, n_rest: int) -> str:
     seconds = ", ".join(f"{slug} {trained.seconds:.0f} s" for slug, trained in made.items())
     widths = {slug: _widths(trained.checkpoint.model.spec) for slug, trained in made.items()}
     return (
-        f"Three recipes, each trained for the same time ({seconds}; {made[FLOW].clock}); no network sees the held-out "
-        f"digits.\n\n"
+        f"Three recipes, each trained for about the same time ({seconds}; {made[FLOW].clock}); no network sees the "
+        f"held-out digits.\n\n"
         f"* **Published**: {widths[PUBLISHED]}, plain reconstruction error: Adam, learning rate 1e-4, batches of 1,000 "
         f"out of {n_rest:,} digits, {published['steps']:,} steps in that time (it asks for "
         f"{PUBLISHED_RECIPE.steps:,}).\n"
@@ -208,13 +208,16 @@ def _story(made: dict[str, Trained], n_few: int, n_rest: int) -> str:
         f"the way towards another, adds noise of {attractors['noise']:g}, and asks for the clean digit: "
         f"{attractors['steps']:,} steps, batches of {attractors['batch_size']}. Chains end at the digits it saw.\n"
         f"* **Flow**: {widths[FLOW]}, replaces shares from 0 to 1 of each of {n_rest:,} digits by noise, and asks for "
-        f"the clean digit: {flow['steps']:,} steps, batches of {flow['batch_size']}. A sample is reached in parts of "
-        "the way, and is new."
+        f"the clean digit: {flow['steps']:,} steps, batches of {flow['batch_size']}; {flow['held_out']:,} of them "
+        "choose the best weights instead. A sample is reached from noise in parts of the way."
     )
 
 
 def _widths(spec: ModelSpec) -> str:
-    return f"{'-'.join(map(str, spec.widths))} with {spec.activation}"
+    """Such as 784-500x10-784 with relu, for hidden layers of one width."""
+    first, *hidden, last = spec.widths
+    inner = f"{hidden[0]}x{len(hidden)}" if len(set(hidden)) == 1 else "-".join(map(str, hidden))
+    return f"{first}-{inner}-{last} with {spec.activation}"
 
 
 def _stability(shares: list[tuple[str, float | None]]) -> str:
