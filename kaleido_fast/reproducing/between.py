@@ -7,14 +7,13 @@ from kaleido_fast.reproducing.report import Report
 from kaleido_fast.reproducing.settings import Settings
 from kaleido_fast.showing.animation import strip
 from kaleido_fast.showing.between import sample_between
-from kaleido_fast.showing.states import chosen_sampler
 
 CHAINS, FRAMES = 10, 13
 
 
 def show_between(settings: Settings, report: Report, shown: ShownModel, slug: str) -> None:
     """Draws from starts between two seeds, a row a chain; nothing for a model that is not sampled as a flow."""
-    if chosen_sampler(shown.checkpoint, shown.sampling) != "flow":
+    if shown.sampler != "flow":
         return
     seeds = (settings.seed, (settings.seed + 1) % 2**64)
     moved = sample_between(

@@ -146,13 +146,13 @@ def against_time(
     card = made.checkpoint.card
     points = []
     for share in TRAINING_SHARES:
-        steps = max(1, round(share * (settings.steps or recipe.steps)))
+        steps = max(1, round(share * made.steps))
         shorter = trained(
             replace(settings, steps=None),
             f"{name}-{steps}",
             dataset,
             made.checkpoint.model.spec,
-            replace(recipe, steps=steps, warmup=min(recipe.warmup, steps)),
+            replace(recipe, steps=steps, seconds=0.0, warmup=min(recipe.warmup, steps)),
             sampling=card.sampling,
         )
         points.append(Point(shorter.seconds, _scores(settings, shorter.checkpoint, scorer)))

@@ -19,7 +19,6 @@ from kaleido_fast.evaluating.scorer import SetScores
 from kaleido_fast.evaluating.sheet import look_sheet
 from kaleido_fast.names import DEFAULT_SETTLE
 from kaleido_fast.planning.jitter import run_words
-from kaleido_fast.planning.merging import recommended_sampler
 from kaleido_fast.planning.request import Trace
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.reproducing.report import Report
@@ -28,7 +27,7 @@ from kaleido_fast.sampling import fast_sample
 from kaleido_fast.showing.animation import enlarged, make_frames, strip, write_gif
 from kaleido_fast.showing.page import write_page
 from kaleido_fast.showing.pictures import image_grid
-from kaleido_fast.showing.states import Shown, sample_shown
+from kaleido_fast.showing.states import Shown, chosen_sampler, sample_shown
 
 N_CHAINS = 1000
 STRIP_CHAINS = 10
@@ -65,7 +64,7 @@ class ShownModel:
     @property
     def sampler(self) -> str:
         """The sampler that its samples are drawn with."""
-        return str(self.sampling.get("sampler", recommended_sampler(self.checkpoint.card.sampling)))
+        return chosen_sampler(self.checkpoint, self.sampling)
 
     @property
     def recommended_jitter(self) -> float:

@@ -21,6 +21,7 @@ from kaleido_fast.model import ModelSpec
 from kaleido_fast.names import PUBLISHED_EPS, PUBLISHED_RUNS
 from kaleido_fast.presets import NETWORKS, PUBLISHED_RECIPE, PUBLISHED_SAMPLING, Preset, TrainingRecipe, find_preset
 from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
+from kaleido_fast.reproducing.between import show_between
 from kaleido_fast.reproducing.flows import against_steps, against_time, report_curve, show_any
 from kaleido_fast.reproducing.images import (
     N_CHAINS,
@@ -66,12 +67,13 @@ def run(settings: Settings, report: Report) -> None:
     for slug, shown in contestants.items():
         show_any(settings, report, shown, held_out, slug)
         sample_sheets(report, shown, found[slug], slug)
+        show_between(settings, report, shown, slug)
         if shown.sampling:
             _long_run_sheet(settings, report, shown, slug)
     _curves(settings, report, rest, held_out, made[FLOW], flow_recipe, found[FLOW])
     report.record(
         training_seconds={slug: trained.seconds for slug, trained in made.items()},
-        training_steps={slug: trained.checkpoint.card.recipe["steps"] for slug, trained in made.items()},
+        training_steps={slug: trained.steps for slug, trained in made.items()},
         evaluations={slug: scores.to_dict() for slug, scores in found.items()},
         recipes={PUBLISHED: asdict(PUBLISHED_RECIPE), ATTRACTORS: asdict(attracting.recipe), FLOW: asdict(flow_recipe)},
         seed=settings.seed,
@@ -195,20 +197,20 @@ def _load(settings: Settings, spec: ModelSpec) -> tuple[Dataset, Dataset]:
 
 def _story(made: dict[str, Trained], n_few: int, n_rest: int) -> str:
     cards = {slug: trained.checkpoint.card.recipe for slug, trained in made.items()}
-    flow, attractors, published = cards[FLOW], cards[ATTRACTORS], cards[PUBLISHED]
+    flow, attractors = cards[FLOW], cards[ATTRACTORS]
     seconds = ", ".join(f"{slug} {trained.seconds:.0f} s" for slug, trained in made.items())
     widths = {slug: _widths(trained.checkpoint.model.spec) for slug, trained in made.items()}
     return (
         f"Three recipes, each trained for about the same time ({seconds}; {made[FLOW].clock}); no network sees the "
         f"held-out digits.\n\n"
         f"* **Published**: {widths[PUBLISHED]}, plain reconstruction error: Adam, learning rate 1e-4, batches of 1,000 "
-        f"out of {n_rest:,} digits, {published['steps']:,} steps in that time (it asks for "
+        f"out of {n_rest:,} digits, {made[PUBLISHED].steps:,} steps in that time (it asks for "
         f"{PUBLISHED_RECIPE.steps:,}).\n"
         f"* **Attractors**: {widths[ATTRACTORS]}, moves each of {n_few:,} digits up to {attractors['pair_mix']:.0%} of "
         f"the way towards another, adds noise of {attractors['noise']:g}, and asks for the clean digit: "
-        f"{attractors['steps']:,} steps, batches of {attractors['batch_size']}. Chains end at the digits it saw.\n"
+        f"{made[ATTRACTORS].steps:,} steps, batches of {attractors['batch_size']}. Chains end at the digits it saw.\n"
         f"* **Flow**: {widths[FLOW]}, replaces shares from 0 to 1 of each of {n_rest:,} digits by noise, and asks for "
-        f"the clean digit: {flow['steps']:,} steps, batches of {flow['batch_size']}; {flow['held_out']:,} of them "
+        f"the clean digit: {made[FLOW].steps:,} steps, batches of {flow['batch_size']}; {flow['held_out']:,} of them "
         "choose the best weights instead. A sample is reached from noise in parts of the way."
     )
 

@@ -48,6 +48,12 @@ class Trained:
     clock: str
     reused: bool
 
+    @property
+    def steps(self) -> int:
+        """Training steps that were made."""
+        recipe = self.checkpoint.card.recipe
+        return int(recipe.get("steps_made", recipe["steps"]))
+
 
 def training_clock(device: str) -> tuple[Callable[[], float], str]:
     """What compares training times, and its name: CPU time, which others on the machine do not stretch; on a GPU the
@@ -100,7 +106,7 @@ def trained(
     """
     seed = settings.seed if seed is None else seed
     if settings.steps is not None:
-        recipe = replace(recipe, steps=settings.steps)
+        recipe = replace(recipe, steps=settings.steps, seconds=0.0)
     path = cached_path(settings, name, [dataset.sha256, spec.to_json(), asdict(recipe), seed])
     if path.is_file():
         return _from_cache(settings, path)
@@ -131,6 +137,7 @@ def trained_within(
     """
     if settings.steps is not None:
         return trained(settings, name, dataset, spec, recipe, sampling=sampling)
+    recipe = replace(recipe, seconds=0.0)  # which are of wall time, and training times are compared by another clock
     key = [dataset.sha256, spec.to_json(), asdict(recipe), settings.seed, round(seconds, 1)]
     path = cached_path(settings, name, key)
     if path.is_file():

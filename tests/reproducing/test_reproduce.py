@@ -22,7 +22,7 @@ from kaleido_fast.evaluating.scorer import SetScores
 from kaleido_fast.presets import TrainingRecipe
 from kaleido_fast.reading.datasets import load_dataset
 from kaleido_fast.reproducing import models
-from kaleido_fast.reproducing.flows import Point, draw_curves, show_any
+from kaleido_fast.reproducing.flows import Point, against_time, draw_curves, show_any
 from kaleido_fast.reproducing.images import ShownModel, show_model, show_wanderers
 from kaleido_fast.reproducing.models import cache_folder, trained, trained_for, trained_within
 from kaleido_fast.reproducing.points import find_ends, sample_points, train_points
@@ -134,7 +134,8 @@ def test_steps_are_fitted_to_a_time_and_kept_for_when_training_goes_on(tmp_path,
     """A clock of one tick a look: two looks, one tick for the timed steps."""
     ticks = iter(range(10_000))
     monkeypatch.setattr(models, "training_clock", lambda device: (lambda: float(next(ticks)), "ticks"))
-    settings, recipe = Settings(cache=tmp_path, device="cpu"), TrainingRecipe(steps=1000, batch_size=4, warmup=5)
+    settings = Settings(cache=tmp_path, device="cpu")
+    recipe = TrainingRecipe(steps=1000, batch_size=4, warmup=5, seconds=30)  # of its own, which are not followed
     noted = []
 
     def stopped(*args, **kwargs):
@@ -149,11 +150,29 @@ def test_steps_are_fitted_to_a_time_and_kept_for_when_training_goes_on(tmp_path,
             monkeypatch.setattr(models, "TIMED_STEPS", 1000)  # would now be another number
     assert noted == [35, 35]
     made = trained_within(settings, "tiny", POINTS, TINY, recipe, seconds=0.5, sampling={"jitter": 0.1})
-    assert made.checkpoint.card.recipe["steps"] == 35 and made.checkpoint.card.sampling["jitter"] == 0.1
+    assert made.steps == made.checkpoint.card.recipe["steps"] == 35 and made.checkpoint.card.sampling["jitter"] == 0.1
     assert trained_within(settings, "tiny", POINTS, TINY, recipe, seconds=0.5).reused
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
     quick = trained_within(replace(settings, steps=3), "tiny", POINTS, TINY, recipe, seconds=0.5)
-    assert quick.checkpoint.card.recipe["steps"] == 3
+    assert quick.steps == 3
+
+
+def test_shorter_trainings_make_parts_of_the_steps_that_were_made(tmp_path):
+    class Counted:
+        def score(self, points):
+            return SetScores(len(points))
+
+    pictures = np.random.default_rng(0).random((40, 4, 4))
+    np.savez(tmp_path / "f.npz", data=pictures)
+    data, settings = load_dataset(tmp_path / "f.npz"), Settings(cache=tmp_path / "c", device="cpu", n_chains=10)
+    recipe = TrainingRecipe(kind="flow", batch_size=8, seconds=0.3, held_out=8)
+    spec = ModelSpec((16, 8, 16), "silu", sample_shape=(4, 4))
+    made = trained(settings, "f", data, spec, recipe, sampling={"sampler": "flow", "steps": 2})
+    points = against_time(settings, "f", data, made, recipe, Counted())
+    steps = [load_checkpoint(path).card.recipe["steps"] for path in (tmp_path / "c").iterdir()]
+    assert sorted(steps)[:3] == sorted(max(1, round(share * made.steps)) for share in (0.125, 0.25, 0.5))
+    assert len(points) == 4 and points[-1].x == made.seconds
+    assert all(point.scores.n == 10 for point in points)
 
 
 def test_a_flow_is_shown_and_judged_by_its_steps_and_its_training(tmp_path):
