@@ -13,6 +13,7 @@ from conftest import call, random_mlp
 from PIL import Image
 
 from kaleido_fast import InputError, KaleidoMLP, ModelCard, ModelSpec, load_checkpoint, load_dataset, save_checkpoint
+from kaleido_fast.errors import SamplerWarning
 from kaleido_fast.evaluating.attractors import recovered
 from kaleido_fast.evaluating.diagnostics import stable_examples
 from kaleido_fast.evaluating.evaluation import FLOW_NOTE, REAL, SAMPLES, WITHOUT_JITTER, evaluate
@@ -135,7 +136,8 @@ def test_a_flow_is_not_judged_by_attractors(squares, tmp_path):
     assert FLOW_NOTE in found.notes
     ran = found.runs[SAMPLES]
     assert (ran["sampler"], ran["steps"]) == ("flow", 3) and "jitter" not in ran
-    attracting = evaluate(checkpoint, reference, n_chains=40, classes=False, sampling={"sampler": "kaleidoscope"})
+    with pytest.warns(SamplerWarning, match="card recommends sampler flow"):
+        attracting = evaluate(checkpoint, reference, n_chains=40, classes=False, sampling={"sampler": "kaleidoscope"})
     assert list(attracting.sets) == [SAMPLES, WITHOUT_JITTER, REAL] or attracting.runs[SAMPLES]["burn_in"] >= 299
     assert attracting.stable_share is not None and FLOW_NOTE not in attracting.notes
     assert "steps" not in attracting.runs[SAMPLES]
