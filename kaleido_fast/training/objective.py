@@ -18,6 +18,7 @@ from kaleido_fast.training.corruption import corrupt, mix_noise
 from kaleido_fast.training.memory import evaluation_rows
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of noise at which a flow is measured
+FIRST_DECIDING = 2  # from half noise on it is decided what a sample becomes
 
 
 class BeforeBound(nn.Module):
@@ -94,14 +95,17 @@ class FixedExamples:
 
 
 def held_out_measure(fixed: FixedExamples, f: Callable[[Tensor], Tensor]) -> float:
-    """The measure by which the best weights are kept: the geometric mean of the errors over the levels of noise.
+    """The measure by which the best weights are kept: the geometric mean of the errors at half noise and above.
 
-    On examples that were held out it rewards neither copies nor blur. A network that has learnt its training examples
-    by heart tells those in place of a held-out one, which costs error at every level; one that blurs costs error at low
-    levels, where fine strokes still show. The geometric mean lets a level count by how much better it got, in per cent:
-    in the plain mean u = 0.9 has twelve times the weight of u = 0.1 (8 x 8 digits), and all networks are alike there.
+    On examples that were held out it rewards neither copies nor blur: a network that has learnt its training examples
+    by heart tells those in place of a held-out one, and one that blurs knows less of each than its noise still shows.
+    The geometric mean lets a level count by how much better it got, in per cent.
+
+    Levels below a half are left out. There a network that has seen few examples is at its best long before its samples
+    are: of 8,000 MNIST digits (784-512x4-784) the error at u = 0.1 rose from a quarter of the training on, while the
+    Fréchet distance of the samples fell from 40 to 23 (fresh digits: 15).
     """
-    errors = fixed.errors(f)
+    errors = fixed.errors(f)[FIRST_DECIDING if fixed.n_levels > 1 else 0 :]
     if len(errors) == 1:
         return errors[0]
     if not all(math.isfinite(error) for error in errors):
