@@ -32,6 +32,7 @@ class Variant:
             that is not there, or "tensordesc<fp16[128,64]>" for a copy descriptor.
         constants: name -> value of each compile-time constant.
         num_warps, num_stages: the compiler's options.
+        max_registers: most registers of a thread, so that more programs fit a multiprocessor; None for what it takes.
 
     Raises:
         ValueError: names that are not the kernel's.
@@ -42,6 +43,7 @@ class Variant:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
     _pointers: tuple[int, ...] = field(default=(), init=False, repr=False)
     _compiled: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -61,7 +63,8 @@ class Variant:
     @property
     def options(self) -> dict[str, int]:
         """The compiler's options by their names in Triton."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
 
     def launch(self, n_programs: int, arguments: Sequence[Any]) -> None:
         """Run ``n_programs`` (at least 1) on the current device; the first launch there compiles.
@@ -96,7 +99,8 @@ def hash_in_order(module: str) -> None:
     A constant that a helper uses enters a caller's key only if the helper was hashed before, so that keys would depend
     on what else a process has launched, and kernels compiled beforehand would not be found.
     """
-    for name in (*SHARED_MODULES, module):
+    functions = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, JITFunction)]
+    for name in dict.fromkeys((*SHARED_MODULES, *(function.__module__ for function in functions))):
         for value in list(vars(importlib.import_module(name)).values()):
             if isinstance(value, JITFunction) and value.__module__ == name:
                 value.cache_key

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[AnyTile, NetShape]] = {
     "narrow, bias by products": (NARROW, NetShape((16, 16, 16), "silu", "sigmoid", low=0.0)),
     "narrow, one value": (NARROW, NetShape((1, 10, 1), "tanh")),
     "stream": (STREAM, NetShape((3, 13, 7, 11, 3), "silu", "sigmoid", low=0.25)),
+    "stream, rows for every warp": (Tile("stream", 128, 8, 2), NetShape((17, 61, 53, 17), "silu")),
     "stream, two tiles a layer": (STREAM, NetShape((7, 131, 137, 7))),
     "stream, states in two tiles": (STREAM, NetShape((151, 139, 151))),
     "graph": (GraphTile(16, rows=8, cols=16), NetShape((21, 19, 21), "gelu", low=-0.9, high=0.7)),

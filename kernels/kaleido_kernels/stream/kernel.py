@@ -13,7 +13,7 @@ the first half's result waits in registers for the second. The last layer needs 
 
 Inside the loop a state exists as the operand of the next step only. The flat loop stops before the last layer wherever
 fp32 states are wanted: at draws, at the two steps up to the end or to a check for the residual, and at every step with
-jitter.
+jitter. A flow's steps need their input in fp32: it waits in memory, and the loop stops at draws and at the end alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kaleido_kernels.arguments import (
     compiled_map,
 )
 from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tensors, check_tile, kind_of
-from kaleido_kernels.noise import first_state, go_by_part, jitter_input, jitter_output, kept_share
+from kaleido_kernels.noise import go_by_part, jitter_input, jitter_output, kept_share
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -47,7 +47,6 @@ from kaleido_kernels.steps import (
     activate,
     bound_output,
     check_rows,
-    columns_at,
     dense_layer,
     draw_at,
     draw_end,
@@ -61,15 +60,16 @@ from kaleido_kernels.steps import (
     worst,
 )
 from kaleido_kernels.stream.pack import PackedStream, pack_stream
-from kaleido_kernels.stream.plan import register_estimate, stream_layout
+from kaleido_kernels.stream.plan import flow_registers, register_estimate, stream_layout
+from kaleido_kernels.stream.states import (
+    go_by_part_in_memory,
+    join_halves,
+    load_step_input,
+    store_draw_start,
+    store_first_input,
+)
 from kaleido_kernels.tile import Tile, too_many_registers
 from kaleido_kernels.variant import Variant, use_asm_on
-
-
-@triton.jit
-def join_halves(left, right, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """(BLOCK, TILE) twice -> (BLOCK, 2 * TILE), side by side."""
-    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BLOCK, 2 * TILE))
 
 
 class Weights(NamedTuple):
@@ -97,65 +97,32 @@ def layer_columns(
 
 
 @triton.jit
-def store_first_input(
-    start_ptr, input_ptr, chains, t, end, first_draw_end, timing, noise,
-    MAP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The input of the launch's first step into memory: given states or start noise, jittered where that step is."""
-    # t < end always. A count known at compile time would be unrolled and the noise of all pieces made at once: with
-    # D = 64 and width 128 in 152 registers instead of 128, too many for two programs on a multiprocessor.
-    pieces = tl.where(t < end, (MAP.dim + EDGE - 1) // EDGE, 0)
-    for piece in tl.range(pieces, num_stages=1):
-        offsets, mask = place_columns(chains, piece * EDGE, MAP.dim, EDGE)
-        x = first_state(start_ptr, noise, chains, piece * EDGE, MAP, BLOCK, EDGE)
-        jittered = is_jittered_before(t, first_draw_end, timing)
-        x = jitter_input(x, t, jittered, noise, chains.ids, piece * EDGE, MAP, BLOCK, EDGE)
-        tl.store(input_ptr + offsets, x, mask=mask)
-
-
-@triton.jit
-def load_input(input_ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constexpr):
-    """Columns first_col .. of a step's input in memory, as an operand (BLOCK, TILE)."""
-    inputs, mask = columns_at(input_ptr, chains, first_col, MAP.dim, TILE)
-    return to_operand(tl.load(inputs, mask=mask, other=0.0), MAP)
-
-
-@triton.jit
-def load_step_input(input_ptr, chains, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr):
-    """The operand (BLOCK, width) of a step from its input in memory, which other threads may have written."""
-    tl.debug_barrier()
-    h_high, h_low = load_input(input_ptr, chains, 0, MAP, LAYOUT.tile)
-    if LAYOUT.width > LAYOUT.tile:
-        # With D <= tile the second half meets zero rows, so that it may be the first once more.
-        r_high, r_low = h_high, h_low
-        if MAP.dim > LAYOUT.tile:
-            r_high, r_low = load_input(input_ptr, chains, LAYOUT.tile, MAP, LAYOUT.tile)
-        h_high = join_halves(h_high, r_high, BLOCK, LAYOUT.tile)
-        h_low = join_halves(h_low, r_low, BLOCK, LAYOUT.tile) if MAP.precision == "fp16x3" else h_high
-    tl.debug_barrier()
-    return h_high, h_low
-
-
-@triton.jit
 def run_tiles(
-    h_high, h_low, weights, n_tiles, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr
-):
+    h_high, h_low, weights, n_tiles, input_ptr, chains, first_share_ptr, MAP: tl.constexpr, LAYOUT: tl.constexpr,
+    BLOCK: tl.constexpr, USE_ASM: tl.constexpr, OWN_CELLS: tl.constexpr,
+):  # fmt: skip
     """The operand of a step's input -> that of the layer ``n_tiles`` weight tiles on, over as many steps as that takes.
 
     With jitter it is never more than a step, whose output is not made here.
     """
+    FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
     TILE: tl.constexpr = LAYOUT.tile
     HALVES: tl.constexpr = LAYOUT.width // TILE
     g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), MAP)
     tile = 0
-    for _ in range(n_tiles):
+    for number in range(n_tiles):
         acc = layer_columns(tile, 0, h_high, h_low, weights, MAP, LAYOUT, TILE, BLOCK)
-        if MAP.jitter != "none":
+        if MAP.jitter != "none" and first_share_ptr is None:
             r_high, r_low = activate(acc, MAP, USE_ASM)
-        elif tile < LAYOUT.n_tiles - LAYOUT.last_tiles:
+        elif tile < FIRST:
             r_high, r_low = activate(acc, MAP, USE_ASM)
         else:
-            r_high, r_low = to_operand(bound_output(acc, MAP, USE_ASM), MAP)
+            x = bound_output(acc, MAP, USE_ASM)
+            if first_share_ptr is not None:
+                share = tl.load(first_share_ptr + number // LAYOUT.n_tiles)
+                first_col = (tile - FIRST) * TILE if LAYOUT.last_tiles > 1 else 0
+                x = go_by_part_in_memory(x, input_ptr, chains, first_col, share, MAP, TILE, OWN_CELLS)
+            r_high, r_low = to_operand(x, MAP)
         if HALVES == 1:
             h_high, h_low = r_high, r_low
         else:
@@ -174,13 +141,13 @@ def run_tiles(
 @triton.jit
 def last_layer(
     h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, draw, is_draw, done, target, next_draw_end,
-    timing, noise, share, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
+    timing, noise, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):  # fmt: skip
     """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or a final state.
 
     ``done``: steps done when this one is; ``target``: the number of them after which states are final, for ``live``
-    rows; ``next_draw_end``: of the draw that the next step works towards; ``share``: see `kept_share`.
+    rows; ``next_draw_end``: of the draw that the next step works towards. Of a flow final states are the outputs.
     """
     EDGE: tl.constexpr = LAYOUT.edge
     FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
@@ -194,20 +161,18 @@ def last_layer(
         )  # fmt: skip
         y = bound_output(acc, MAP, USE_ASM)
         x = jitter_output(y, done, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
-        if BY_PARTS:
-            change = y - tl.load(input_ptr + offsets, mask=mask, other=0.0)
-            tl.debug_barrier()  # the next step's input is stored to where this was read
-            x = go_by_part(y, change, share, MAP)
         if draws_ptr is not None:
             cols = first_col + tl.arange(0, EDGE)
             draw_offsets = (chains.rows[:, None] * timing.n_draws + draw) * MAP.dim + cols[None, :]
             tl.store(draws_ptr + draw_offsets, x, mask=mask & is_draw)
-        if done < target:
+        if done < target and not BY_PARTS:
             jittered = is_jittered_before(done, next_draw_end, timing)
             x = jitter_input(x, done, jittered, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
-        # Of the last step the output is stored: `store_residual` wants it, and makes the state of it.
-        kept = tl.where(done == target, y, x) if BY_PARTS or MAP.jitter == "upstream" else x
+        # The output of the last step is stored before its noise: `store_residual` wants it, and adds the noise then.
+        kept = tl.where(done == target, y, x) if MAP.jitter == "upstream" else x
         stored = mask & (live[:, None] | (done < target)) if CHECKS else mask
+        if BY_PARTS:
+            stored = mask & (done == target)  # the next input is noise
         tl.store(tl.where(done == target, final_ptr, input_ptr) + offsets, kept, mask=stored)
 
 
@@ -262,15 +227,16 @@ def stream_kernel(
     w_high_ptr,  # (n_tiles, width, tile) operand type
     w_low_ptr,  # the same of the low halves; w_high_ptr itself unless the precision is "fp16x3"
     bias_ptr,  # (n_tiles, tile) fp32
-    input_ptr,  # (n_chains, D) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
+    input_ptr,  # (programs * BLOCK, D) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
     shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
     burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
     tol: tl.float32, patience: tl.int32, every: tl.int32,
-    MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr,
+    MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr, USE_ASM: tl.constexpr, OWN_CELLS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (cdiv(n_chains, BLOCK),); program i carries chains i * BLOCK .. through all steps of the launch."""
     CHECKS: tl.constexpr = saved_ptr is not None
+    BY_PARTS: tl.constexpr = shares_ptr is not None
     timing, noise = Timing(burn_in, n_draws, thin, settle), Noise(seed, jitter, shares_ptr)
     n_steps = burn_in + n_draws * thin
     checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
@@ -289,30 +255,41 @@ def stream_kernel(
 
     store_first_input(start_ptr, input_ptr, first, t, end, this_draw_end, timing, noise, MAP, LAYOUT.edge, BLOCK)
     while t < end:
+        if BY_PARTS:  # nothing of the chains is kept through the loop of `run_tiles`
+            rows, exist = tile_rows(row0, n_chains, BLOCK)
+            if is_jittered_before(t, this_draw_end, timing):
+                again = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
+                store_draw_start(input_ptr, again, t, end, noise, MAP, LAYOUT.edge, BLOCK)
         h_high, h_low = load_step_input(input_ptr, Chains(rows, exist, first.ids), MAP, LAYOUT, BLOCK)
         target = tl.minimum(end, next_check(t, every)) if CHECKS else end
         # Up to the next draw, the input of the last step, or the end. With jitter up to the end of this step: noise is
         # made outside of the loop, a few columns at a time; inside it would spill (up to 5 KB of stack at width 256).
         quiet_stop = tl.minimum(this_draw_end, tl.where(t < target - 1, target - 1, target))
         stop = quiet_stop if MAP.jitter == "none" else t + 1
+        first_share_ptr = None
+        if BY_PARTS:
+            stop = tl.minimum(this_draw_end, end)
+            first_share_ptr = shares_ptr + (t - this_draw_end + thin)
         n_tiles = (stop - t) * LAYOUT.n_tiles - LAYOUT.last_tiles
-        h_high, h_low = run_tiles(h_high, h_low, weights, n_tiles, MAP, LAYOUT, BLOCK, USE_ASM)
+        h_high, h_low = run_tiles(
+            h_high, h_low, weights, n_tiles, input_ptr, Chains(rows, exist, first.ids), first_share_ptr,
+            MAP, LAYOUT, BLOCK, USE_ASM, OWN_CELLS,
+        )  # fmt: skip
         is_draw = stop == this_draw_end
-        share = kept_share(noise, stop - 1, this_draw_end, timing)
         stored_draw = draw
         if is_draw:
             draw += 1
             this_draw_end += thin
         # Never true, and not seen to be: or the compiler would keep all addresses in registers through the loop of
         # `run_tiles`.
-        row0 = tl.where(stop > end, row0 + 1, row0)
+        row0 = tl.where(stop < 0 if BY_PARTS else stop > end, row0 + 1, row0)
         rows, exist = tile_rows(row0, n_chains, BLOCK)
         chains = Chains(rows, exist, first.ids)
         if CHECKS:
             live = calm >= 0
         last_layer(
             h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, stored_draw, is_draw, stop, target,
-            this_draw_end, timing, noise, share, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
+            this_draw_end, timing, noise, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
         )  # fmt: skip
         t = stop
         if CHECKS:
@@ -321,6 +298,8 @@ def stream_kernel(
                 end = tl.where(tl.max(calm, axis=0) >= 0, end, t)
 
     if not CHECKS:
+        if BY_PARTS:
+            rows, exist = tile_rows(row0, n_chains, BLOCK)
         chains = Chains(rows, exist, first.ids)
         share = kept_share(noise, end - 1, draw_end(draw_at(end - 1, timing), timing), timing)
         store_residual(residual_ptr, final_ptr, input_ptr, chains, end, noise, share, MAP, LAYOUT.edge, BLOCK)
@@ -344,9 +323,12 @@ def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIE
         "LAYOUT": stream_layout(shape),
         "BLOCK": tile.block_chains,
         "USE_ASM": use_asm,
+        "OWN_CELLS": use_asm
+        and tile.block_chains >= 16 * tile.num_warps,  # a warp's least share of a product is 16 rows
     }
     own = dict.fromkeys(("w_high_ptr", "w_low_ptr"), OPERANDS[form]) | {"bias_ptr": "*fp32", "input_ptr": "*fp32"}
-    return Variant(stream_kernel, own | common_types(kind), constants, tile.num_warps, tile.num_stages)
+    most = flow_registers(shape, form, tile) if kind.by_parts and use_asm else None
+    return Variant(stream_kernel, own | common_types(kind), constants, tile.num_warps, tile.num_stages, most)
 
 
 def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outputs: Outputs) -> None:
@@ -366,9 +348,10 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
     if request.n_chains == 0:
         return
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
-    inputs = torch.empty_like(outputs.final)
+    n_programs = -(-request.n_chains // tile.block_chains)
+    inputs = torch.empty(n_programs * tile.block_chains, shape.dim, device=device)
     arguments = [packed.high, packed.low, packed.bias, inputs, *common_arguments(request, outputs)]
-    chosen.launch(-(-request.n_chains // tile.block_chains), arguments)
+    chosen.launch(n_programs, arguments)
 
 
 def launcher(

@@ -23,6 +23,7 @@ from kaleido_kernels.proving.roofline.work import (
 from kaleido_kernels.proving.sass.program import Program
 from kaleido_kernels.proving.sass.rounds import copy_order, count_kinds, path_counts
 from kaleido_kernels.proving.verdicts import Evidence, largest_loop
+from kaleido_kernels.shapes import RESTART
 from kaleido_kernels.stream.plan import StreamLayout, stream_layout
 from kaleido_kernels.tile import Tile
 from kaleido_kernels.wide.plan import WideTile
@@ -73,7 +74,7 @@ def wide_estimate(job: Job, tile: WideTile, evidence: Evidence, loop: dict[str, 
 def stream_estimate(job: Job, tile: Tile, evidence: Evidence, loop: dict[str, int]) -> TileWork:
     """Stream's work: the loop's rounds of a step, and with jitter what a step does around the loop as well."""
     layout, program = stream_layout(job.shape), evidence.program
-    jittered = job.jitter != "none"
+    jittered = job.jitter not in ("none", RESTART)  # of a flow the draws alone leave the loop, too
     return stream_work(
         job.shape,
         tile.block_chains,
