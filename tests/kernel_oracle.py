@@ -99,13 +99,12 @@ def kept_share(schedule: Schedule, step: int) -> float:
 def sample(layers: Layers, shape: NetShape, request: LaunchRequest, operand: torch.dtype | None = None) -> Answer:
     """The launch, step by step."""
     schedule, dim = request.schedule, shape.dim
+    rows = request.first_chain + torch.arange(request.n_chains)
+    chains = rows if request.chain_ids is None else request.chain_ids
 
     def fresh(step: int) -> Tensor:
         return flow_noise(request.seed, chains, dim, step, schedule.jitter, shape.low, shape.high)
 
-    chains = request.chain_ids
-    if chains is None:
-        chains = request.first_chain + torch.arange(request.n_chains)
     x = request.start
     if x is None and schedule.restarts:
         x = fresh(0)

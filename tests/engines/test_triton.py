@@ -26,7 +26,8 @@ from kaleido_fast.engines.reference import ReferenceEngine
 
 def agree(widths, atol, n=21, **options):
     model = random_mlp(*widths)
-    options = {"n_chains": n, "burn_in": 1, "tol": None, **options}
+    own = {} if options.get("sampler") == "flow" else {"burn_in": 1, "tol": None}
+    options = {"n_chains": n, **own, **options}
     got = fast_sample(model, engine="triton", **options)
     want = fast_sample(model, engine="reference", **options)
     what = f"{widths} {options}: {got.plan.kernel}"
@@ -40,6 +41,18 @@ CASES = {
     "narrow-fp16": 'agree((5, 11, 13, 5), 4e-3, burn_in=0, precision="fp16")',
     "stream": "agree((7, 150, 140, 7), 2e-5, n=9, first_chain=2**32 - 3)",
     "wide": 'agree((7, 300, 7), 2e-5, n=9, jitter=0.1, noise="uniform", settle=0)',
+    "flow": """
+for widths in ((5, 11, 13, 5), (7, 150, 140, 7), (7, 300, 7)):
+    agree(widths, 2e-5, n=9, sampler="flow", n_draws=2, steps=4, first_chain=2**32 - 3)
+""",
+    "flow-fp16": 'agree((5, 11, 13, 5), 4e-3, sampler="flow", steps=2, precision="fp16")',
+    "flow, neighbours and draws": """
+order_products()
+flow = {"sampler": "flow", "steps": 3}
+many = agree((5, 11, 5), 2e-5, n=70, n_draws=2, trace=Trace((3, 69), (0, 2, 4)), **flow)
+few = fast_sample(random_mlp(5, 11, 5), engine="triton", n_chains=2, first_chain=68, **flow)
+assert torch.equal(many.draws[68:, :1], few.draws)
+""",
     "upstream": 'agree((3, 9, 3), 2e-5, noise="upstream", jitter=0.05, burn_in=3)',
     "neighbours": """
 order_products()
@@ -154,6 +167,17 @@ def test_one_step_on_a_gpu_agrees_with_the_reference(widths, precision, atol, rt
     got = fast_sample(model, engine="triton", **options)
     want = fast_sample(model, engine="reference", **options)
     assert_states_close(got.draws, want.draws, atol=atol, rtol=rtol, what=f"{widths} {precision} {got.plan.kernel}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("widths", [(1, 10, 10, 1), (64, 128, 128, 64), (64, 256, 256, 64), (784, 500, 784)])
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 5e-5), ("fp16", 3e-2)])
+def test_a_flow_on_a_gpu_agrees_with_the_reference(widths, precision, atol):
+    model = random_mlp(*widths, scale=1.0)
+    options = {"n_chains": 1000, "sampler": "flow", "steps": 4, "n_draws": 2, "device": "cuda", "precision": precision}
+    got = fast_sample(model, engine="triton", **options)
+    want = fast_sample(model, engine="reference", **options)
+    assert_states_close(got.draws, want.draws, atol=atol, what=f"{widths} {precision} {got.plan.kernel}")
 
 
 @pytest.mark.gpu
