@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.model import KaleidoMLP, ModelSpec, check_finite, model_hash, named_weights, plain_mlp, weights_hash
-from kaleido_fast.names import BUILT_IN_PREFIX, DEFAULT_MODEL
+from kaleido_fast.names import ATTRACTORS_MODEL, BUILT_IN_PREFIX, DEFAULT_MODEL
 from kaleido_fast.planning.jitter import fit_to_noise
 from kaleido_fast.planning.merging import choose_sampler
 from kaleido_fast.planning.spacing import JITTERED_STEPS, default_thin, recommended_options
@@ -128,7 +128,7 @@ class Checkpoint:
 
 
 def bundled_path(name: str) -> Path:
-    """Where the bundled checkpoint of a preset would lie."""
+    """Where the bundled checkpoint called ``name`` would lie."""
     return Path(__file__).parent / "data" / f"{name}.safetensors"
 
 
@@ -199,16 +199,17 @@ def _find(source: str | Path) -> Path:
     by_name = name.startswith(BUILT_IN_PREFIX)
     name = name.removeprefix(BUILT_IN_PREFIX)
     path, bundled = Path(name), bundled_path(name)
-    if by_name and name not in PRESETS:
-        raise unknown_name("bundled model", name, PRESETS)
+    known = (*PRESETS, ATTRACTORS_MODEL)
+    if by_name and name not in known:
+        raise unknown_name("bundled model", name, known)
     if path.is_file() and not by_name:
-        if isinstance(source, str) and name in PRESETS and bundled.is_file():
+        if isinstance(source, str) and name in known and bundled.is_file():
             raise InputError(
                 f"{name!r} is a bundled model, and a file of that name lies here: write {BUILT_IN_PREFIX}{name} for "
                 f"the model, ./{name} for the file"
             )
         return path
-    if name in PRESETS:
+    if name in known:
         if bundled.is_file():
             return bundled
         raise InputError(f"no trained model {name!r} is bundled: make one with kaleido-fast train --preset {name}")
@@ -216,7 +217,7 @@ def _find(source: str | Path) -> Path:
         raise InputError(f"checkpoint {path} is a folder: give the .safetensors file itself")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"checkpoint {path} does not exist: give a .safetensors file, or the name of a bundled model")
-    raise InputError(f"{unknown_name('model', str(source), PRESETS)}; nor is there a file of that name")
+    raise InputError(f"{unknown_name('model', str(source), known)}; nor is there a file of that name")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

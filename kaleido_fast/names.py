@@ -16,6 +16,7 @@ BOUNDS = tuple(shapes.BOUNDS)
 PUBLISHED_EPS, PUBLISHED_RUNS = 0.01, 30  # of the published sampler, as its MNIST notebook runs it
 BUILT_IN_PREFIX = "builtin:"
 DEFAULT_MODEL = f"{BUILT_IN_PREFIX}digits"  # with its prefix: a file of that name in the working folder is not meant
+ATTRACTORS_MODEL = "attractors"  # bundled: the same digits, trained to attract chains
 BACKGROUND = "white"  # of transparent pictures, as viewers and browsers show them
 IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 IMAGE_SUFFIXES |= {".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"}  # of files that are read as pictures

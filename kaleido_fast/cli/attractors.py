@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command(name="attractors", short_help="List where chains end: basins, periods, stability.")
-@click.option("--model", default=names.DEFAULT_MODEL, show_default=True, help="Bundled model or path of a checkpoint.")
+@click.option(
+    "--model",
+    default=f"{names.BUILT_IN_PREFIX}{names.ATTRACTORS_MODEL}",
+    show_default=True,
+    help="Bundled model or path of a checkpoint.",
+)
 @click.option("--chains", "n_chains", type=int, default=10_000, show_default=True, help="Chains to start.")
 @run_option("burn_in", text="Steps before the last one, at most", otherwise="")
 @run_option("tol", text="A chain has arrived when its last step changed it by less, in data units", otherwise="")
