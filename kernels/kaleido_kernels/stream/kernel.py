@@ -350,6 +350,8 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
     n_programs = -(-request.n_chains // tile.block_chains)
     inputs = torch.empty(n_programs * tile.block_chains, shape.dim, device=device)
+    if request.schedule.restarts:
+        inputs[request.n_chains :].zero_()  # rows without a chain take part: what they hold might overflow
     arguments = [packed.high, packed.low, packed.bias, inputs, *common_arguments(request, outputs)]
     chosen.launch(n_programs, arguments)
 
