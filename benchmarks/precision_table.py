@@ -29,12 +29,12 @@ CHAINS = 4096
 def one_step_error(precision: str) -> float:
     """Largest absolute error of a state after one step."""
     options: dict[str, Any] = {"n_chains": CHAINS, "burn_in": 0, "jitter": 0.0, "engine": "reference", "device": "cpu"}
-    exact = fast_sample("digits", precision="fp64", **options).final
+    exact = fast_sample("attractors", precision="fp64", **options).final
     if precision == "fp32":
-        model = load_checkpoint("digits").model
+        model = load_checkpoint("attractors").model
         rounded = split_step(model, start_noise(0, torch.arange(CHAINS), model.spec.dim, "uniform", -1.0, 1.0))
     else:
-        rounded = fast_sample("digits", precision=precision, **options).final
+        rounded = fast_sample("attractors", precision=precision, **options).final
     return float((rounded.double() - exact).abs().max())
 
 

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=4, help="choices of labelled digits that are averaged")
     options = parser.parse_args()
 
-    digits, vary = load_dataset("digits"), Vary(load_checkpoint("digits").model)
+    digits, vary = load_dataset("digits"), Vary(load_checkpoint("attractors").model)
     for name, augmentation in (("without", None), ("with", vary)):
         shares = [
             accuracy(digits, options.labelled, split, options.epochs, augmentation) for split in range(options.splits)

@@ -1,6 +1,6 @@
 """A search for the attractors of a network that goes on until few are left to find.
 
-    python examples/find_attractors.py --model digits --unseen 0.05 --out found.json
+    python examples/find_attractors.py --model attractors --unseen 0.05 --out found.json
 
 Chains are sampled in rounds; chain ids go on from round to round, so that a longer search contains a shorter one. The
 chance that one more chain would end at an attractor not yet seen is estimated by Good and Turing's rule: the share of
@@ -63,7 +63,7 @@ class Search:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="digits", help="bundled model or checkpoint")
+    parser.add_argument("--model", default="attractors", help="bundled model or checkpoint")
     parser.add_argument("--round", type=int, default=500, help="chains of one round")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--unseen", type=float, default=0.05, help="stop when a new chain is this unlikely to be new")

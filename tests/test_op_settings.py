@@ -54,7 +54,7 @@ def test_default_device_is_not_obeyed(engine):
     with torch.device("meta"):
         assert_same(sample_op(MODEL, **options), want)
         assert_same(fast_sample(MODEL, device="cpu", **options), want)
-        fast_sample("digits", n_chains=2, burn_in=1, device="cpu", engine=engine if engine != "triton" else "auto")
+        fast_sample("attractors", n_chains=2, burn_in=1, device="cpu", engine=engine if engine != "triton" else "auto")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -126,7 +126,7 @@ def test_random_numbers_of_the_host_program_are_its_own(engine):
     needs(engine)
     states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
     sample_op(MODEL, n_chains=3, burn_in=2, jitter=0.1, engine=engine)
-    fast_sample("digits", n_chains=2, burn_in=1, seed=None, device="cpu")
+    fast_sample("attractors", n_chains=2, burn_in=1, seed=None, device="cpu")
     after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
     assert torch.equal(states[0], after[0])
     assert np.array_equal(states[1], after[1])

@@ -114,9 +114,9 @@ def host_cases() -> Iterator[Case]:
         ("cpu", "cpu:0", ["cpu"], ["cpu", "cpu"], "auto", torch.device("cpu"), [], "cuda:7")
     ):
         yield sampling(f"devices/{place}", SHAPES["small"], device=device, **JITTERED)
-    yield sampling("digits/jitter", lambda: "digits", n_chains=20)
+    yield sampling("digits/jitter", lambda: "attractors", n_chains=20)
     yield sampling("digits/freeze", lambda: "builtin:digits", n_chains=20, jitter=0, burn_in=60)
-    yield sampling("digits/draws", lambda: "digits", n_chains=4, n_draws=4, burn_in=3, thin=9, engine="reference")
+    yield sampling("digits/draws", lambda: "attractors", n_chains=4, n_draws=4, burn_in=3, thin=9, engine="reference")
 
 
 def triton_cases() -> Iterator[Case]:
@@ -143,7 +143,7 @@ def triton_cases() -> Iterator[Case]:
     for net in ("relu", "leaky_relu", "gelu_tanh", "silu", "tanh", "sigmoid", "tanh-part", "deep", "one-value"):
         yield sampling(f"triton/{net}", SHAPES[net], **on, **JITTERED)
     yield sampling("triton/auto-in-interpreter", SHAPES["small"], interpreted=True, **JITTERED)
-    yield sampling("triton/digits", lambda: "digits", kernel="stream", interpreted=True, n_chains=8, burn_in=1)
+    yield sampling("triton/digits", lambda: "attractors", kernel="stream", interpreted=True, n_chains=8, burn_in=1)
 
 
 def module_cases() -> Iterator[Case]:

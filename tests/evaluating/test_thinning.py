@@ -170,7 +170,7 @@ def test_the_end_table_of_training_says_how_draws_mix(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_card_of_the_bundled_digits_holds_what_is_measured():
-    checkpoint = load_checkpoint("digits")
+    checkpoint = load_checkpoint("attractors")
     found = measure_thin(checkpoint.model, checkpoint.card.sampling)
     assert found.thin == checkpoint.card.sampling["thin"]
     assert found.to_dict()["ess_share"] == pytest.approx(checkpoint.card.diagnostics["mixing"]["ess_share"], rel=0.2)

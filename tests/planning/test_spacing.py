@@ -117,15 +117,16 @@ def test_one_draw_of_a_chain_does_not_wait_for_the_next(tmp_path):
 def test_numbers_of_any_library_lie_as_far_apart(kind):
     options = {"jitter": kind(0.5), "settle": torch.tensor(3), "n_draws": np.array(4)}
     plain = {"jitter": 0.5, "settle": 3, "n_draws": 4}
-    assert prepare_run("digits", n_chains=2, **options).request == prepare_run("digits", n_chains=2, **plain).request
+    requests = [prepare_run("attractors", n_chains=2, **given).request for given in (options, plain)]
+    assert requests[0] == requests[1]
 
 
 def test_the_bundled_digits_give_draws_that_mix():
-    card = load_checkpoint("digits").card
+    card = load_checkpoint("attractors").card
     thin = card.diagnostics["mixing"]["thin"]
-    assert prepare_run("digits", n_chains=1, n_draws=50).request.thin == thin > 2
-    assert prepare_run("digits", n_chains=1, n_draws=50, settle=5).request.thin == thin + 3
-    assert prepare_run("digits", n_chains=1).request.schedule.n_steps == 20
+    assert prepare_run("attractors", n_chains=1, n_draws=50).request.thin == thin > 2
+    assert prepare_run("attractors", n_chains=1, n_draws=50, settle=5).request.thin == thin + 3
+    assert prepare_run("attractors", n_chains=1).request.schedule.n_steps == 20
     assert recommended_options(card.sampling, card.diagnostics)["jittered_steps"] == thin - 2
 
 
