@@ -213,8 +213,8 @@ FLOW_RECIPE = TrainingRecipe(
     average=0.999,
     precision="auto",
 )
-# As fp16 the weights of the one that is bundled take 3.4 MB. Six hidden layers give better samples than four in the same
-# time: of 8,000 digits a Fréchet distance of 16 against 23 (fresh digits: 15).
+# As fp16 the weights of the one that is bundled take 3.4 MB. Six hidden layers give better samples than four in the
+# same time: of 8,000 digits a Fréchet distance of 16 against 23 (fresh digits: 15).
 FLOW_NETWORKS = {
     "digits": NetworkShape((64, *[256] * 5, 64), "silu", sample_shape=(8, 8)),
     "mnist": NetworkShape((784, *[448] * 6, 784), "silu", sample_shape=(28, 28)),

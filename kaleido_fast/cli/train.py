@@ -357,11 +357,12 @@ def _report(
 
 def _print_facts(facts: dict[str, Any]) -> None:
     """One line a fact; how draws mix, and what a flow tells from noise, in words."""
+    from kaleido_fast.evaluating.novelty import novelty_line
     from kaleido_fast.evaluating.thinning import thin_line
     from kaleido_fast.training.objective import errors_line
 
     diagnostics, words = dict(facts["diagnostics"]), {}
-    for name, say in (("mixing", thin_line), ("denoising_error", errors_line)):
+    for name, say in (("mixing", thin_line), ("denoising_error", errors_line), ("novelty", novelty_line)):
         if name in diagnostics:
             words[name.replace("_", " ")] = say(diagnostics.pop(name))
     lines = {**facts, "diagnostics": diagnostics or None, **words}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_fast.evaluating.diagnostics import Diagnostics, diagnose
+from kaleido_fast.evaluating.novelty import measure_novelty
 from kaleido_fast.evaluating.thinning import measure_thin
 from kaleido_fast.progress import TrainingProgress
 from kaleido_fast.system.signals import StopFlag, stop_flag
@@ -74,8 +75,23 @@ class Loop:
             found = measure_thin(run.model, sampling, run.device)
             return None if found is None else found.to_dict()
 
+        return self._measured("thin", measure)
+
+    def measure_novelty(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """How new samples are, as a card has it: measured by the first worker, for all; empty where it cannot be."""
+        run = self.run
+
+        def measure() -> dict[str, Any]:
+            held_out = None if run.watched is run.data else run.watched
+            found = measure_novelty(run.model, sampling, run.data, held_out, run.device)
+            return {} if found is None else found.to_dict()
+
+        return self._measured("novelty", measure)
+
+    def _measured(self, what: str, measure: Callable[[], Any]) -> Any:
+        run = self.run
         try:
-            return run.workers.broadcast("thin", measure)
+            return run.workers.broadcast(what, measure)
         except KeyboardInterrupt as stop:
             raise TrainingInterruptedError(run.step, run.recipe.steps, self.state) from stop
 

@@ -145,10 +145,11 @@ def train(
                 fits = found is not None and found.recipe.kind == recipe.kind
                 sampling = found.sampling if found and fits else recommended_sampling(recipe, attractors)
             thinning = loop.measure_thin(sampling)
+            novelty = loop.measure_novelty(sampling) if recipe.kind == "flow" else {}
     name = preset or data.name
     problems = _describe_problems(name, attractors, sampling, thinning)
     facts = judged.to_dict() if isinstance(judged, Diagnostics) else judged
-    card = _card(name, run, data, recipe, seed, facts, sampling)
+    card = _card(name, run, data, recipe, seed, {**facts, **novelty}, sampling)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), problems)
 

@@ -67,7 +67,7 @@ def test_card_of_a_flow(pictures):
     result = trained(pictures, replace(FLOW, steps=300))
     card = result.card
     assert card.sampling == FLOW_SAMPLING
-    assert set(card.diagnostics) == {"denoising_error"}
+    assert set(card.diagnostics) == {"denoising_error", "novelty"}
     errors = card.diagnostics["denoising_error"]
     assert errors["noise"] == list(NOISE_LEVELS)
     assert errors["held_out"] == pytest.approx(own_errors(result.model, held_out), rel=0.25)
