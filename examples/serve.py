@@ -25,7 +25,8 @@ import numpy as np
 from kaleido_fast import Checkpoint, InputError, SampleResult, SamplingMemoryError, fast_sample, load_checkpoint
 from kaleido_fast.showing.pictures import image_grid
 
-OPTIONS = {"n_chains": int, "first_chain": int, "seed": int, "burn_in": int, "n_draws": int, "jitter": float}
+OPTIONS = {"n_chains": int, "first_chain": int, "seed": int, "n_draws": int, "sampler": str, "steps": int}
+OPTIONS |= {"burn_in": int, "jitter": float}
 
 
 class Sampler:

@@ -221,7 +221,9 @@ def test_the_service_draws_pictures_and_says_that_it_lives(service):
         ("/sample?n_chains=many", 400, "n_chains is 'many'"),
         ("/sample?moon=1", 400, "unknown option 'moon'"),
         ("/sample?n_chains=501", 400, "at most 32,000"),
-        ("/sample?n_chains=1&jitter=nan", 400, "jitter is nan"),
+        ("/sample?n_chains=1&steps=0", 400, "steps is 0"),
+        ("/sample?n_chains=1&jitter=0.5", 400, "jitter 0.5 with sampler 'flow'"),
+        ("/sample?n_chains=1&sampler=kaleidoscope&jitter=nan", 400, "jitter is nan"),
         ("/elsewhere", 404, "known are"),
     ],
 )

@@ -55,14 +55,14 @@ def test_a_name_that_is_also_a_path_is_refused_with_both_spellings(tmp_path, mon
 def test_a_model_file_called_like_a_bundled_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = KaleidoMLP(ModelSpec((3, 3)))
-    for name in ("digits", "mnist"):
+    for name in ("digits", "cifar"):
         save_checkpoint(name, other, ModelCard())
     with pytest.raises(InputError, match=r"builtin:digits for the model, \./digits for the file"):
         load_checkpoint("digits")
     with pytest.raises(InputError, match="lies here"):
         fast_sample("digits", n_chains=1)
     assert load_checkpoint("builtin:digits").path == bundled_path("digits")
-    for source in ("./digits", Path("digits"), "mnist"):  # none of the last name is bundled
+    for source in ("./digits", Path("digits"), "cifar"):  # none of the last name is bundled
         assert load_checkpoint(source).model.spec.dim == 3
     with pytest.raises(InputError, match="known are"):
         load_checkpoint("builtin:dogits")
@@ -153,4 +153,4 @@ def test_a_file_called_like_the_default_model_is_no_hindrance(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").write_bytes(b"mine")
     assert load_checkpoint().path == bundled_path("digits")
-    assert fast_sample(n_chains=2, burn_in=1, engine="reference").model_hash == load_checkpoint().model_hash
+    assert fast_sample(n_chains=2, steps=1, engine="reference").model_hash == load_checkpoint().model_hash

@@ -144,7 +144,7 @@ WORK = {
     "upstream noise": lambda _: draw(MODEL, engine="reference", jitter=0.1, noise="upstream"),
     "polished": lambda _: draw(MODEL, precision="fp16", polish=2, engine="reference"),
     "fp64": lambda _: draw(MODEL, precision="fp64", jitter=0.1),
-    "by name": lambda _: draw("digits", engine="cpu"),
+    "by name": lambda _: draw("attractors", engine="cpu"),
     "module": lambda _: draw_module(jitter=0.1, trace=Trace((0, 3), (0, 4))),
     "module fp64": lambda _: draw_module(precision="fp64"),
     "denormals": lambda _: draw_module(Shrinking(), burn_in=19, tol=None),
