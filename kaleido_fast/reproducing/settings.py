@@ -38,7 +38,7 @@ KALEIDOSCOPES: dict[str, Kaleidoscope] = {
         Kaleidoscope("points1d", "Four points on a line", 2),
         Kaleidoscope("points2d", "Four points in the plane", 2),
         Kaleidoscope("digits", "8 x 8 digits", 0.5),
-        Kaleidoscope("mnist", "MNIST digits", 25),
+        Kaleidoscope("mnist", "MNIST digits", 16),
         Kaleidoscope("depth", "Does depth help?", 6),
     )
 }
