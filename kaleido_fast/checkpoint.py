@@ -63,7 +63,7 @@ class ModelCard:
         scaling: raw data to model values.
         final_loss: of the kept weights by the held-out measure; None if unknown.
         diagnostics: of attractors: spectral radius at training examples, share of stable ones, and the like; of a flow:
-            errors by the share of noise.
+            errors by the share of noise, and how new its samples are.
         sampling: recommended options: burn_in, thin, jitter, settle, tol, or sampler ("flow"), steps, noise_from,
             noise_to. `fast_sample` starts from them. Beside a measure of mixing in ``diagnostics``, thin is the
             distance of several draws of a chain.

@@ -213,8 +213,9 @@ FLOW_RECIPE = TrainingRecipe(
     average=0.999,
     precision="auto",
 )
-# As fp16 the weights of the one that is bundled take 3.4 MB. Six hidden layers give better samples than four in the
-# same time: of 8,000 digits a Fréchet distance of 16 against 23 (fresh digits: 15).
+# As fp16 the weights of the one that is bundled take 3.4 MB. Six hidden layers come nearer to the data than four of 512
+# in the same time, and copy more where examples are few: of 60,000 digits Fréchet distances of 65 and 68, authentic
+# shares of .60 and .68; of 8,000 digits 16 and 23, .16 and .31 (cross-entropy, 14,000 and 18,000 steps).
 FLOW_NETWORKS = {
     "digits": NetworkShape((64, *[256] * 5, 64), "silu", sample_shape=(8, 8)),
     "mnist": NetworkShape((784, *[448] * 6, 784), "silu", sample_shape=(28, 28)),

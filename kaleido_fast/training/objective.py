@@ -102,8 +102,8 @@ def held_out_measure(fixed: FixedExamples, f: Callable[[Tensor], Tensor]) -> flo
     The geometric mean lets a level count by how much better it got, in per cent.
 
     Levels below a half are left out. There a network that has seen few examples is at its best long before its samples
-    are: of 8,000 MNIST digits (784-512x4-784) the error at u = 0.1 rose from a quarter of the training on, while the
-    Fréchet distance of the samples fell from 40 to 23 (fresh digits: 15).
+    are: of 8,000 MNIST digits (784-512x4-784) trainings of 4,500, 9,200 and 18,000 steps ended with
+    errors of .028, .033 and .041 at u = 0.1, and with Fréchet distances of 40, 23 and 23 (fresh digits: 15).
     """
     errors = fixed.errors(f)[FIRST_DECIDING if fixed.n_levels > 1 else 0 :]
     if len(errors) == 1:
