@@ -12,17 +12,21 @@ from kaleido_fast import names
 from kaleido_fast.cli.output import say_json, tell
 from kaleido_fast.cli.parameters import BACKGROUND, CHANNELS, Name, Output, overwrite_option
 from kaleido_fast.errors import InputError
-from kaleido_fast.presets import CHOICES, FLOW_RECIPE, PRESETS, Preset, TrainingRecipe, find_preset
+from kaleido_fast.presets import CHOICES, FLOW_PICTURES, FLOW_RECIPE, PRESETS, Preset, TrainingRecipe, find_preset
 
 
 def _own(name: str) -> str:
     """What a field of the recipe is where no option says it."""
-    values = [getattr(recipe, name) for recipe in (FLOW_RECIPE, TrainingRecipe())]
-    flow, attractors = (value if isinstance(value, str) else f"{value:g}" for value in values)
+    values = [getattr(recipe, name) for recipe in (FLOW_RECIPE, FLOW_PICTURES, TrainingRecipe())]
+    flow, pictures, attractors = (value if isinstance(value, str) else f"{value:g}" for value in values)
+    flow += "" if flow == pictures else f", {pictures} of pictures from 16 x 16"
     return f"[default: the preset's, else {flow}{'' if flow == attractors else f'; of attractors {attractors}'}]"
 
 
-HELD_OUT = f"[default: the preset's, else an eighth of the data, at most {FLOW_RECIPE.held_out}; of attractors 0]"
+HELD_OUT = (
+    "[default: the preset's for its own data, else a sixteenth of the data, at most "
+    f"{FLOW_RECIPE.held_out}; of attractors 0]"
+)
 
 if TYPE_CHECKING:
     from kaleido_fast.checkpoint import Checkpoint, ModelCard
@@ -97,6 +101,12 @@ if TYPE_CHECKING:
     type=float,
     help="Share of the pictures that are moved by one value, in one of eight directions, each time that they are seen; "
     f"0 is off {_own('shift')}.",
+)
+@click.option(
+    "--sample-variance",
+    type=float,
+    help="Of a flow: share of the data's variance that samples are given after training, by one factor at the last "
+    f"layer; 0 is off {_own('sample_variance')}.",
 )
 @click.option(
     "--held-out",
@@ -359,10 +369,16 @@ def _print_facts(facts: dict[str, Any]) -> None:
     """One line a fact; how draws mix, and what a flow tells from noise, in words."""
     from kaleido_fast.evaluating.novelty import novelty_line
     from kaleido_fast.evaluating.thinning import thin_line
+    from kaleido_fast.training.calibration import calibration_line
     from kaleido_fast.training.objective import errors_line
 
     diagnostics, words = dict(facts["diagnostics"]), {}
-    for name, say in (("mixing", thin_line), ("denoising_error", errors_line), ("novelty", novelty_line)):
+    for name, say in (
+        ("mixing", thin_line),
+        ("denoising_error", errors_line),
+        ("calibration", calibration_line),
+        ("novelty", novelty_line),
+    ):
         if name in diagnostics:
             words[name.replace("_", " ")] = say(diagnostics.pop(name))
     lines = {**facts, "diagnostics": diagnostics or None, **words}

@@ -88,6 +88,19 @@ class Loop:
 
         return self._measured("novelty", measure)
 
+    def calibrate(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """Calibrate the network, as a card has it: measured by the first worker, for all; empty where it is not."""
+        run = self.run
+
+        def measure() -> dict[str, Any]:
+            found = run.calibrate(sampling)
+            return {} if found is None else found.to_dict()
+
+        facts: dict[str, Any] = self._measured("calibration", measure)
+        if facts and not run.workers.is_first:
+            run.stretch(facts["calibration"]["gain"])
+        return facts
+
     def _measured(self, what: str, measure: Callable[[], Any]) -> Any:
         run = self.run
         try:
@@ -135,6 +148,7 @@ def train_until_accepted(run: TrainingRun, loop: Loop) -> Diagnostics:
     """Train attractors; where the recipe allows several attempts, until every example is a stable fixed point."""
     while True:
         loop.finish()
+        run.take_best()
         run.finish()
         found = run.workers.broadcast(f"attempt {run.attempt}", lambda: diagnose(run.model, run.data).to_dict())
         diagnostics = Diagnostics(**found)
@@ -144,9 +158,16 @@ def train_until_accepted(run: TrainingRun, loop: Loop) -> Diagnostics:
         run.begin(run.attempt + 1)
 
 
-def train_flow(run: TrainingRun, loop: Loop) -> dict[str, Any]:
-    """Train a flow; what its card says of it, as `FlowErrors.to_dict` has it."""
+def train_flow(run: TrainingRun, loop: Loop, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a flow; what its card says of it, as `FlowErrors` and `Calibration` have it.
+
+    Args:
+        run, loop: at any step.
+        sampling: recommended options of `kaleido_fast.fast_sample`.
+    """
     loop.finish()
+    run.take_best()
+    calibration = loop.calibrate(sampling)
     run.finish()
     found: dict[str, Any] = run.workers.broadcast("errors", lambda: run.flow_errors().to_dict())
-    return found
+    return {**found, **calibration}

@@ -8,14 +8,24 @@ from typing import Any
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.evaluating.diagnostics import Diagnostics
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.presets import CHOICES, FLOW_RECIPE, FLOW_SAMPLING, PRESETS, PUBLISHED_RECIPE, Preset, TrainingRecipe
+from kaleido_fast.presets import (
+    CHOICES,
+    FLOW_PICTURES,
+    FLOW_RECIPE,
+    FLOW_SAMPLING,
+    PRESETS,
+    PUBLISHED_RECIPE,
+    Preset,
+    TrainingRecipe,
+)
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.scalars import real_number
 from kaleido_fast.showing.pictures import is_image_shape
 
 NAMED_RECIPES = ("flow", "attractors", "published")
 _ATTRACTORS_ALONE = {"noise": 0, "pair_mix": 0, "attempts": 1}  # and what says that a flow has none
-_HELD_OUT_PART = 8  # of few examples at most this part is held out
+_HELD_OUT_PART = 16  # of few examples at most this part is held out
+_LEAST_MOVED = 16  # values across a picture that is still the same after one up or down
 
 
 def find_recipe(name: str, dataset: Dataset | None = None) -> TrainingRecipe:
@@ -50,7 +60,8 @@ def resolve_recipe(recipe: TrainingRecipe | str | None, dataset: Dataset, preset
     if isinstance(recipe, TrainingRecipe):
         return recipe
     if preset is not None and recipe in (None, preset.recipe.kind):
-        return preset.recipe
+        own = preset.recipe.kind != "flow" or dataset.name == preset.dataset
+        return preset.recipe if own else _with_few_held_out(preset.recipe, dataset)
     return default_recipe(dataset) if recipe is None else find_recipe(recipe, dataset)
 
 
@@ -88,8 +99,15 @@ def attractor_recipe(dataset: Dataset) -> TrainingRecipe:
 
 
 def flow_recipe(dataset: Dataset) -> TrainingRecipe:
-    """`FLOW_RECIPE`; of few examples an eighth is held out."""
-    return replace(FLOW_RECIPE, held_out=min(FLOW_RECIPE.held_out, len(dataset) // _HELD_OUT_PART))
+    """`FLOW_PICTURES` for pictures of 16 x 16 and more, else `FLOW_RECIPE`; of few examples a sixteenth is held out."""
+    shape = dataset.sample_shape
+    recipe = FLOW_PICTURES if is_image_shape(shape) and min(shape[:2]) >= _LEAST_MOVED else FLOW_RECIPE
+    return _with_few_held_out(recipe, dataset)
+
+
+def _with_few_held_out(recipe: TrainingRecipe, dataset: Dataset) -> TrainingRecipe:
+    """Of few examples most are trained on: with 7,600 of 8,000 digits .48 of samples were authentic, with 7,000 .44."""
+    return replace(recipe, held_out=min(recipe.held_out, len(dataset) // _HELD_OUT_PART))
 
 
 def check_recipe(recipe: TrainingRecipe, sample_shape: tuple[int, ...] = ()) -> None:
@@ -101,6 +119,7 @@ def check_recipe(recipe: TrainingRecipe, sample_shape: tuple[int, ...] = ()) -> 
     for name, high in (("learning_rate", 1), ("noise", 10), ("pair_mix", 1), ("average", 1), ("shift", 1)):
         _check_real(recipe, name, high)
     _check_real(recipe, "weight_decay", 10)
+    _check_real(recipe, "sample_variance", 1)
     _check_real(recipe, "seconds", 1e7)
     if recipe.learning_rate == 0:
         raise InputError("recipe: learning_rate = 0: give a number above 0, such as 0.001")
@@ -113,6 +132,11 @@ def check_recipe(recipe: TrainingRecipe, sample_shape: tuple[int, ...] = ()) -> 
         raise InputError(
             f"recipe: shift = {recipe.shift:g} with examples of shape {sample_shape}: only pictures, (H, W) or "
             "(H, W, 3), can be moved; leave shift out"
+        )
+    if recipe.sample_variance > 0 and recipe.kind != "flow":
+        raise InputError(
+            f"recipe: sample_variance = {recipe.sample_variance:g} with kind {recipe.kind!r}: it belongs to a flow; "
+            "leave it out, or take the recipe 'flow'"
         )
     if recipe.kind == "flow":
         for name, off in _ATTRACTORS_ALONE.items():

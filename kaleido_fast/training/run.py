@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from kaleido_fast.progress import HistoryEntry
 from kaleido_fast.reading.datasets import Dataset
 from kaleido_fast.system.threads import deciding_threads
 from kaleido_fast.training.average import WeightAverage
+from kaleido_fast.training.calibration import Calibration, LastLayer, calibrate
 from kaleido_fast.training.corruption import Shifts, make_inputs
 from kaleido_fast.training.objective import (
     NOISE_LEVELS,
@@ -34,13 +36,14 @@ from kaleido_fast.training.objective import (
 from kaleido_fast.training.pace import steps_in_time
 from kaleido_fast.training.parallel import TrainingWorkers
 from kaleido_fast.training.precision import autocast, faster_precision
+from kaleido_fast.training.start import initialise
 from kaleido_fast.training.state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
 EVALUATIONS = 100  # per run
 # Words that keep the random streams of one seed apart.
-ORDER, NOISE, EVALUATION, START, ATTEMPT, SHIFT = range(6)
+ORDER, NOISE, EVALUATION, START, ATTEMPT, SHIFT, CALIBRATION = range(7)
 
 
 def stream_seed(seed: int, *words: int) -> int:
@@ -60,25 +63,6 @@ def learning_rate(recipe: TrainingRecipe, step: int) -> float:
     if recipe.schedule == "constant":
         return rate
     return rate * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
-
-
-def initialise(model: KaleidoMLP, init: str, seed: int) -> None:
-    """Draw all weights from ``seed``, the same ones on every device."""
-    generator = torch.Generator().manual_seed(stream_seed(seed, START))
-    hidden: Literal["relu", "tanh"] = "tanh" if model.spec.activation == "tanh" else "relu"
-    for i, layer in enumerate(model.linears):
-        weight = torch.empty(layer.weight.shape)
-        bias_limit = 0.0
-        if init == "kaiming":
-            last = i == len(model.linears) - 1
-            nn.init.kaiming_normal_(weight, nonlinearity="linear" if last else hidden, generator=generator)
-        else:  # torch's own for a linear layer: uniform within 1 / sqrt(inputs), weights and biases alike
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-            bias_limit = 1 / math.sqrt(weight.shape[1])
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            if layer.bias is not None:
-                layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator) * 2 - 1) * bias_limit)
 
 
 def make_request(dataset: Dataset, spec: ModelSpec, recipe: TrainingRecipe, seed: int) -> dict[str, Any]:
@@ -146,7 +130,8 @@ class TrainingRun:
         """Start an attempt; the first one uses the seed itself."""
         self.attempt, self.step = attempt, 0
         self.attempt_seed = self.seed if attempt == 0 else stream_seed(self.seed, ATTEMPT, attempt)
-        initialise(self.model, self.recipe.init, self.attempt_seed)
+        weights = torch.Generator().manual_seed(stream_seed(self.attempt_seed, START))
+        initialise(self.model, self.recipe.init, weights, self.data)
         fused = self.device.type in ("cpu", "cuda")
         settings: dict[str, Any] = {"lr": self.recipe.learning_rate, "fused": fused}
         if self.recipe.weight_decay > 0:
@@ -248,12 +233,26 @@ class TrainingRun:
         outputs: Tensor = functional_call(self.model, self._kept(), (inputs,))
         return outputs
 
-    def finish(self) -> None:
-        """Take the best weights, rounded as the recipe says; their measure is ``best_loss``."""
-        if self.recipe.weights == "fp16":
-            self.best = {name: tensor.half().to(tensor.dtype) for name, tensor in self.best.items()}
+    def take_best(self) -> None:
+        """Take the best weights; their measure is ``best_loss``."""
         self.model.load_state_dict(self.best)
+
+    def calibrate(self, sampling: Mapping[str, Any]) -> Calibration | None:
+        """Give samples the share of the data's variance that the recipe says; None where it says none."""
+        if self.recipe.sample_variance == 0:
+            return None
+        return calibrate(self.model, self.data, sampling, self.recipe.sample_variance, self._generator(CALIBRATION))
+
+    def stretch(self, gain: float) -> None:
+        """Stretch the last layer by what another worker has found."""
+        LastLayer(self.model, self.data, self._generator(CALIBRATION)).stretch(gain)
+
+    def finish(self) -> None:
+        """Round the weights as the recipe says, and measure those that are stored."""
         if self.recipe.weights == "fp16":
+            for tensor in self.model.state_dict().values():
+                tensor.copy_(tensor.half())
+        if self.recipe.weights == "fp16" or self.recipe.sample_variance > 0:
             self.best_loss = held_out_measure(self.fixed, self.model)
 
     def flow_errors(self) -> FlowErrors:

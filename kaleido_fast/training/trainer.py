@@ -139,19 +139,31 @@ def train(
             loop = Loop(run, state_path, seconds, callback if workers.is_first else None)
             run.threads = workers.broadcast("threads", lambda: run.threads)
             with threads(run.threads):
-                judged = train_flow(run, loop) if recipe.kind == "flow" else train_until_accepted(run, loop)
-            attractors = judged if isinstance(judged, Diagnostics) else None
-            if sampling is None:
-                fits = found is not None and found.recipe.kind == recipe.kind
-                sampling = found.sampling if found and fits else recommended_sampling(recipe, attractors)
+                if sampling is None and found is not None and found.recipe.kind == recipe.kind:
+                    sampling = found.sampling
+                facts, attractors, sampling = _finish(run, loop, sampling)
             thinning = loop.measure_thin(sampling)
             novelty = loop.measure_novelty(sampling) if recipe.kind == "flow" else {}
     name = preset or data.name
     problems = _describe_problems(name, attractors, sampling, thinning)
-    facts = judged.to_dict() if isinstance(judged, Diagnostics) else judged
     card = _card(name, run, data, recipe, seed, {**facts, **novelty}, sampling)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), problems)
+
+
+def _finish(
+    run: TrainingRun, loop: Loop, sampling: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Diagnostics | None, Mapping[str, Any]]:
+    """Train to the end: what the card says of it, how stable attractors are, and the settings to recommend.
+
+    A flow's settings are known before it is trained, those of attractors hang on how stable they became.
+    """
+    if run.recipe.kind == "flow":
+        sampling = recommended_sampling(run.recipe, None) if sampling is None else sampling
+        return train_flow(run, loop, sampling), None, sampling
+    attractors = train_until_accepted(run, loop)
+    sampling = recommended_sampling(run.recipe, attractors) if sampling is None else sampling
+    return attractors.to_dict(), attractors, sampling
 
 
 def _describe_problems(

@@ -42,7 +42,7 @@ def test_recipes_by_name_and_their_networks(folder, monkeypatch, capsys):
         assert status == 0, errors
         found[name] = json.loads(out)
     assert [found[name]["recipe"]["kind"] for name in found] == ["flow", "flow", "attractors", "attractors"]
-    assert found["usual"]["sampling"]["sampler"] == "flow" and found["usual"]["recipe"]["held_out"] == 5
+    assert found["usual"]["sampling"]["sampler"] == "flow" and found["usual"]["recipe"]["held_out"] == 2
     assert found["usual"]["network"] == "-".join(["16", *["512"] * 6, "16"])
     assert found["attractors"]["network"] == "16-9-9-9-9-9-16" and found["attractors"]["recipe"]["noise"] == 0.4
     sizes = [Path(f"{name}.safetensors").stat().st_size for name in ("flow", "usual")]

@@ -2,26 +2,31 @@
 
 The bar, of 1,000 samples with the recommended settings against 1,000 held-out digits, k = 5, beside as many real ones:
 precision and coverage no worse, entropy of classes >= 0.985 of its maximum, nearest training digit and authentic share
-at least 0.95 and 0.9 times those of held-out digits, Fréchet distance at most 8 times that of real ones (the bundled
-model: 5.9). The training of the slow test takes 5 minutes on two cores, and MNIST: see docs/data.md, or name an IDX
-file of images in MNIST_IMAGES, whose labels lie beside it.
+at least 0.95 and 0.9 times those of held-out digits, Fréchet distance at most 1.5 times that of real ones (the bundled
+model: 1.0; real ones' own varies by as much between sets). Of 8,000 digits alone: precision and coverage >= 0.97,
+entropy >= 0.985, nearest training digit >= 0.085, authentic share >= 0.43, Fréchet distance as above.
+
+The trainings of the slow tests take 5 minutes each on two cores, and MNIST: see docs/data.md, or name an IDX file of
+images in MNIST_IMAGES, whose labels lie beside it.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 import pytest
+import torch
 
 from kaleido_fast.checkpoint import Checkpoint, bundled_path, load_checkpoint
 from kaleido_fast.errors import InputError
 from kaleido_fast.evaluating.evaluation import REAL, SAMPLES, evaluate
-from kaleido_fast.evaluating.reference import find_reference
+from kaleido_fast.evaluating.reference import Reference, find_reference
 from kaleido_fast.presets import PRESETS, recipe_facts
-from kaleido_fast.reading.datasets import built_in, load_dataset
+from kaleido_fast.reading.datasets import Dataset, built_in, load_dataset
 from kaleido_fast.sampling import fast_sample
-from kaleido_fast.training.trainer import train
+from kaleido_fast.training.trainer import TrainResult, train
 
 
 def test_what_is_shipped():
@@ -47,22 +52,46 @@ def test_samples_are_pictures_of_ink_on_an_empty_ground():
     assert empty > 0.7, f"only {empty:.0%} of the ground is empty"
 
 
-@pytest.mark.slow
-def test_retrained_mnist_meets_the_bar():
-    source = os.environ.get("MNIST_IMAGES") or built_in("mnist")
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """MNIST, where it is at hand."""
     try:
-        data = load_dataset(source)
+        return load_dataset(os.environ.get("MNIST_IMAGES") or built_in("mnist"))
     except InputError as problem:
         pytest.skip(f"MNIST is not at hand: {problem}")
-    result = train(data, preset="mnist", seed=1)
+
+
+def figures_of(result: TrainResult, reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of 1,000 samples, and of as many training examples, against 1,000 held-out ones."""
     checkpoint = Checkpoint(result.model, result.card, "", bundled_path("mnist"))
-    found = evaluate(checkpoint, find_reference(checkpoint, data), n_chains=1000, n_compared=1000)
-    samples, real, new = found.sets[SAMPLES], found.sets[REAL], result.card.diagnostics["novelty"]
-    print("\n", samples, "\n", real, "\n", new)
-    figures, ceiling = asdict(samples), asdict(real)
-    assert figures["precision"] >= 0.95 * ceiling["precision"]
-    assert figures["coverage"] >= ceiling["coverage"]
-    assert figures["entropy"] >= 0.985
-    assert figures["frechet"] <= 8 * ceiling["frechet"]
+    found = evaluate(checkpoint, reference, n_chains=1000, n_compared=1000)
+    samples, real = (asdict(found.sets[name]) for name in (SAMPLES, REAL))
+    print("\n", samples, "\n", real, "\n", result.card.diagnostics["novelty"])
+    return samples, real
+
+
+@pytest.mark.slow
+def test_retrained_mnist_meets_the_bar(digits):
+    result = train(digits, preset="mnist", seed=1)
+    checkpoint = Checkpoint(result.model, result.card, "", bundled_path("mnist"))
+    samples, real = figures_of(result, find_reference(checkpoint, digits))
+    new = result.card.diagnostics["novelty"]
+    assert samples["precision"] >= 0.95 * real["precision"]
+    assert samples["coverage"] >= real["coverage"]
+    assert samples["entropy"] >= 0.985
+    assert samples["frechet"] <= 1.5 * real["frechet"]
     assert new["nearest"] >= 0.95 * new["nearest_held_out"]
     assert new["authentic"] >= 0.9 * new["authentic_held_out"]
+
+
+@pytest.mark.slow
+def test_few_digits_are_not_learnt_by_heart(digits):
+    """8,000 evenly spaced ones. Of 2,000 others half are what samples are compared with, half teach the judge."""
+    few, others = digits.take(torch.arange(0, 48_000, 6)), digits.take(torch.arange(3, 48_003, 24))
+    result = train(few, preset="mnist", seed=1)
+    samples, real = figures_of(result, Reference(few, others))
+    assert min(samples["precision"], samples["coverage"]) >= 0.97
+    assert samples["entropy"] >= 0.985
+    assert samples["frechet"] <= 1.5 * real["frechet"]
+    assert samples["nearest"]["50%"] >= 0.085
+    assert samples["authentic"] >= 0.43

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -23,8 +24,9 @@ from kaleido_fast.presets import (
     recipe_facts,
 )
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.training.recipe import default_recipe, default_spec, find_recipe
-from kaleido_fast.training.run import initialise
+from kaleido_fast.training.recipe import default_recipe, default_spec, find_recipe, resolve_recipe
+from kaleido_fast.training.run import START, stream_seed
+from kaleido_fast.training.start import initialise
 from kaleido_fast.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
@@ -42,7 +44,7 @@ def test_published_recipe_is_plain(points):
     recipe = replace(PUBLISHED_RECIPE, steps=3, batch_size=23)
     result = train(points, spec=SMALL, recipe=recipe, seed=2)
     model = KaleidoMLP(SMALL)
-    initialise(model, "default", seed=2)
+    initialise(model, "default", torch.Generator().manual_seed(stream_seed(2, START)), points.data)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     for _ in range(3):  # full batches, so that their order does not matter
         optimizer.zero_grad()
@@ -66,10 +68,26 @@ def test_defaults_from_data(points):
     assert default_recipe(points) == find_recipe("attractors", points) == TrainingRecipe()
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 800, 80_000])
+@pytest.mark.parametrize("n", [1, 15, 16, 800, 80_000])
 def test_a_flow_holds_out_a_part_of_any_data(n):
     held_out = find_recipe("flow", Dataset("n", torch.rand(n, 4), sample_shape=(2, 2))).held_out
-    assert held_out == min(n // 8, 1000)
+    assert held_out == min(n // 16, 1000)
+
+
+def test_a_preset_holds_out_less_of_fewer_examples_than_its_own():
+    shape, dim = PRESETS["mnist"].network.sample_shape, 784
+    few, own = (Dataset(name, torch.zeros(800, dim), sample_shape=shape) for name in ("mine", "mnist"))
+    assert resolve_recipe(None, few, PRESETS["mnist"]) == replace(PRESETS["mnist"].recipe, held_out=50)
+    assert resolve_recipe("flow", own, PRESETS["mnist"]) == PRESETS["mnist"].recipe
+    assert resolve_recipe("attractors", few, find_preset("mnist", "attractors")).held_out == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "moved"), [((28, 28), True), ((16, 20, 3), True), ((8, 8), False), ((64, 15), False), ((784,), False)]
+)
+def test_pictures_are_moved_where_they_are_large(shape, moved):
+    recipe = find_recipe("flow", Dataset("n", torch.zeros(9, math.prod(shape)), sample_shape=shape))
+    assert (recipe.shift > 0) == moved
 
 
 def test_presets_are_flows_for_pictures_and_have_attractors_beside_them():

@@ -10,8 +10,7 @@ import pytest
 import torch
 from small_training import SHORT, SMALL
 
-from kaleido_fast.model import KaleidoMLP, ModelSpec
-from kaleido_fast.training.run import Batches, TrainingRun, initialise, learning_rate, stream_seed
+from kaleido_fast.training.run import Batches, TrainingRun, learning_rate, stream_seed
 from kaleido_fast.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::kaleido_fast.training.trainer.UnstableModelWarning")
@@ -80,14 +79,3 @@ def test_learning_rates():
     assert all(late < early for early, late in pairwise(rates[110:]))
     assert rates[-1] == pytest.approx(0.02, rel=0.01)
     assert {learning_rate(replace(recipe, schedule="constant", warmup=0), step) for step in (0, 500, 999)} == {2.0}
-
-
-@pytest.mark.parametrize("init", ["kaiming", "default"])
-def test_initialisation(init):
-    model = KaleidoMLP(ModelSpec((300, 400, 500, 300)))
-    initialise(model, init, seed=1)
-    for i, layer in enumerate(model.linears):
-        fan_in = layer.in_features
-        gain = {"kaiming": 2.0 if i < 2 else 1.0, "default": 1 / 3}[init]
-        assert float(layer.weight.detach().var()) == pytest.approx(gain / fan_in, rel=0.02), f"layer {i}"
-        assert float(layer.bias.detach().abs().max()) <= (0 if init == "kaiming" else fan_in**-0.5)
