@@ -24,8 +24,8 @@ def _own(name: str) -> str:
 
 
 HELD_OUT = (
-    "[default: the preset's for its own data, else a sixteenth of the data, at most "
-    f"{FLOW_RECIPE.held_out}; of attractors 0]"
+    f"[default: the preset's, {FLOW_RECIPE.held_out} without one, of flows at most a sixteenth of the data; without "
+    "preset of attractors 0]"
 )
 
 if TYPE_CHECKING:
@@ -202,7 +202,13 @@ def command(
     from kaleido_fast.system.locks import output_lock
     from kaleido_fast.system.workers import is_first_worker
     from kaleido_fast.training.recipe import recipe_kind
-    from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train, training_request
+    from kaleido_fast.training.trainer import (
+        PaleSamplesWarning,
+        SlowMixingWarning,
+        UnstableModelWarning,
+        train,
+        training_request,
+    )
 
     found = None if preset is None else find_preset(preset, recipe_kind(recipe))
     shape = {name: options.pop(name) for name in ("hidden", "layers", "activation", "bound")}
@@ -226,7 +232,7 @@ def command(
         return
     shown = not (quiet or as_json) and is_first_worker(alone=alone)
     with warnings.catch_warnings(record=True) as caught, _training_bar(show=shown) as callback:
-        for kind in (UnstableModelWarning, SlowMixingWarning):
+        for kind in (UnstableModelWarning, PaleSamplesWarning, SlowMixingWarning):
             warnings.simplefilter("always", kind)
         result = train(
             data,

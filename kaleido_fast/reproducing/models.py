@@ -25,7 +25,7 @@ from kaleido_fast.system.devices import resolve_device
 from kaleido_fast.system.files import atomic_path, write_error
 from kaleido_fast.system.folders import user_cache
 from kaleido_fast.system.versions import library_versions
-from kaleido_fast.training.trainer import SlowMixingWarning, UnstableModelWarning, train
+from kaleido_fast.training.trainer import PaleSamplesWarning, SlowMixingWarning, UnstableModelWarning, train
 
 SECONDS = "training_seconds"
 TELL_EVERY = 30.0  # seconds between lines on how far it is
@@ -184,7 +184,11 @@ def _train(
     clock, clock_name = training_clock(settings.device)
     began = clock()
     with warnings.catch_warnings(), training_bar() if settings.progress else nullcontext() as callback:
-        for kind in (UnstableModelWarning, SlowMixingWarning):  # reports state themselves what these say
+        for kind in (
+            UnstableModelWarning,
+            PaleSamplesWarning,
+            SlowMixingWarning,
+        ):  # reports state themselves what these say
             warnings.simplefilter("ignore", kind)
         result = train(
             dataset,

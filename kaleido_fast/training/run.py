@@ -40,6 +40,7 @@ from kaleido_fast.training.start import initialise
 from kaleido_fast.training.state import load_state, save_state
 
 MAX_SEED = 2**64 - 1
+MEASURE = "u 0.7, 0.9"  # by which a flow's best weights are known, as state files say it
 FINAL_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
 EVALUATIONS = 100  # per run
 # Words that keep the random streams of one seed apart.
@@ -266,6 +267,15 @@ class TrainingRun:
         held_out = None if self.watched is self.data else errors(self.watched)
         return FlowErrors(list(NOISE_LEVELS), errors(self.data), held_out)
 
+    def _measure_best_anew(self, path: Path) -> None:
+        """Make the best weights of an earlier version comparable with those to come."""
+        warnings.warn(
+            f"{path} was begun by a version that measured the best weights in another way: they are measured anew, "
+            "and the result is not that of an uninterrupted run",
+            stacklevel=6,
+        )
+        self.best_loss = held_out_measure(self.fixed, lambda inputs: functional_call(self.model, self.best, (inputs,)))
+
     def save(self, path: Path) -> None:
         """Write everything to a state file."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -282,6 +292,7 @@ class TrainingRun:
             "step": self.step,
             "best_loss": best_loss,
             "best_step": self.best_step,
+            "measure": MEASURE,
             "workers": self.workers.size,
             "threads": self.threads,
             "precision": self.precision,
@@ -319,6 +330,8 @@ class TrainingRun:
         self.running.copy_(tensors["running"])
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.best})
         self.best = {name: tensors[f"best.{name}"].to(self.device) for name in self.best}
+        if self.recipe.kind == "flow" and position.get("measure") != MEASURE and self.best_step > 0:
+            self._measure_best_anew(path)
         if self.average is not None:
             self.average.tensors = {name: tensors[f"average.{name}"].to(self.device) for name in self.best}
         for name, parameter in self.model.named_parameters():

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kaleido_fast.evaluating.diagnostics import evenly
-from kaleido_fast.model import ACTIVATIONS, KaleidoMLP
+from kaleido_fast.model import KaleidoMLP
 
-_EXAMPLES = 2048  # at most, whose principal directions are taken
+_EXAMPLES, _VALUES = 2048, 1 << 23  # at most, in examples whose principal directions are taken
+_LEAST_SLOPE = 0.1  # of a pair; weights are divided by it
 
 
 def initialise(model: KaleidoMLP, init: str, generator: torch.Generator, data: Tensor) -> None:
-    """Draw all weights on the CPU, the same ones for every device.
+    """Draw all weights on the CPU, the same ones for every device; principal directions agree to rounding.
 
     Args:
         model: gets the weights.
@@ -39,7 +40,8 @@ def initialise(model: KaleidoMLP, init: str, generator: torch.Generator, data: T
             if layer.bias is not None:
                 layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator) * 2 - 1) * bias_limit)
     if init == "principal":
-        look_linear(model, data.cpu(), generator)
+        n = min(_EXAMPLES, max(2, _VALUES // data.shape[1]))
+        look_linear(model, evenly(data, n).cpu(), generator)
 
 
 @torch.no_grad()
@@ -50,7 +52,8 @@ def look_linear(model: KaleidoMLP, data: Tensor, generator: torch.Generator) -> 
     from a pair is linear however deep the network is (looks-linear initialisation: Balduzzi et al. 2017, "The shattered
     gradients problem"). Each layer but the first has a random rotation. As many directions go through as the narrowest
     hidden layer has pairs, all D if it has so many. The last unit of an odd width keeps its weights, unheard at the
-    start; a network without hidden layers, or with one of a single unit, keeps all of its weights.
+    start; a network without hidden layers, with one of a single unit, or with an even activation (leaky_relu of slope
+    -1) keeps all of its weights.
 
     Args:
         model: its weights are changed. Hidden tanh is linear near 0 only.
@@ -58,11 +61,10 @@ def look_linear(model: KaleidoMLP, data: Tensor, generator: torch.Generator) -> 
         generator: of the rotations.
     """
     pairs = [width // 2 for width in model.spec.widths[1:-1]]
-    if not pairs or min(pairs) == 0:
-        return
-    act = ACTIVATIONS[model.spec.activation]
     small = torch.tensor(0.01)
-    slope = float((act(small) - act(-small)) / small)
+    slope = float((model.activate(small) - model.activate(-small)) / small)
+    if not pairs or min(pairs) == 0 or abs(slope) < _LEAST_SLOPE:
+        return
     kept = min(*pairs, model.spec.dim)
     spreads = [orthogonal(n, kept, generator) for n in pairs]  # of the kept values over the pairs of a layer
     if pairs[0] == kept:
@@ -89,7 +91,7 @@ def _write(weight: Tensor, block: Tensor) -> None:
 def directions(data: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """(n, D): the n <= D principal directions of examples (m, D), orthonormal; random ones where they have fewer."""
     dim = data.shape[1]
-    rows = evenly(data, _EXAMPLES).double()
+    rows = data.double()
     rows = rows - rows.mean(0)
     if len(rows) > dim:
         values, vectors = torch.linalg.eigh(rows.T @ rows)

@@ -31,6 +31,7 @@ from kaleido_fast.system.outputs import check_outputs
 from kaleido_fast.system.threads import threads
 from kaleido_fast.system.versions import library_versions
 from kaleido_fast.system.workers import local_device
+from kaleido_fast.training.calibration import calibration_problem
 from kaleido_fast.training.loop import Loop, train_flow, train_until_accepted
 from kaleido_fast.training.memory import ITEM, check_training_memory, stored_copies
 from kaleido_fast.training.parallel import find_training_workers
@@ -51,6 +52,10 @@ class TrainResult:
 
 class UnstableModelWarning(UserWarning):
     """The trained network does not attract chains to its training examples."""
+
+
+class PaleSamplesWarning(UserWarning):
+    """Samples of the trained network vary less than the recipe asks for."""
 
 
 class SlowMixingWarning(UserWarning):
@@ -145,7 +150,7 @@ def train(
             thinning = loop.measure_thin(sampling)
             novelty = loop.measure_novelty(sampling) if recipe.kind == "flow" else {}
     name = preset or data.name
-    problems = _describe_problems(name, attractors, sampling, thinning)
+    problems = _describe_problems(name, recipe, attractors, facts.get("calibration"), sampling, thinning)
     card = _card(name, run, data, recipe, seed, {**facts, **novelty}, sampling)
     run.optimizer.zero_grad(set_to_none=True)
     return TrainResult(run.model.cpu().eval(), with_thin(card, thinning), tuple(run.history), problems)
@@ -167,12 +172,20 @@ def _finish(
 
 
 def _describe_problems(
-    name: str, diagnostics: Diagnostics | None, sampling: Mapping[str, Any], thinning: Mapping[str, Any] | None
+    name: str,
+    recipe: TrainingRecipe,
+    diagnostics: Diagnostics | None,
+    calibration: Mapping[str, Any] | None,
+    sampling: Mapping[str, Any],
+    thinning: Mapping[str, Any] | None,
 ) -> tuple[str, ...]:
     """Warn of what will make samples poor; returns the same texts. A flow is not judged by stable examples: None."""
     unstable = None if diagnostics is None else diagnostics.problem(sampling.get("jitter", 0.0))
+    share = recipe.sample_variance
+    pale = calibration_problem(calibration, share) if share > 0 else None
     problems = (
         (unstable, UnstableModelWarning),
+        (pale, PaleSamplesWarning),
         (thin_problem(thinning), SlowMixingWarning),
     )
     for text, kind in problems:

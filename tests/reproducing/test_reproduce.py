@@ -91,7 +91,7 @@ def test_mnist_compares_three_recipes_on_any_images_of_its_shape(tmp_path, monke
     for row in rows:
         assert f"| Published recipe: {row} |" in text
     assert "| Attractors: 50 steps, jitter 2 (3 clean steps before a draw) |" in text
-    assert "| Flow: 20 steps, 20 a draw, from noise 0.9 to 0.1 |" in text
+    assert "| Flow: 20 steps, 20 a draw, from noise 0.95 to 0.3 |" in text
     report = json.loads((tmp_path / "m" / "report.json").read_text())
     facts = report["evaluations"]["published"]
     assert set(facts["runs"]) == {"samples", "short, without noise", "without jitter"}

@@ -14,12 +14,13 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec, model_hash
 from kaleido_fast.presets import FLOW_SAMPLING, TrainingRecipe
 from kaleido_fast.reading.datasets import Dataset
-from kaleido_fast.training import run as training_run
+from kaleido_fast.training import calibration
 from kaleido_fast.training.calibration import HIGHEST_GAIN, LastLayer, calibrate, calibration_line, find_gain
-from kaleido_fast.training.loop import TrainingInterruptedError
+from kaleido_fast.training.loop import Loop, TrainingInterruptedError
 from kaleido_fast.training.objective import held_out_measure
+from kaleido_fast.training.parallel import TrainingWorkers
 from kaleido_fast.training.run import TrainingRun
-from kaleido_fast.training.trainer import train
+from kaleido_fast.training.trainer import PaleSamplesWarning, train
 
 FLOW = TrainingRecipe(kind="flow", steps=150, batch_size=32, learning_rate=3e-3, warmup=5, init="principal")
 SPEC = ModelSpec((16, 24, 24, 16), "silu", sample_shape=(4, 4))
@@ -126,16 +127,65 @@ def test_ctrl_c_while_it_is_measured_loses_nothing(pictures, tmp_path, monkeypat
     recipe = replace(FLOW, sample_variance=0.95, weights="fp16")
     whole = train(pictures, spec=SPEC, recipe=recipe, seed=1)
 
-    def stopped(*_):
-        raise KeyboardInterrupt
+    calls = []
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:  # by then the layer is stretched
+            raise KeyboardInterrupt
+        return fast_sample(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "calibrate", stopped)
+        patch.setattr(calibration, "fast_sample", stopped)
         with pytest.raises(TrainingInterruptedError, match="150 of 150"):
             train(pictures, spec=SPEC, recipe=recipe, seed=1, state=tmp_path / "s")
     resumed = train(pictures, spec=SPEC, recipe=recipe, seed=1, state=tmp_path / "s")
     assert model_hash(resumed.model) == model_hash(whole.model)
     assert resumed.card == whole.card
+
+
+def test_the_mean_is_that_of_outputs_at_all_shares_of_noise(pictures):
+    """By other noise; stretching around 0 would take ink away."""
+    model = train(pictures, spec=SPEC, recipe=FLOW, seed=1).model
+    last = LastLayer(model, pictures.data, seeded())
+    clean = pictures.data.repeat(200, 1)
+    shares = torch.rand((len(clean), 1), generator=seeded(3))
+    with torch.no_grad():
+        outputs = model.before_bound((1 - shares) * clean + shares * torch.randn(clean.shape, generator=seeded(4)))
+    spread = outputs.std(0).mean()
+    assert float((last.mean - outputs.mean(0)).abs().max()) < 0.4 * float(spread)
+    assert float(outputs.mean(0).abs().max()) > 0.5 * float(spread), "the mean is 0: this network cannot tell"
+
+
+def test_another_worker_stretches_by_what_the_first_has_found(pictures, tmp_path):
+    recipe = replace(FLOW, steps=40, sample_variance=0.95)
+    runs = [TrainingRun(pictures, SPEC, recipe, 1, torch.device("cpu")) for _ in range(2)]
+    loops = [Loop(run, None, 60.0, None) for run in runs]
+    for run, loop in zip(runs, loops, strict=True):
+        loop.finish()
+        run.take_best()
+    found = loops[0].calibrate(FLOW_SAMPLING)
+    assert found["calibration"]["gain"] > 1
+
+    class Second(TrainingWorkers):
+        rank = 1
+
+        def broadcast(self, key, compute):
+            return found
+
+    runs[1].workers = Second()
+    assert loops[1].calibrate(FLOW_SAMPLING) == found
+    assert model_hash(runs[0].model) == model_hash(runs[1].model)
+
+
+def test_what_was_not_reached_is_said(pictures):
+    with pytest.warns(PaleSamplesWarning, match=r"samples have .* of the data, not 100% .* train with more steps"):
+        result = train(pictures, spec=SPEC, recipe=replace(FLOW, steps=5, init="kaiming", sample_variance=1.0), seed=1)
+    assert len(result.warnings) == 1
+    plain = replace(SPEC, bias=False)
+    with pytest.warns(PaleSamplesWarning, match="a last layer with biases"):
+        result = train(pictures, spec=plain, recipe=replace(FLOW, steps=5, init="kaiming", sample_variance=1.0), seed=1)
+    assert "calibration" not in result.card.diagnostics
 
 
 def test_it_belongs_to_a_flow(pictures):
@@ -146,6 +196,7 @@ def test_it_belongs_to_a_flow(pictures):
 
 
 def test_line():
+    assert calibration_line({**LINE, "gain": 1.0}) == "samples have 95% of the variance of the data as trained"
     assert calibration_line(LINE) == (
         "samples have 95% of the variance of the data; 81% before the last layer was stretched by 1.062"
     )

@@ -119,13 +119,26 @@ def test_decay_is_that_of_adamw(pictures):
 
 @pytest.mark.parametrize("step", [1, 9, 10, 11, 37, 59, 60])
 def test_a_resumed_flow_has_the_same_bits(pictures, tmp_path, step):
-    recipe = replace(FLOW, loss="bce", weights="fp16", init="principal", sample_variance=0.95)
+    recipe = replace(FLOW, loss="bce", weights="fp16", init="principal", sample_variance=0.3)
     whole = trained(pictures, recipe)
     with pytest.raises(TrainingInterruptedError):
         trained(pictures, recipe, state=tmp_path / "s", callback=StopAt(step))
     resumed = trained(pictures, recipe, state=tmp_path / "s")
     assert resumed.history == whole.history and resumed.card == whole.card
     assert model_hash(resumed.model) == model_hash(whole.model)
+
+
+def test_a_state_with_another_measure_is_measured_anew(pictures, tmp_path, monkeypatch):
+    """One of an earlier version, whose measure was always less: no later weights would ever be the best."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "MEASURE", "another")
+        patch.setattr(training_run, "held_out_measure", lambda *_: 1e-9)
+        with pytest.raises(TrainingInterruptedError):
+            trained(pictures, state=tmp_path / "s", callback=StopAt(20))
+    with pytest.warns(UserWarning, match="measured the best weights in another way"):
+        resumed = train(pictures, spec=SPEC, recipe=FLOW, seed=3, state=tmp_path / "s")
+    assert resumed.card.recipe["best_step"] > 20
+    assert model_hash(resumed.model) == model_hash(trained(pictures).model)
 
 
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_with(pictures, tmp_path, monkeypatch):

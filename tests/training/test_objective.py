@@ -74,7 +74,7 @@ def test_the_examples_of_the_measure_are_alike_at_every_level(points):
     assert torch.equal(fixed(points).inputs, examples.inputs)
 
 
-def test_the_measure_is_the_geometric_mean_from_half_noise_on(points):
+def test_the_measure_is_the_geometric_mean_from_where_samples_are_decided(points):
     examples = fixed(points)
     errors = examples.errors(lambda inputs: inputs * 0.5)
     assert errors == sorted(errors) and errors[-1] > 4 * errors[0], "more noise, more error"

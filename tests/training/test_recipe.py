@@ -74,12 +74,22 @@ def test_a_flow_holds_out_a_part_of_any_data(n):
     assert held_out == min(n // 16, 1000)
 
 
-def test_a_preset_holds_out_less_of_fewer_examples_than_its_own():
-    shape, dim = PRESETS["mnist"].network.sample_shape, 784
-    few, own = (Dataset(name, torch.zeros(800, dim), sample_shape=shape) for name in ("mine", "mnist"))
-    assert resolve_recipe(None, few, PRESETS["mnist"]) == replace(PRESETS["mnist"].recipe, held_out=50)
-    assert resolve_recipe("flow", own, PRESETS["mnist"]) == PRESETS["mnist"].recipe
-    assert resolve_recipe("attractors", few, find_preset("mnist", "attractors")).held_out == 0
+@pytest.mark.parametrize(
+    ("name", "n", "held_out"),
+    [("mnist", 60_000, 1000), ("mnist", 8000, 500), ("mnist", 800, 50), ("digits", 1797, 500), ("digits", 400, 133)],
+)
+def test_a_preset_holds_out_less_of_few_examples(name, n, held_out):
+    """Whatever they are called: a limit leaves the name as it is."""
+    preset = PRESETS[name]
+    data = Dataset(name, torch.zeros(n, preset.network.widths[0]), sample_shape=preset.network.sample_shape)
+    assert resolve_recipe(None, data, preset) == replace(preset.recipe, held_out=held_out)
+    for known in ("mnist", "digits"):
+        assert resolve_recipe("attractors", data, find_preset(known, "attractors")).held_out < n
+
+
+def test_a_recipe_by_name_moves_pictures_alone():
+    flat = Dataset("flat", torch.zeros(90, 784))
+    assert resolve_recipe("mnist", flat, None) == replace(PRESETS["mnist"].recipe, shift=0.0)
 
 
 @pytest.mark.parametrize(

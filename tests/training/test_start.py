@@ -55,6 +55,23 @@ def test_a_principal_start_is_the_projection(activation, n, dim):
         torch.testing.assert_close(model.before_bound(x), x @ torch.from_numpy(best.T @ best), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("slope", [0.3, -0.5, 2.0])
+def test_a_principal_start_knows_the_slope_of_leaky_relu(slope):
+    model = KaleidoMLP(ModelSpec((7, 14, 14, 14, 7), "leaky_relu", negative_slope=slope))
+    initialise(model, "principal", seeded(), examples(40, 7))
+    x = torch.randn((50, 7), generator=seeded(2))
+    with torch.no_grad():
+        torch.testing.assert_close(model.before_bound(x), x, rtol=1e-3, atol=1e-3)
+
+
+def test_an_even_activation_keeps_random_weights():
+    spec = ModelSpec((7, 14, 14, 7), "leaky_relu", negative_slope=-1.0)
+    one, other = KaleidoMLP(spec), KaleidoMLP(spec)
+    initialise(one, "principal", seeded(), examples(40, 7))
+    initialise(other, "kaiming", seeded(), examples(40, 7))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_wide_layers_pass_all_of_an_input():
     model = started((7, 14, 51, 15, 7), "silu", examples(40, 7))
     x = torch.randn((50, 7), generator=seeded(2), dtype=torch.float64)
