@@ -24,8 +24,8 @@ def _own(name: str) -> str:
 
 
 HELD_OUT = (
-    f"[default: the preset's, {FLOW_RECIPE.held_out} without one, of flows at most a sixteenth of the data; without "
-    "preset of attractors 0]"
+    "[default: the preset's, fewer where examples are few; else a sixteenth of the data, at most "
+    f"{FLOW_RECIPE.held_out}; of attractors 0]"
 )
 
 if TYPE_CHECKING:

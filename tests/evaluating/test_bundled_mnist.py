@@ -2,9 +2,9 @@
 
 The bar, of 1,000 samples with the recommended settings against 1,000 held-out digits, k = 5, beside as many real ones:
 precision and coverage no worse, entropy of classes >= 0.985 of its maximum, nearest training digit and authentic share
-at least 0.95 and 0.9 times those of held-out digits, Fréchet distance at most 1.5 times that of real ones (the bundled
-model: 1.05; real ones' own varies by more between sets). Of 8,000 digits alone: precision and coverage >= 0.97,
-entropy >= 0.985, nearest training digit >= 0.085, authentic share >= 0.43, Fréchet distance as above.
+at least 0.95 and 0.9 times those of held-out digits, Fréchet distance at most 1.1 times that of real ones (this
+training: 1.01). Of 8,000 digits alone: precision and coverage >= 0.97, entropy >= 0.985, nearest training digit >=
+0.085, authentic share >= 0.45 (it has just that), Fréchet distance at most 1.5 times that of real ones (0.85).
 
 The trainings of the slow tests take 5 minutes each on two cores, and MNIST: see docs/data.md, or name an IDX file of
 images in MNIST_IMAGES, whose labels lie beside it.
@@ -79,7 +79,7 @@ def test_retrained_mnist_meets_the_bar(digits):
     assert samples["precision"] >= 0.95 * real["precision"]
     assert samples["coverage"] >= real["coverage"]
     assert samples["entropy"] >= 0.985
-    assert samples["frechet"] <= 1.5 * real["frechet"]
+    assert samples["frechet"] <= 1.1 * real["frechet"]
     assert new["nearest"] >= 0.95 * new["nearest_held_out"]
     assert new["authentic"] >= 0.9 * new["authentic_held_out"]
 
@@ -95,4 +95,4 @@ def test_few_digits_are_not_learnt_by_heart(digits):
     assert samples["entropy"] >= 0.985
     assert samples["frechet"] <= 1.5 * real["frechet"]
     assert samples["nearest"]["50%"] >= 0.085
-    assert samples["authentic"] >= 0.43
+    assert samples["authentic"] >= 0.45
