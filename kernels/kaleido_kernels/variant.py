@@ -27,9 +27,10 @@ class Variant:
     is another kernel, which Triton compiles for it. Integers are not specialised: the kernels say so themselves.
 
     Args:
-        kernel: the ``triton.jit`` function; its compile-time constants come last.
+        kernel: the ``triton.jit`` or ``gluon.jit`` function; its compile-time constants come last.
         signature: name -> type of each argument of a launch, in any order: "*fp16", "i64", "fp32", "none" for a tensor
-            that is not there, or "tensordesc<fp16[128,64]>" for a copy descriptor.
+            that is not there, or "tensordesc<fp16[128,64]>" for a copy descriptor; in Gluon its layout is part of the
+            type, as its repr: "tensordesc<fp16[128,64],NVMMASharedLayout(swizzle_byte_width=128, ...)>".
         constants: name -> value of each compile-time constant.
         num_warps, num_stages: the compiler's options.
         max_registers: most registers of a thread, so that more programs fit a multiprocessor; None for what it takes.

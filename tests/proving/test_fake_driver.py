@@ -53,6 +53,26 @@ def test_a_key_is_the_compiled_kernels_and_of_all_that_it_is_made_from():
     run_script(KEYS)
 
 
+GLUON = """
+from dataclasses import replace
+from ring_kernel import ring_variant
+from kaleido_kernels.proving.fake_driver import compile_variant, variant_key
+
+variants = [ring_variant(1), ring_variant(2), ring_variant(2, layers=3)]
+variants += [replace(variants[0], signature={**variants[0].signature, "scratch_ptr": "*bf16"})]
+keys = {variant_key(variant) for variant in variants}
+assert len(keys) == 4
+made = [compile_variant(variant) for variant in variants[:3]]
+assert {each.hash for each in made} | {variant_key(variants[3])} == keys
+assert [each.metadata.num_warps for each in made] == [8, 12, 12]
+assert all("brx.idx" in each.asm["ptx"] and each.metadata.tensordesc_meta[0]["swizzle"] == 3 for each in made)
+"""
+
+
+def test_a_gluon_kernel_is_compiled_from_its_signature_with_layouts():
+    run_script(GLUON)
+
+
 ORDER = """
 import sys
 from kaleido_kernels.graph import kernel as graph

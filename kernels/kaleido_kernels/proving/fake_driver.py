@@ -5,6 +5,7 @@ Works where there is no GPU, and for other GPUs than the one that is there.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -17,6 +18,9 @@ from triton import knobs
 from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon import language as gluon_language
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia import hopper as gluon_hopper
 from triton.runtime import JITFunction, driver
 from triton.runtime.cache import get_cache_key
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -186,15 +190,27 @@ def _stand_in(kind: str) -> Any:
         return None
     if kind.startswith("*"):
         return torch.empty(1, dtype=TORCH_TYPES[kind[1:]])
-    if found := re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", kind):
+    if found := re.fullmatch(r"tensordesc<(\w+)\[(\d+), ?(\d+)\](?:,NVMMASharedLayout\((.*)\))?>", kind):
         block = [int(found[2]), int(found[3])]
-        return TensorDescriptor.from_tensor(torch.empty(block, dtype=TORCH_TYPES[found[1]]), block)
+        tensor = torch.empty(block, dtype=TORCH_TYPES[found[1]])
+        if found[4] is None:
+            return TensorDescriptor.from_tensor(tensor, block)
+        return gluon_hopper.TensorDescriptor.from_tensor(tensor, block, _layout(found[4]))
     return 0.0 if kind.startswith("fp") else 1
+
+
+def _layout(text: str) -> gluon_language.NVMMASharedLayout:
+    """The layout whose arguments are written as in its repr."""
+    call = ast.parse(f"layout({text})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+    return gluon_language.NVMMASharedLayout(*map(ast.literal_eval, call.args), **options)
 
 
 def _cache_hash(kernel: Any, request: dict[str, Any], target: GPUTarget) -> str:
     """The hash that ``triton.compile`` makes from what its hook gets."""
-    source = ASTSource(kernel, request["signature"], request["constants"], request["configs"][0])
+    made = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = made(kernel, request["signature"], request["constants"], request["configs"][0])
     told = json.loads(request["specialization_data"])["options"]  # tuples are lists there
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     backend = make_backend(target)

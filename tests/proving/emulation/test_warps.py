@@ -10,7 +10,7 @@ from ptx_programs import STORE, THREADS, run
 
 from kaleido_kernels.proving.emulation.block import RULES
 from kaleido_kernels.proving.emulation.errors import EmulatorError, UnknownInstructionError
-from kaleido_kernels.proving.emulation.warps import FLOW
+from kaleido_kernels.proving.emulation.flow import FLOW
 
 
 def test_guards_that_hold_for_nobody_do_nothing():

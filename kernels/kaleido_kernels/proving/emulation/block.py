@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,15 @@ import numpy as np
 from kaleido_kernels.proving.emulation import arithmetic, copies, movement, products
 from kaleido_kernels.proving.emulation.copies import Copy, CopyDescriptor, MBarrier
 from kaleido_kernels.proving.emulation.errors import DeadlockError, EmulatorError, RaceError
+from kaleido_kernels.proving.emulation.flow import Outline, Wait, Waiting
 from kaleido_kernels.proving.emulation.memory import GlobalMemory, SharedMemory
 from kaleido_kernels.proving.emulation.products import ProductGroup
 from kaleido_kernels.proving.emulation.ptx import Immediate, Instruction, Kernel
-from kaleido_kernels.proving.emulation.warps import Rule, Waiting, Warps, immediate
+from kaleido_kernels.proving.emulation.warps import Rule, Warps, immediate
 
 RULES: dict[str, Rule] = {**arithmetic.RULES, **movement.RULES, **copies.RULES, **products.RULES}
-"""Every instruction that the emulator knows, besides those of `warps.FLOW`."""
+"""Every instruction that the emulator knows, besides those of `flow.FLOW`."""
+FORMS = {name: rule.forms for name, rule in RULES.items()}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Conditions:
         groups: threads of the groups that run apart, in order; empty for all together. Groups of less than 128 threads
             cannot take part in products of warp groups.
         apart: instead of that, the smallest groups that can run apart.
-        order: numbers of groups, the most urgent first; empty for ``seed``.
+        order: numbers of groups, the most urgent first; empty for ``seed``. Of a kernel whose warps are specialised, of
+            partitions: 0 the default one, then the others as they were listed; its idle warps come last.
         seed: of the choice among the groups that could go on.
         most_instructions: of one block; more are taken for a loop without end.
     """
@@ -50,10 +54,45 @@ class Conditions:
         n_threads = kernel.n_threads
         if self.groups and sum(self.groups) != n_threads:
             raise ValueError(f"groups of {self.groups} threads: {kernel.name} has {n_threads}")
-        if self.groups or not self.apart:
+        specialised = kernel.is_specialised
+        if self.groups or not (self.apart or specialised):
             return self.groups or (n_threads,)
-        size = 128 if any(item.name == "wgmma" for item in kernel.instructions) else 32
+        size = 128 if specialised or any(item.name == "wgmma" for item in kernel.instructions) else 32
         return (size,) * (n_threads // size)
+
+
+ORDERS: dict[str, Conditions] = {
+    f"{name}, copies {'at once' if early else 'late'}": Conditions(early_copies=early, order=order)
+    for name, order in {
+        "producer last": (0, 1, 2),
+        "producer last, second group first": (1, 0, 2),
+        "producer first": (2, 0, 1),
+        "producer first, second group before": (2, 1, 0),
+        "producer between": (0, 2, 1),
+        "producer between, second group first": (1, 2, 0),
+    }.items()
+    for early in (False, True)
+} | {f"by chance {seed}": Conditions(seed=seed) for seed in range(2)}
+"""Every order in which two groups of consumers and a producer, the last partition, can be urgent, with copies late and
+at once; and two by chance. A fault may show in one of them only."""
+
+
+@dataclass
+class NamedBarrier:
+    """A barrier of some threads of the block: how often it opened, how many came since, how many it waits for."""
+
+    opened: int = 0
+    came: int = 0
+    threads: int = 0
+
+
+@dataclass
+class _Running:
+    """A group of warps, the steps that it still has to take, and what it waits for."""
+
+    group: Warps
+    steps: Iterator[Waiting]
+    waits: Waiting = None
 
 
 class Block:
@@ -85,28 +124,32 @@ class Block:
         self.shared_bytes, self.conditions = shared_bytes, conditions
         self.n_instructions, self.last_instruction = 0, 0
         self.index, self.n_blocks = 0, 1
+        self.outline = Outline(kernel, FORMS)
         sizes = conditions.sizes(kernel)
-        self.n_groups = len(sizes)
         self._begin()
         firsts = np.cumsum((0, *sizes[:-1]))
         self.groups = [
             Warps(self, number, int(first), size, RULES)
             for number, (first, size) in enumerate(zip(firsts, sizes, strict=True))
         ]
+        self.groups[0].build_handlers()  # what has no rule is told before anything runs
+        self._parts: dict[tuple[int, int], Warps] = {}
 
     def _begin(self) -> None:
-        n_groups = self.n_groups
         self.shared = SharedMemory(self.shared_bytes, self.kernel.uses_async_proxy)
         self.barriers: dict[int, MBarrier] = {}
-        self.named: dict[int, tuple[int, int]] = {}  # number of a barrier -> how often it opened, threads that came
-        self.open_copies: list[list[Copy]] = [[] for _ in range(n_groups)]
-        self.copy_groups: list[list[list[Copy]]] = [[] for _ in range(n_groups)]
-        self.open_products = [ProductGroup() for _ in range(n_groups)]
-        self.product_groups: list[list[ProductGroup]] = [[] for _ in range(n_groups)]
+        self.named: dict[int, NamedBarrier] = defaultdict(NamedBarrier)
+        self.open_copies: dict[int, list[Copy]] = defaultdict(list)
+        self.copy_groups: dict[int, list[list[Copy]]] = defaultdict(list)
+        self.open_products: dict[int, ProductGroup] = defaultdict(ProductGroup)
+        self.product_groups: dict[int, list[ProductGroup]] = defaultdict(list)
         self.waits_for: dict[int, MBarrier] = {}
-        self.registers = [self.kernel.max_registers] * n_groups
+        self.registers: dict[int, int] = defaultdict(lambda: self.kernel.max_registers)
         self.free_registers = 0
-        self.register_log: list[list[int]] = [[] for _ in range(n_groups)]
+        self.register_log: dict[int, list[int]] = defaultdict(list)
+        self._running: dict[int, _Running] = {}
+        self._divided: set[int] = set()
+        self._ended: list[Warps] = []
 
     def run(self, index: int, n_blocks: int) -> None:
         """Run block ``index`` of ``n_blocks`` to its end."""
@@ -115,44 +158,74 @@ class Block:
         self._begin()
         self.last_instruction = self.n_instructions + self.conditions.most_instructions
         dice, order = random.Random(self.conditions.seed), self.conditions.order
-        rank = {number: place for place, number in enumerate(order)}
-        running: dict[int, tuple[Iterator[Waiting], Waiting]] = {
-            group.number: (group.run(), None) for group in self.groups
-        }
+        rank = {stream: place for place, stream in enumerate(order)}
+        running = self._running
+        for group in self.groups:
+            group.stream = 0 if self.kernel.is_specialised else group.number
+            running[group.number] = _Running(group, group.run())
         while running:
-            ready = [number for number, (_, condition) in running.items() if condition is None or condition()]
+            ready = [each for each in running.values() if each.waits is None or each.waits.over()]
             if not ready:
-                self._bring_a_copy(running, dice)
+                self._bring_a_copy(dice)
                 continue
-            number = min(ready, key=lambda n: rank.get(n, len(rank))) if order else dice.choice(ready)
+            chosen = (
+                min(ready, key=lambda each: rank.get(each.group.stream, len(rank))) if order else dice.choice(ready)
+            )
             try:
-                running[number] = (running[number][0], next(running[number][0]))
+                chosen.waits = next(chosen.steps)
             except StopIteration:
-                self._end(number)
-                del running[number]
+                self._end(chosen.group.number)
         self._end_block()
 
-    def _bring_a_copy(self, running: Mapping[int, object], dice: random.Random) -> None:
+    def _bring_a_copy(self, dice: random.Random) -> None:
         """No warps can go on: one of the copies that some of them wait for takes effect."""
-        late = [barrier for number, barrier in self.waits_for.items() if number in running and barrier.copies]
+        late = [barrier for number, barrier in self.waits_for.items() if barrier.copies]
         if not late:
-            places = "; ".join(self.groups[number].where() for number in running)
-            raise DeadlockError(f"no warps can go on: {places}")
-        waiting = late[0].copies if self.conditions.order else dice.choice(late).copies
-        waiting.pop(-1 if self.conditions.order else dice.randrange(len(waiting)))()
+            waiting = (f"{each.group.where()} {each.waits.what()}" for each in self._running.values() if each.waits)
+            raise DeadlockError(f"no warps can go on: {'; '.join(waiting)}")
+        copies = late[0].copies if self.conditions.order else dice.choice(late).copies
+        copies.pop(-1 if self.conditions.order else dice.randrange(len(copies)))()
 
     def _end(self, number: int) -> None:
-        if any(group.sums for group in (*self.product_groups[number], self.open_products[number])):
+        group = self._running.pop(number).group
+        if any(products.sums for products in (*self.product_groups[number], self.open_products[number])):
             raise RaceError(f"{self.kernel.name}: warps {number} end with products at work that they never waited for")
+        if number not in self._divided:
+            self._ended.append(group)
 
     def _end_block(self) -> None:
         if any(barrier.copies for barrier in self.barriers.values()):
             raise RaceError(f"{self.kernel.name}: the block ends with copies on their way")
-        for a in self.groups:
-            for b in self.groups:
+        for a in self._ended:
+            for b in self._ended:
                 same_four = a.thread[0] // 128 == b.thread[0] // 128
                 if same_four and self.register_log[a.number] != self.register_log[b.number]:
                     raise RaceError(f"{self.kernel.name}: warps of one warp group ask for different registers")
+
+    # ---- partitions
+
+    def divide(self, group: Warps, which: list[int], places: list[int]) -> None:
+        """Warps of ``group`` go on apart, neighbours of one partition together.
+
+        Args:
+            group: whose own steps end here.
+            which: number of each warp's partition, without the default one.
+            places: the instruction that each warp goes on with.
+        """
+        if self.product_groups[group.number] or self.open_copies[group.number] or self.copy_groups[group.number]:
+            raise EmulatorError(f"warps part with products or copies at work: no rule for it: {group.where()}")
+        self._divided.add(group.number)
+        edges = [i for i in range(1, len(which)) if which[i] != which[i - 1]]
+        for start, end in zip([0, *edges], [*edges, len(which)], strict=True):
+            first, size = int(group.thread[0]) + 32 * start, 32 * (end - start)
+            if (first, size) not in self._parts:
+                self._parts[first, size] = Warps(self, len(self.groups) + first // 32, first, size, RULES)
+            part = self._parts[first, size]
+            part.stream = 1 + which[start]
+            self.registers[part.number] = self.registers[group.number]
+            self.register_log[part.number] = list(self.register_log[group.number])
+            values = [value[32 * start : 32 * end] for value in group.values]
+            self._running[part.number] = _Running(part, part.run(places[start], values))
 
     # ---- what groups do together
 
@@ -176,18 +249,18 @@ class Block:
         number, threads = counts[0], counts[1] if len(counts) > 1 else self.kernel.n_threads
         self.publish(group.number)
         group.unsynced = ""
-        if threads != group.n_threads:
-            opened, came = self.named.get(number, (0, 0))
-            came += group.n_threads
-            if came > threads:
-                raise RaceError(f"more than {threads} threads at barrier {number}: {group.where()}")
-            self.named[number] = (opened + 1, 0) if came == threads else (opened, came)
-            if came != threads:
-                yield self._opening(number, opened)
-        yield None
-
-    def _opening(self, number: int, opened: int) -> Callable[[], bool]:
-        return lambda: self.named[number][0] > opened
+        barrier = self.named[number]
+        if barrier.came and barrier.threads != threads:
+            raise RaceError(f"{threads} threads meet at barrier {number}, where {barrier.threads} do: {group.where()}")
+        barrier.came, barrier.threads = barrier.came + group.n_threads, threads
+        if barrier.came > threads:
+            raise RaceError(f"more than {threads} threads at barrier {number}: {group.where()}")
+        if barrier.came == threads:
+            barrier.opened, barrier.came = barrier.opened + 1, 0
+            yield None
+        else:
+            opened = barrier.opened
+            yield Wait(lambda: barrier.opened > opened, lambda: f"with {barrier.came} of {threads} threads")
 
     def change_registers(self, group: Warps, instruction: Instruction) -> Iterator[Waiting]:
         """setmaxnreg: registers given back, or waited for until others have given back enough."""
@@ -196,7 +269,9 @@ class Block:
             raise RaceError(f"{instruction.text} with {held} registers: {group.where()}")
         need = (wanted - held) * group.n_threads
         if need > self.free_registers:
-            yield lambda: need <= self.free_registers
+            yield Wait(
+                lambda: need <= self.free_registers, lambda: f"for {need:,} registers, {self.free_registers:,} are free"
+            )
         self.free_registers -= need
         self.registers[group.number] = wanted
         self.register_log[group.number].append(wanted)

@@ -149,7 +149,11 @@ class _Arguments:
 
     def _descriptor(self, name: str, argument: Any) -> None:
         """A copy descriptor becomes three parameters or more: itself, its shape and its strides."""
+        if not self.metas:
+            raise EmulatorError(f"descriptor {name} is not for the copy engine: no rule for it")
         base, meta = argument.base, self.metas.pop(0)
+        if argument.padding != "zero" or getattr(argument, "round_f32_to_tf32", False) or meta["fp4_padded"]:
+            raise EmulatorError(f"descriptor {name} pads with NaN or converts what is copied: no rule for it")
         rows, cols = (int(size) for size in argument.shape)
         if base.storage_offset() or not base.is_contiguous():
             raise AccessError(f"descriptor {name}: its tensor is a view")

@@ -156,6 +156,11 @@ class Kernel:
         """Whether something reads shared memory by another way than ordinary loads."""
         return any(item.opcode.startswith(("wgmma.mma", "cp.async.bulk")) for item in self.instructions)
 
+    @property
+    def is_specialised(self) -> bool:
+        """Whether an indexed branch sends warps to partitions, each with a program of its own."""
+        return bool(self.branch_tables)
+
 
 def parse_kernel(text: str) -> Kernel:
     """The first entry of a PTX module.

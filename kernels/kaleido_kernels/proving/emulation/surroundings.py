@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from kaleido_kernels.proving.emulation.flow import Outline
 from kaleido_kernels.proving.emulation.memory import GlobalMemory, SharedMemory
 from kaleido_kernels.proving.emulation.ptx import Instruction, Kernel
 
@@ -13,6 +14,7 @@ class Surroundings(Protocol):
     """State of a block: see `kaleido_kernels.proving.emulation.block.Block`, which is one."""
 
     kernel: Kernel
+    outline: Outline
     memory: GlobalMemory
     parameters: Any
     descriptors: Any
@@ -35,6 +37,10 @@ class Surroundings(Protocol):
 
     def publish(self, number: int) -> None:
         """Let the copy engine see what a group of warps stored."""
+        ...
+
+    def divide(self, group: Any, which: list[int], places: list[int]) -> None:
+        """Let warps of a group go on apart, each in its partition."""
         ...
 
     def meet(self, group: Any, instruction: Instruction) -> Iterator[Any]:

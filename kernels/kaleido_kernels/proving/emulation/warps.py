@@ -7,13 +7,13 @@ point at which others could run; then the block decides who is next.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from kaleido_kernels.proving.emulation.errors import DeadlockError, EmulatorError, RaceError, UnknownInstructionError
+from kaleido_kernels.proving.emulation.flow import Wait, Waiting, place_of
 from kaleido_kernels.proving.emulation.kinds import HELD, KINDS, POISON, Array, Kind, seen
 from kaleido_kernels.proving.emulation.memory import PARAMETER_SPACING, PARAMETERS
 from kaleido_kernels.proving.emulation.ptx import (
@@ -21,14 +21,12 @@ from kaleido_kernels.proving.emulation.ptx import (
     Address,
     Immediate,
     Instruction,
-    Kernel,
     Negated,
     Operand,
     Register,
     Special,
     Symbol,
     Vector,
-    registers_of,
 )
 from kaleido_kernels.proving.emulation.surroundings import Surroundings
 from kaleido_kernels.proving.emulation.threads import Mask, Threads, chosen
@@ -37,8 +35,6 @@ Handler = Callable[[Mask], None]
 Source = Callable[[], Array]
 Target = Callable[[Array, Mask], None]
 Build = Callable[["Warps", Instruction], Handler]
-Waiting = Callable[[], bool] | None
-"""What a group waits for; None if it merely lets others go first."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +52,6 @@ class Rule:
     build: Build
 
 
-CONTROL = "Control Flow Instructions"
-BARRIER = "Parallel Synchronization and Communication Instructions: bar{.cta}, barrier{.cta}"
-FLOW = {
-    "bra": (f"{CONTROL}: bra", r"bra(\.uni)?"),
-    "brx.idx": (f"{CONTROL}: brx.idx", r"brx\.idx(\.uni)?"),
-    "ret": (f"{CONTROL}: ret", r"ret(\.uni)?"),
-    "exit": (f"{CONTROL}: exit", "exit"),
-    "trap": ("Miscellaneous Instructions: trap", "trap"),
-    "setmaxnreg": ("Miscellaneous Instructions: setmaxnreg", r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32"),
-    "bar.sync": (BARRIER, r"bar\.sync"),
-    "barrier.sync": (BARRIER, r"barrier\.sync(\.aligned)?"),
-    "barrier.cta.sync": (BARRIER, r"barrier\.cta\.sync(\.aligned)?"),
-    "mbarrier.try_wait": (
-        "Parallel Synchronization and Communication Instructions: mbarrier.try_wait",
-        r"mbarrier\.try_wait\.parity(\.acquire\.cta)?(\.shared(::cta)?)?\.b64",
-    ),
-}
-"""Instructions that `Warps.run` itself knows: their sections, and the forms that it covers."""
-WRITES_NOTHING = ("st", "stmatrix", "bra", "brx", "bar", "barrier", "cp", "fence", "setmaxnreg", "ret", "exit")
-"""Instructions whose first operand is not a result."""
-LETS_OTHERS_RUN = ("mbarrier.arrive", "cp.async.bulk", "wgmma.commit_group", "wgmma.wait_group", "fence")
-
-
-def longest_match(instruction: Instruction, table: Mapping[str, object]) -> str | None:
-    """The longest run of an opcode's parts that is a key of ``table``."""
-    for n in range(len(instruction.parts), 0, -1):
-        if ".".join(instruction.parts[:n]) in table:
-            return ".".join(instruction.parts[:n])
-    return None
-
-
 class Warps:
     """A group of whole warps of a block.
 
@@ -96,11 +61,16 @@ class Warps:
         first: number of its first thread.
         n_threads: its threads.
         rules: what each instruction does.
+
+    Attributes:
+        stream: by which `block.Conditions.order` knows the group: its number; where warps are specialised, that of the
+            partition to which an indexed branch sends it first, 0 until then.
     """
 
     def __init__(self, block: Surroundings, number: int, first: int, n_threads: int, rules: Mapping[str, Rule]) -> None:
-        self.block, self.number, self.n_threads = block, number, n_threads
-        self.kernel: Kernel = block.kernel
+        self.block, self.number, self.n_threads, self.rules = block, number, n_threads, rules
+        self.kernel, self.outline = block.kernel, block.outline
+        self.stream = 0 if block.kernel.is_specialised else number
         self.thread = np.arange(first, first + n_threads, dtype=np.uint32)
         self.lane, self.warp = self.thread % 32, (self.thread - first) // 32
         self.poison = {width: np.full(n_threads, POISON[width], HELD[width]) for width in HELD}
@@ -108,50 +78,28 @@ class Warps:
         self.constants: dict[tuple[int, str], Array] = {}
         self.here = 0
         self.unsynced = ""  # what the group did that it may announce to others only after a barrier
-        self.flow = [longest_match(item, FLOW) for item in self.kernel.instructions]
-        for item, kind in zip(self.kernel.instructions, self.flow, strict=True):
-            if kind is not None:
-                self._check_form(item, FLOW[kind][1])
-        self.handlers = [
-            self._handler(item, rules) if flow is None else None
-            for item, flow in zip(self.kernel.instructions, self.flow, strict=True)
-        ]
-        self.touched = [
-            frozenset().union(*map(registers_of, (item.guard, *item.operands))) for item in self.kernel.instructions
-        ]
-        self.written = [
-            frozenset() if item.name in WRITES_NOTHING else registers_of(item.operands[0] if item.operands else None)
-            for item in self.kernel.instructions
-        ]
-        self.yields = [item.opcode.startswith(LETS_OTHERS_RUN) for item in self.kernel.instructions]
+        self.handlers: list[Handler | None] = [None] * len(self.kernel.instructions)
         self.guards = [None if item.guard is None else self.predicate(item.guard) for item in self.kernel.instructions]
-        self.targets = [
-            self._place(item.operands[0]) if flow == "bra" else -1
-            for item, flow in zip(self.kernel.instructions, self.flow, strict=True)
-        ]
 
-    def _handler(self, instruction: Instruction, rules: Mapping[str, Rule]) -> Handler:
-        name = longest_match(instruction, rules)
-        self._check_form(instruction, None if name is None else rules[name].forms)
-        assert name is not None
+    def build_handlers(self) -> None:
+        """Make all handlers now, not each when it is first needed.
+
+        Raises:
+            UnknownInstructionError: operands that a rule does not cover.
+        """
+        for place, flow in enumerate(self.outline.flow):
+            if flow is None:
+                self._build(place)
+
+    def _build(self, place: int) -> Handler:
+        instruction, name = self.kernel.instructions[place], self.outline.rules[place]
         try:
-            return rules[name].build(self, instruction)
+            handler = self.handlers[place] = self.rules[name].build(self, instruction)
         except (KeyError, ValueError, AssertionError, AttributeError, IndexError) as problem:
             raise UnknownInstructionError(
                 f"{instruction.text!r} ({instruction.source}): this form of {name} has no rule ({problem!r})"
             ) from problem
-
-    def _check_form(self, instruction: Instruction, forms: str | None) -> None:
-        if forms is None or not re.fullmatch(forms, instruction.opcode):
-            known = "no rule" if forms is None else "no rule for this form"
-            raise UnknownInstructionError(
-                f"{instruction.text!r} ({instruction.source}): the emulator has {known} of {instruction.opcode}"
-            )
-
-    def _place(self, label: Operand) -> int:
-        if not isinstance(label, Symbol) or label.name not in self.kernel.labels:
-            raise UnknownInstructionError(f"a branch to {getattr(label, 'name', label)}, which is no label")
-        return self.kernel.labels[label.name]
+        return handler
 
     # ---- operands
 
@@ -246,13 +194,20 @@ class Warps:
 
     # ---- flow of control
 
-    def run(self) -> Iterator[Waiting]:
-        """Run to the end; yields what the group waits for, or None where others may run first."""
-        self.values = [self.poison[register.width] for register in self.kernel.registers]
+    def run(self, place: int = 0, values: list[Array] | None = None) -> Iterator[Waiting]:
+        """Run to the end; yields what the group waits for, or None where others may run first.
+
+        Args:
+            place: the instruction to begin with.
+            values: of all registers; without it nothing was written yet.
+        """
+        self.values = values or [self.poison[register.width] for register in self.kernel.registers]
         self.unsynced = ""
         self.sums_in_flight, self.operands_in_flight = frozenset[int](), frozenset[int]()
         threads = Threads(self.n_threads)
-        flow, handlers, guards, yields, block = self.flow, self.handlers, self.guards, self.yields, self.block
+        threads.go_to(place)
+        guards, block = self.guards, self.block
+        flow, yields = self.outline.flow, self.outline.yields
         while self._step(threads):
             here = self.here = threads.here
             block.n_instructions += 1
@@ -265,7 +220,7 @@ class Warps:
                 self._refuse_early_use()
             if kind is None:
                 if guard is None or mask is None or mask.any():
-                    self._do(handlers[here], mask)
+                    self._do(here, mask)
                     if yields[here]:
                         yield None
                 threads.go_on()
@@ -276,7 +231,12 @@ class Warps:
             elif mask is not None and not mask.any():
                 threads.go_on()
             elif kind == "brx.idx":
-                threads.go_to(self._indexed_branch(mask))
+                which, places = self._indexed_branch(mask)
+                if len(set(which)) > 1:
+                    block.divide(self, which, places)
+                    return
+                self.stream = self.stream or 1 + which[0]
+                threads.go_to(places[0])
             elif kind == "trap":
                 raise EmulatorError(f"trap: {self.where()}")
             elif kind == "setmaxnreg":
@@ -299,7 +259,8 @@ class Warps:
         here = self.here
         if self.kernel.instructions[here].name == "wgmma":
             return
-        early = self.sums_in_flight & self.touched[here] | self.operands_in_flight & self.written[here]
+        outline = self.outline
+        early = self.sums_in_flight & outline.touched[here] | self.operands_in_flight & outline.written[here]
         if early:
             names = ", ".join(self.kernel.registers[number].name for number in sorted(early)[:3])
             raise RaceError(f"{names} of a product that is at work is used before a wait: {self.where()}")
@@ -311,7 +272,7 @@ class Warps:
             raise DeadlockError(f"{problem}: {self.where()}") from problem
 
     def _branch(self, threads: Threads, taken: Mask) -> None:
-        to = self.targets[self.here]
+        to = self.outline.targets[self.here]
         if to <= self.here and self.block.n_instructions > self.block.last_instruction:
             raise DeadlockError(f"no end after {self.block.n_instructions:,} instructions: {self.where()}")
         if taken is None or taken is threads.active:
@@ -321,8 +282,8 @@ class Warps:
         else:
             threads.part(taken, to)
 
-    def _do(self, handler: Handler | None, mask: Mask) -> None:
-        assert handler is not None
+    def _do(self, place: int, mask: Mask) -> None:
+        handler = self.handlers[place] or self._build(place)
         try:
             handler(mask)
         except EmulatorError as problem:
@@ -336,16 +297,18 @@ class Warps:
         text = item.text if len(item.text) < 120 else item.text[:117] + "..."
         return f"{self.kernel.name}, block {self.block.index}, warps {self.number}, {item.source}: {text}"
 
-    def _indexed_branch(self, mask: Mask) -> int:
+    def _indexed_branch(self, mask: Mask) -> tuple[list[int], list[int]]:
+        """Number in the branch's table, and the instruction there, for each warp of the group."""
         item = self.kernel.instructions[self.here]
-        which = np.unique(self.source(item.operands[0], "b32")())
-        if len(which) != 1 or mask is not None:
-            raise EmulatorError(f"an indexed branch that threads take apart: {self.where()}")
+        which = self.source(item.operands[0], "b32")().reshape(-1, 32)
+        if (which != which[:, :1]).any() or mask is not None:
+            raise EmulatorError(f"an indexed branch that threads of a warp take apart: {self.where()}")
         table = item.operands[1]
         labels = self.kernel.branch_tables.get(table.name, ()) if isinstance(table, Symbol) else ()
-        if int(which[0]) >= len(labels):
-            raise EmulatorError(f"an indexed branch to number {int(which[0])} of {len(labels)}: {self.where()}")
-        return self._place(Symbol(labels[int(which[0])]))
+        if int(which.max()) >= len(labels):
+            raise EmulatorError(f"an indexed branch to number {int(which.max())} of {len(labels)}: {self.where()}")
+        numbers: list[int] = which[:, 0].tolist()
+        return numbers, [place_of(self.kernel, Symbol(labels[number])) for number in numbers]
 
     def _wait_at_mbarrier(self, mask: Mask) -> Iterator[Waiting]:
         item = self.kernel.instructions[self.here]
@@ -356,7 +319,7 @@ class Warps:
         barrier, parity = self.block.barrier_at(int(addresses[0]), self.where()), int(parities[0])
         if barrier.phase & 1 == parity:
             self.block.waits_for[self.number] = barrier
-            yield lambda: barrier.phase & 1 != parity
+            yield Wait(lambda: barrier.phase & 1 != parity, lambda: f"for {barrier} at byte {addresses[0]}")
             self.block.waits_for.pop(self.number)
         self.target(item.operands[0], "pred")(np.ones(self.n_threads, bool), mask)
         yield None
