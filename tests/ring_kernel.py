@@ -78,13 +78,15 @@ def produce(
     X_BYTES: gl.constexpr = GROUPS * x_desc.block_type.nbytes
     it = 0
     for step in range(n_steps):
+        for t in range(2):  # weights are under way before the rows are there
+            slot = (it + t) % SLOTS
+            mbarrier.wait(empty.index(slot), (((it + t) // SLOTS) & 1) ^ 1)
+            mbarrier.expect(full.index(slot), W_BYTES + X_BYTES)
+            tma.async_copy_global_to_shared(w_desc, [t * 128, 0], full.index(slot), ring.index(slot))
         for group in gl.static_range(GROUPS):
             mbarrier.wait(ready.index(group), (step & 1) ^ 1)
         for t in range(2):
             slot = it % SLOTS
-            mbarrier.wait(empty.index(slot), ((it // SLOTS) & 1) ^ 1)
-            mbarrier.expect(full.index(slot), W_BYTES + X_BYTES)
-            tma.async_copy_global_to_shared(w_desc, [t * 128, 0], full.index(slot), ring.index(slot))
             for group in gl.static_range(GROUPS):
                 row = ((gl.program_id(0) * 2 + group) * 2 + t) * 64
                 tma.async_copy_global_to_shared(x_desc, [row, 0], full.index(slot), act.index(group * 2 + t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,12 @@ from kaleido_kernels.proving.emulation.warps import Rule, Warps, immediate
 
 RULES: dict[str, Rule] = {**arithmetic.RULES, **movement.RULES, **copies.RULES, **products.RULES}
 """Every instruction that the emulator knows, besides those of `flow.FLOW`."""
-FORMS = {name: rule.forms for name, rule in RULES.items()}
+_FORMS = {name: rule.forms for name, rule in RULES.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _outline(kernel: Kernel) -> Outline:
+    return Outline(kernel, _FORMS)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,11 @@ ORDERS: dict[str, Conditions] = {
     }.items()
     for early in (False, True)
 } | {f"by chance {seed}": Conditions(seed=seed) for seed in range(2)}
-"""Every order in which two groups of consumers and a producer, the last partition, can be urgent, with copies late and
-at once; and two by chance. A fault may show in one of them only."""
+"""Every order in which two groups of consumers and a producer, partitions 0, 1 and 2, can be urgent, with copies late
+and at once; and two by chance. A fault may show in one of them only.
+
+Of one group of consumers and a producer, partitions 0 and 1, both orders are among them.
+"""
 
 
 @dataclass
@@ -124,7 +133,7 @@ class Block:
         self.shared_bytes, self.conditions = shared_bytes, conditions
         self.n_instructions, self.last_instruction = 0, 0
         self.index, self.n_blocks = 0, 1
-        self.outline = Outline(kernel, FORMS)
+        self.outline = _outline(kernel)
         sizes = conditions.sizes(kernel)
         self._begin()
         firsts = np.cumsum((0, *sizes[:-1]))
@@ -183,13 +192,18 @@ class Block:
         if not late:
             waiting = (f"{each.group.where()} {each.waits.what()}" for each in self._running.values() if each.waits)
             raise DeadlockError(f"no warps can go on: {'; '.join(waiting)}")
-        copies = late[0].copies if self.conditions.order else dice.choice(late).copies
-        copies.pop(-1 if self.conditions.order else dice.randrange(len(copies)))()
+        barrier = late[0] if self.conditions.order else dice.choice(late)
+        take = barrier.copies.pop(-1 if self.conditions.order else dice.randrange(len(barrier.copies)))
+        try:
+            take()
+        except EmulatorError as problem:
+            number = next(number for number, found in self.waits_for.items() if found is barrier)
+            raise type(problem)(f"{problem}, by a copy for {self._running[number].group.where()}") from problem
 
     def _end(self, number: int) -> None:
         group = self._running.pop(number).group
         if any(products.sums for products in (*self.product_groups[number], self.open_products[number])):
-            raise RaceError(f"{self.kernel.name}: warps {number} end with products at work that they never waited for")
+            raise RaceError(f"{group.name} end with products at work that they never waited for: {group.where()}")
         if number not in self._divided:
             self._ended.append(group)
 

@@ -42,6 +42,9 @@ class MBarrier:
     phase: int = 0
     copies: list[Copy] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return f"phase {self.phase}, {self.pending} of {self.count} arrivals and {self.bytes_due:,} bytes to come"
+
     def settle(self) -> None:
         """Begin the next phase if this one is over."""
         if self.pending < 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Emulator:
         began = time.perf_counter()
         if metadata.hash not in self._parsed:
             text = ptx_of(source, metadata)
-            self._parsed[metadata.hash] = parse_kernel(self.change(text) if self.change else text)
+            self._parsed[metadata.hash] = _parsed(self.change(text) if self.change else text)
         kernel = self._parsed[metadata.hash]
         given = _Arguments(source.signature, list(getattr(metadata, "tensordesc_meta", None) or []))
         given.add_all(source.fn.arg_names, arguments)
@@ -84,6 +85,9 @@ class Emulator:
         self.launches.append(
             Launched(kernel.name, metadata.hash, n_blocks, block.n_instructions, time.perf_counter() - began)
         )
+
+
+_parsed = functools.lru_cache(maxsize=16)(parse_kernel)  # the same text runs under many conditions
 
 
 class CompileOnly(Emulator):
@@ -157,6 +161,8 @@ class _Arguments:
         rows, cols = (int(size) for size in argument.shape)
         if base.storage_offset() or not base.is_contiguous():
             raise AccessError(f"descriptor {name}: its tensor is a view")
+        if tuple(argument.strides) != (cols, 1) or rows * cols > base.numel():
+            raise AccessError(f"descriptor {name}: its rows are not all of its tensor's memory, one after the other")
         piece = self._piece(name, base)
         piece.watched = True
         block_rows, block_cols = meta["block_size"]

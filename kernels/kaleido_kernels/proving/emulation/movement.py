@@ -171,6 +171,7 @@ def _shared_reader(warps: Warps) -> Reader:
     block = warps.block
 
     def read(addresses: Array, n_bytes: int) -> tuple[Array, Tensor | SharedMemory]:
+        warps.unsynced = "a load of shared memory"
         block.shared.check(addresses, n_bytes, "a load of")
         if block.shared.in_flight:
             block.shared.refuse_in_flight(byte_places(addresses, n_bytes), "a load of")
@@ -205,6 +206,7 @@ def build_st(warps: Warps, instruction: Instruction) -> Handler:
 
     def store(mask: Mask) -> None:
         places = chosen(address(), mask)
+        warps.unsynced = "a store"
         if to_shared:
             block.shared.check(places, size * n, "a store to")
             block.shared.stored(byte_places(places, size * n), number)

@@ -51,6 +51,7 @@ def build_ldmatrix(warps: Warps, instruction: Instruction) -> Handler:
 
     def load(mask: Mask) -> None:
         only_together(mask, "ldmatrix")
+        warps.unsynced = "a load of shared memory"
         rows = rows_of()
         block.shared.check(rows.ravel(), 16, "ldmatrix reads")
         if block.shared.in_flight:
@@ -75,6 +76,7 @@ def build_stmatrix(warps: Warps, instruction: Instruction) -> Handler:
     def store(mask: Mask) -> None:
         whole = all_of_their_warps(mask, "stmatrix")
         on = np.broadcast_to(whole, (warps.n_threads // 32,))
+        warps.unsynced = "a store"
         rows = rows_of()[on]
         block.shared.check(rows.ravel(), 16, "stmatrix writes")
         block.shared.stored((rows[..., None] + np.arange(16)).ravel(), number)

@@ -127,9 +127,9 @@ class Instruction:
         return self.parts[-1]
 
 
-@dataclass
+@dataclass(eq=False)
 class Kernel:
-    """One entry of a PTX module.
+    """One entry of a PTX module, which nothing changes once it is read.
 
     Args:
         name: of the kernel.

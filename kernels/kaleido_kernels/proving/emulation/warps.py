@@ -71,6 +71,8 @@ class Warps:
         self.block, self.number, self.n_threads, self.rules = block, number, n_threads, rules
         self.kernel, self.outline = block.kernel, block.outline
         self.stream = 0 if block.kernel.is_specialised else number
+        last = (first + n_threads) // 32 - 1
+        self.name = f"warps {first // 32} to {last}" if last > first // 32 else f"warp {last}"
         self.thread = np.arange(first, first + n_threads, dtype=np.uint32)
         self.lane, self.warp = self.thread % 32, (self.thread - first) // 32
         self.poison = {width: np.full(n_threads, POISON[width], HELD[width]) for width in HELD}
@@ -295,7 +297,7 @@ class Warps:
         """The instruction that the group is at, for messages."""
         item = self.kernel.instructions[self.here]
         text = item.text if len(item.text) < 120 else item.text[:117] + "..."
-        return f"{self.kernel.name}, block {self.block.index}, warps {self.number}, {item.source}: {text}"
+        return f"{self.kernel.name}, block {self.block.index}, {self.name}, {item.source}: {text}"
 
     def _indexed_branch(self, mask: Mask) -> tuple[list[int], list[int]]:
         """Number in the branch's table, and the instruction there, for each warp of the group."""
@@ -319,7 +321,7 @@ class Warps:
         barrier, parity = self.block.barrier_at(int(addresses[0]), self.where()), int(parities[0])
         if barrier.phase & 1 == parity:
             self.block.waits_for[self.number] = barrier
-            yield Wait(lambda: barrier.phase & 1 != parity, lambda: f"for {barrier} at byte {addresses[0]}")
+            yield Wait(lambda: barrier.phase & 1 != parity, lambda: f"at byte {addresses[0]}: {barrier}")
             self.block.waits_for.pop(self.number)
         self.target(item.operands[0], "pred")(np.ones(self.n_threads, bool), mask)
         yield None
