@@ -43,10 +43,12 @@ def run(
     number: int = 0,
     threads: int = THREADS,
     shared: int = 4096,
+    registers: int = 0,
     **conditions,
 ) -> np.ndarray:
-    """Run a program; returns ``result``, which it may have changed."""
-    kernel = parse_kernel(HEAD % threads + body + "\n\tret;\n}\n")
+    """Run a program; returns ``result``, which it may have changed. ``registers`` are those of a thread that starts."""
+    text = HEAD % threads + body + "\n\tret;\n}\n"
+    kernel = parse_kernel(text.replace("\n{", f"\n.maxnreg {registers}\n{{", 1) if registers else text)
     memory = GlobalMemory()
     pointers = [
         memory.add(name, data.reshape(-1).view(np.uint8), 0).start
