@@ -24,7 +24,13 @@ def test_guards_that_hold_for_nobody_do_nothing():
 
 
 @pytest.mark.parametrize(
-    "line", ["shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1", "elect.sync %r5|%p2, -1", "cp.async.commit_group"]
+    "line",
+    [
+        "shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1",
+        "redux.sync.add.s32 %r5, %r0, -1",
+        "elect.sync %r5|%p2, -1",
+        "cp.async.commit_group",
+    ],
 )
 def test_what_warps_do_as_a_whole_is_refused_of_a_part(line):
     out = np.zeros(THREADS, np.int32)
@@ -84,6 +90,7 @@ bfe.u32 %r1, %r2, 30, 4; mov.b32 %r1, %rd2; mov.b64 %rd1, %r2; selp.f64 %rd1, %r
 setp.lt.s32 %p1, %r2, %r3, %p2; setp.lt.and.s32 %p1, %r2, %r3; set.eq.u32.u32 %r1, %r2, %r3;
 ld.volatile.global.b32 %r1, [%rd0]; ld.relaxed.gpu.global.b32 %r1, [%rd0]; st.release.gpu.global.b32 [%rd0], %r1;
 atom.global.add.u32 %r1, [%rd0], 1; red.global.add.u32 [%rd0], 1; vote.sync.ballot.b32 %r1, %p1, -1;
+redux.sync.min.abs.f32 %r1, %r2, -1; redux.sync.and.s32 %r1, %r2, -1;
 ld.local.b32 %r1, [%r2];
 cp.async.ca.shared.global [%r1], [%rd0], 4, %p1; cp.async.mbarrier.arrive.noinc.shared.b64 [%r1];
 cp.async.bulk.tensor.1d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd0, {%r2}], [%r3];

@@ -46,7 +46,7 @@ def planted(text: str) -> Iterator[tuple[str, str]]:
     yield from _each(
         text, PRODUCTS, "is for one product less", lambda found: f"{found['rest']}{int(found['keep']) + 1};"
     )
-    yield from _each(text, RELEASE, "is left out", _nothing)
+    yield from _each(text, RELEASE, "is left out", _nothing_unless_repeated)
     for where in sorted({found["where"] or "" for found in re.finditer(FENCE, text)}):
         yield f"every fence.proxy.async{where} is left out", re.sub(FENCE, _nothing_if(where), text)
     if re.search(BARRIER, text):
@@ -100,6 +100,16 @@ def _nothing_if(where: str) -> Callable[[Found], str]:
 def _nothing_before_others(found: Found) -> str:
     after = NEXT.search(found.string, found.end())
     return found[0] if after and after[0] == "mbarrier.arrive." else ""
+
+
+def _nothing_unless_repeated(found: Found) -> str | None:
+    """A release that the first instruction after it repeats, where a branch leads, changes nothing: Triton's partitions
+    end so."""
+    branch = re.match(r"\s*bra(?:\.uni)?\s+([$\w]+)\s*;", found.string[found.end() :])
+    label = re.search(rf"^{re.escape(branch[1])}:", found.string, re.M) if branch else None
+    if label and re.match(rf"(?:\s|//.*|\.loc.*)*{re.escape(found[0])}", found.string[label.end() :]):
+        return None
+    return ""
 
 
 def _other_phase(found: Found) -> str:

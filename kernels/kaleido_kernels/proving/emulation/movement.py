@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kaleido_kernels.proving.emulation.errors import EmulatorError
-from kaleido_kernels.proving.emulation.kinds import HELD, U32, Array, Kind
+from kaleido_kernels.proving.emulation.kinds import HELD, U32, Array, Kind, held
 from kaleido_kernels.proving.emulation.memory import SharedMemory, Tensor, byte_places
 from kaleido_kernels.proving.emulation.ptx import Address, Instruction, Operand, Pair, Register, Symbol, Vector
 from kaleido_kernels.proving.emulation.threads import Mask, all_of_their_warps, chosen
@@ -89,6 +89,29 @@ def build_shfl(warps: Warps, instruction: Instruction) -> Handler:
             put_found(found, mask)
 
     return shfl
+
+
+REDUCTIONS: dict[str, np.ufunc] = {
+    "add": np.add, "min": np.minimum, "max": np.maximum,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+}  # fmt: skip
+
+
+def build_redux(warps: Warps, instruction: Instruction) -> Handler:
+    """redux.sync: one value from those of all lanes of a warp."""
+    kind, reduce = kind_of(instruction), REDUCTIONS[instruction.parts[2]].reduce
+    result, source, members = instruction.operands
+    put, value = warps.target(result, "b32"), warps.typed(source, kind)
+    everyone = warps.source(members, "b32")
+
+    def redux(mask: Mask) -> None:
+        if not (everyone() == U32(0xFFFFFFFF)).all():
+            raise EmulatorError("redux.sync of part of a warp: no rule for it")
+        all_of_their_warps(mask, "redux.sync")
+        found = reduce(value().reshape(-1, 32), axis=1, dtype=kind.seen)
+        put(held(np.repeat(found, 32), kind), mask)
+
+    return redux
 
 
 def build_elect(warps: Warps, instruction: Instruction) -> Handler:
@@ -234,6 +257,7 @@ RULES: dict[str, Rule] = {
     "ld": Rule(f"{MOVE}: ld", rf"ld\.(param|global{CACHED}|shared(::cta)?)(\.v[24])?\.({TYPE})", build_ld),
     "st": Rule(f"{MOVE}: st", rf"st\.(global{CACHED}|shared(::cta)?)(\.v[24])?\.({TYPE})", build_st),
     "shfl.sync": Rule(f"{MOVE}: shfl.sync", r"shfl\.sync\.(up|down|bfly|idx)\.b32", build_shfl),
+    "redux.sync": Rule(f"{SYNC}: redux.sync", r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)", build_redux),
     "elect.sync": Rule(f"{SYNC}: elect.sync", r"elect\.sync", build_elect),
     "bar.warp.sync": Rule(f"{SYNC}: bar.warp.sync", r"bar\.warp\.sync", build_nothing),
     "membar": Rule(f"{SYNC}: membar/fence", r"membar\.(cta|gl|sys)", build_nothing),
