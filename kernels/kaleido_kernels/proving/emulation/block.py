@@ -141,7 +141,9 @@ class Block:
             Warps(self, number, int(first), size, RULES)
             for number, (first, size) in enumerate(zip(firsts, sizes, strict=True))
         ]
-        self.groups[0].build_handlers()  # what has no rule is told before anything runs
+        if not self.outline.is_known:  # what has no rule is told before anything runs
+            self.groups[0].build_handlers()
+            self.outline.is_known = True
         self._parts: dict[tuple[int, int], Warps] = {}
 
     def _begin(self) -> None:

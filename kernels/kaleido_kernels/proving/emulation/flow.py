@@ -90,6 +90,7 @@ class Outline:
         touched, written: numbers of the registers that each instruction names, and of those that it fills.
         yields: whether others may run after it.
         targets: where a branch goes; -1 for other instructions.
+        is_known: whether the operands of every instruction were found to have a rule, too.
 
     Raises:
         UnknownInstructionError: an instruction, or a form of one, that has no rule.
@@ -102,6 +103,7 @@ class Outline:
         self.written: list[frozenset[int]] = []
         self.yields: list[bool] = []
         self.targets: list[int] = []
+        self.is_known = False
         for item in kernel.instructions:
             flow = longest_match(item, FLOW)
             rule = longest_match(item, forms) if flow is None else None
