@@ -13,10 +13,40 @@ from kaleido_kernels.steps import clamp, columns_at
 
 
 @triton.jit
+def flow_start_from(value, noise, MAP: tl.constexpr):
+    """What a draw of a flow starts from, of standard normals ``value``."""
+    return (MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * (noise.jitter * value)
+
+
+@triton.jit
+def start_from(value, noise, MAP: tl.constexpr):
+    """The start noise of a chain, of uniforms on [0, 1) or standard normals ``value``, as ``MAP`` wants."""
+    if MAP.jitter == "restart":
+        return flow_start_from(value, noise, MAP)
+    elif MAP.init == "uniform":
+        return MAP.low + (MAP.high - MAP.low) * value
+    else:
+        return clamp((MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * value, MAP.low, MAP.high)
+
+
+@triton.jit
+def moved_by(x, value, noise, MAP: tl.constexpr):
+    """x with jitter of uniforms on [0, 1) or standard normals ``value``, clamped to the data range."""
+    if MAP.jitter == "normal":
+        moved = (MAP.high - MAP.low) / 2 * value
+    elif MAP.jitter == "uniform":
+        moved = (MAP.high - MAP.low) / 2 * (2.0 * value - 1.0)
+    else:
+        tl.static_assert(MAP.jitter == "upstream", "unknown jitter")
+        moved = (MAP.high - MAP.low) * value + MAP.high  # the published sampler's formula, its drift upward included
+    return clamp(x + noise.jitter * moved, MAP.low, MAP.high)
+
+
+@triton.jit
 def flow_start(noise, ids, first_col, step, MAP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """What a draw of a flow starts from, (ROWS, COLS) fp32, from the counters of ``step``; 1 in columns from D on."""
     value = noise_tile(noise.seed, ids, first_col, step, MAP.dim, ROWS, COLS, "normal")
-    start = (MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * (noise.jitter * value)
+    start = flow_start_from(value, noise, MAP)
     # Padding too starts anew: narrow carries it from step to step, and a chain's NaN with it.
     return tl.where((first_col + tl.arange(0, COLS))[None, :] < MAP.dim, start, 1.0)
 
@@ -30,10 +60,7 @@ def start_tile(noise, ids, first_col, MAP: tl.constexpr, ROWS: tl.constexpr, COL
     else:
         KIND: tl.constexpr = MAP.init
         value = noise_tile(noise.seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
-        if MAP.init == "uniform":
-            return MAP.low + (MAP.high - MAP.low) * value
-        else:
-            return clamp((MAP.low + MAP.high) / 2 + (MAP.high - MAP.low) / 2 * value, MAP.low, MAP.high)
+        return start_from(value, noise, MAP)
 
 
 @triton.jit
@@ -51,14 +78,7 @@ def add_jitter(x, noise, ids, first_col, step, MAP: tl.constexpr, ROWS: tl.const
     """x with the noise of counter ``step``, clamped to the data range, in columns below D; the others as they are."""
     KIND: tl.constexpr = "normal" if MAP.jitter == "normal" else "uniform"
     value = noise_tile(noise.seed, ids, first_col, step, MAP.dim, ROWS, COLS, KIND)
-    if MAP.jitter == "normal":
-        moved = (MAP.high - MAP.low) / 2 * value
-    elif MAP.jitter == "uniform":
-        moved = (MAP.high - MAP.low) / 2 * (2.0 * value - 1.0)
-    else:
-        tl.static_assert(MAP.jitter == "upstream", "unknown jitter")
-        moved = (MAP.high - MAP.low) * value + MAP.high  # the published sampler's formula, its drift upward included
-    moved = clamp(x + noise.jitter * moved, MAP.low, MAP.high)
+    moved = moved_by(x, value, noise, MAP)
     col = first_col + tl.arange(0, COLS)
     return tl.where(col[None, :] < MAP.dim, moved, x)
 
