@@ -10,9 +10,10 @@ from compiling import run_python
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from machine_code import FLAT_LOOP, HIDDEN_LOOP, PRODUCT, before, instead, program, without
+from machine_code import FLAT_LOOP, HIDDEN_LOOP, PRODUCT, SPECIALISED, before, instead, program, without
 
 from kaleido_kernels.proving.sass.memory import unfenced_products, unordered_loads
+from kaleido_kernels.proving.sass.program import UnknownFlow, parse_program
 from kaleido_kernels.proving.sass.registers import find_hazards, written_registers
 from kaleido_kernels.proving.sass.rounds import CopyOrder, copy_order, count_kinds, path_counts
 
@@ -60,6 +61,12 @@ def test_operands_that_threads_put_into_shared_memory_are_fenced(lines, sound):
     assert (unfenced_products(program(*lines)) == []) == sound
 
 
+def test_what_a_layer_stores_the_next_one_reads_where_rounds_are_followed():
+    lines = without(SPECIALISED, "FENCE")
+    assert not unfenced_products(program(*SPECIALISED), next_rounds=True)
+    assert not unfenced_products(program(*lines)) and unfenced_products(program(*lines), next_rounds=True)
+
+
 def test_loops_are_natural_loops():
     """A spin wait out of line jumps back into the middle of a loop and is no loop around it."""
     found = program(
@@ -70,6 +77,63 @@ def test_loops_are_natural_loops():
     sizes = [sum(1 for _ in found.inside(loop)) for loop in found.loops]
     assert sizes == [8, 2, 1], "the loop with its wait, the wait, the trap"
     assert len(found.tensor_loops) == 1
+
+
+def test_an_indirect_branch_goes_to_every_place_of_its_table():
+    found = program(*SPECIALISED)
+    assert len(found.tensor_loops) == 2, "one that the branch leads to, one besides"
+    assert len(found.blocks) - len(found.reached) == 1, "the trap behind the end"
+    (branch,) = (item for item in found.instructions if item.kind == "BRX")
+    assert branch.targets == ("L_x_2", "L_x_4", "L_x_6") and branch.operands == ("R6 -0x240",)
+    hazard = before(SPECIALISED, "STSM", "MOV R4, R24")
+    late = instead(hazard, "WARPGROUP.DEPBAR", "WARPGROUP.DEPBAR.LE gsb0, 0x1")
+    assert not find_hazards(program(*hazard)) and find_hazards(program(*late)), (
+        "in a place that only the branch leads to"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "BRX R6 -0x240",  # a table that was not printed
+        'BRX R6 -0x240 (*"BRANCH_TARGETS .L_x_77"*)',
+        'BRX R6 -0x240 (*"BRANCH_TARGETS "*)',
+        "BRA `(.L_x_77)",
+        "BRA 0x240",
+        "JMX R6 -0x240",
+        "JMP 0x240",
+        "JMXU UR6 -0x240",
+        "CALL.ABS.NOINC R6",
+        "CALL.REL.NOINC `($somewhere$else)",
+        "RTT",
+        "@P0 BRK",
+        "BSYNC B0",  # where its threads go on was never said
+    ],
+)
+def test_flow_that_cannot_be_followed_is_refused(line):
+    found = program("STG.E [R2], R4", PRODUCT, line, "MOV R56, R2", "EXIT")
+    for use in (find_hazards, unfenced_products, unordered_loads, lambda program: program.tensor_loops):
+        with pytest.raises(UnknownFlow, match=line.removeprefix("@P0 ").split()[0]):
+            use(found)
+
+
+def test_code_that_is_no_instruction_is_refused():
+    with pytest.raises(UnknownFlow, match="0x1234"):
+        parse_program("        /*0000*/                   .word 0x1234")
+
+
+def test_threads_that_met_go_on_behind_the_place():
+    lines = ("BSSY B0, `(.L_x_1)", "@P0 BRA `(.L_x_2)", "MOV R1, R2", "L_x_2:", "BSYNC B0", "L_x_1:", "EXIT")
+    assert len(program(*lines).reached) == 4
+    with pytest.raises(UnknownFlow, match="BSYNC B0"):
+        assert program(*without(lines, "L_x_1:"), "NOP", "L_x_1:", "EXIT").reached
+    with pytest.raises(UnknownFlow, match="BSYNC B1"):
+        assert program(*instead(lines, "BSYNC", "BSYNC B1")).reached
+
+
+def test_a_call_goes_to_its_function_and_on_behind_itself():
+    found = program("CALL.REL.NOINC `($k$div)", PRODUCT, "EXIT", "$k$div:", "MOV R4, R24", "RET.REL.NODEC R20 `(k)")
+    assert len(found.reached) == len(found.blocks) == 3
 
 
 def test_ways_through_a_loop_with_a_branch():

@@ -9,7 +9,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
-from machine_code import FLAT_LOOP, HIDDEN_LOOP, LAYER_LOOP, before, instead, program, without
+from machine_code import FLAT_LOOP, HIDDEN_LOOP, LAYER_LOOP, PRODUCT, before, instead, program, without
 
 from kaleido_kernels.proving.verdicts import Evidence, dot_products, has_body, judge, narrow_offsets, spills
 
@@ -72,6 +72,8 @@ def test_sound_kernels_pass_every_verdict():
         ("input precision", evidence(precision="tf32")),
         ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "HMMA.16816.F32 R24, R56, R60, R24"))),
         ("tensor cores", evidence(*instead(HIDDEN_LOOP, "HGMMA", "FFMA R24, R56, R60, R24"))),
+        ("reached code", evidence(*HIDDEN_LOOP, PRODUCT, "EXIT")),
+        ("reached code", evidence(*HIDDEN_LOOP, "L_x_7:", "STG.E [R2], R24", "BRA `(.L_x_8)", "L_x_8:", "EXIT")),
         ("hazards", evidence(*without(HIDDEN_LOOP, "DEPBAR"))),
         ("carried values", evidence(ttir=COUNTING, ttgir=COUNTING.replace("tt.store %p, %i", "tt.store %p, %zero"))),
         ("quiet step loop", evidence(*before(HIDDEN_LOOP, "MUFU", "LDS.128 R8, [R90]"))),

@@ -15,7 +15,7 @@ from kaleido_kernels.proving.architectures import FACTS, REGISTERS
 from kaleido_kernels.proving.carried import lost_values
 from kaleido_kernels.proving.sass.flow import Loop
 from kaleido_kernels.proving.sass.memory import GLOBAL_PROXY_FENCES, unfenced_products, unordered_loads
-from kaleido_kernels.proving.sass.program import Program, is_tensor
+from kaleido_kernels.proving.sass.program import Instruction, Program, is_tensor
 from kaleido_kernels.proving.sass.registers import find_hazards
 
 LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
@@ -79,6 +79,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
         register_file(evidence),
         offsets(evidence),
         input_precision(evidence),
+        reached_code(evidence),
         hazards(evidence),
         carried_values(evidence),
     ]
@@ -137,6 +138,18 @@ def tensor_cores(evidence: Evidence) -> Verdict:
     )
 
 
+def reached_code(evidence: Evidence) -> Verdict:
+    """The control flow is understood: every instruction is reached, so that every verdict sees it.
+
+    But for the trap and the padding behind the end: branches to themselves.
+    """
+    program = evidence.program
+    unseen = [number for number in range(len(program.blocks)) if number not in program.reached]
+    found = [item for number in unseen if program.successors[number] != [number] for item in program.of_block(number)]
+    found = [item for item in found if item.kind != "NOP"]
+    return Verdict("reached code", not found, f"{len(found)} instructions without a way to them" + _first_text(found))
+
+
 def hazards(evidence: Evidence) -> Verdict:
     """Nothing touches registers of a product in flight."""
     found = find_hazards(evidence.program)
@@ -184,9 +197,7 @@ def quiet_loop(evidence: Evidence) -> Verdict:
     kinds = ("LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDGSTS")
     program = evidence.program
     found = [item for loop in program.work_loops for item in program.inside(loop) if item.kind in kinds]
-    return Verdict(
-        "quiet step loop", not found, f"{len(found)} memory instructions" + _first([item.text for item in found])
-    )
+    return Verdict("quiet step loop", not found, f"{len(found)} memory instructions" + _first_text(found))
 
 
 def wide_loads(evidence: Evidence) -> Verdict:
@@ -201,9 +212,11 @@ def wide_loads(evidence: Evidence) -> Verdict:
             asynchronous = item.kind == "UTMALDG" if evidence.use_tma else item.opcode.endswith("BYPASS.128")
             if item.kind in ("LDG", "LDGSTS", "UTMALDG") and not asynchronous:
                 found.append(item)
-    return Verdict(
-        "wide loads", not found, f"{len(found)} loads of another kind" + _first([item.text for item in found])
-    )
+    return Verdict("wide loads", not found, f"{len(found)} loads of another kind" + _first_text(found))
+
+
+def _first_text(found: list[Instruction]) -> str:
+    return _first([item.text for item in found])
 
 
 def _first(found: list[str]) -> str:

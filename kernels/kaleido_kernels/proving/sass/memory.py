@@ -10,15 +10,20 @@ GLOBAL_LOADS = ("LDG", "LDGSTS", "UTMALDG")
 GLOBAL_PROXY_FENCES = ("FENCE.VIEW.ASYNC.G", "FENCE.VIEW.ASYNC.ALL", "FENCE.VIEW.ASYNC")
 
 
-def unfenced_products(program: Program) -> list[str]:
+def unfenced_products(program: Program, next_rounds: bool = False) -> list[str]:
     """Warp-group products that may read shared memory before it was fenced for them, as readable lines.
 
     They read it as the copy engine does: what threads stored (STS, STSM), and what their asynchronous copies brought
-    (LDGSTS, once DEPBAR has waited for it), they see behind ``FENCE.VIEW.ASYNC.S`` only. Rounds of a loop around the
-    loops of products are not followed: what they store at their end is for threads, a layout changed on the way out.
+    (LDGSTS, once DEPBAR has waited for it), they see behind ``FENCE.VIEW.ASYNC.S`` only.
+
+    Args:
+        program: the machine code.
+        next_rounds: whether rounds of a loop around the loops of products are followed by the next. Where activations
+            stay in shared memory, the next layer reads what this one stored. Elsewhere what a round stores at its end
+            is for threads, a layout changed on the way out.
     """
     inner = {loop.head for loop in program.tensor_loops}
-    outer = [loop for loop in program.loops if loop.head not in inner]
+    outer = [] if next_rounds else [loop for loop in program.loops if loop.head not in inner]
     entry: list[set[str]] = [set() for _ in program.blocks]
     found: dict[int, str] = {}
     waiting = list(range(len(program.blocks)))
