@@ -124,6 +124,54 @@ def test_a_value_that_nothing_hangs_on_may_go(counted):
     assert lost_values(used, TTGIR) != []
 
 
+INNER = """
+  tt.func private @inner(%p: !tt.ptr<f32>, %n: i32) {
+    %c0 = arith.constant 0 : i32 loc(#loc)
+    %c1 = arith.constant 1 : i32 loc(#loc)
+    %last = scf.for %t = %c0 to %n step %c1 iter_args(%turn = %c0) -> (i32)  : i32 {
+      tt.store %p, %turn : !tt.ptr<f32> loc(#loc3)
+      %next = arith.addi %turn, %n : i32 loc(#loc3)
+      scf.yield %next : i32 loc(#loc3)
+    } loc(#loc3)
+    %once = scf.for %t = %c0 to %c1 step %c1 iter_args(%turn = %n) -> (i32)  : i32 {
+      tt.store %p, %turn : !tt.ptr<f32> loc(#loc4)
+      %next = arith.addi %turn, %n : i32 loc(#loc4)
+      scf.yield %next : i32 loc(#loc4)
+    } loc(#loc4)
+    tt.store %p, %once : !tt.ptr<f32> loc(#loc)
+    tt.return loc(#loc)
+  } loc(#loc)
+"""
+PLACES = "\n".join(line for line in TTIR.splitlines() if line.startswith("#loc"))
+LOOP, ONCE = INNER.index("    %last"), INNER.index("    %once")
+CALLED = f"{PLACES}\n{INNER}\n  tt.func public @k(%q: !tt.ptr<f32>) {{\n    tt.call @inner(%q) : () -> ()\n  }}\n"
+COPY = INNER[LOOP:ONCE].replace("} loc(#loc3)", "} loc(#loc13)")
+
+
+def inlined(*copies: str) -> str:
+    """Copies of the inner function's first loop as they are inlined; the other one runs once and is no loop then."""
+    head = "  tt.func public @k(%p: !tt.ptr<f32>, %n: i32) {\n"
+    numbers = "".join(f"    %c{n} = arith.constant {n} : i32 loc(#loc)\n" for n in (0, 1))
+    return f"{PLACES}\n#loc13 = loc(callsite(#loc3 at #loc))\n{head}{numbers}{''.join(copies)}\n  }}\n"
+
+
+def test_loops_of_functions_that_are_inlined_are_matched_wherever_they_went():
+    lost = COPY.replace("tt.store %p, %turn", "tt.store %p, %c0")
+    assert lost != COPY
+    assert lost_values(CALLED, inlined(COPY)) == [] == lost_values(CALLED, inlined(COPY, COPY))
+    for copies in ((lost,), (COPY, lost), (lost, COPY)):
+        assert any("carries no more: 1 i32" in line for line in lost_values(CALLED, inlined(*copies))), copies
+    assert any("kernel.py:9:8: the loop has gone" in line for line in lost_values(CALLED, inlined()))
+    often = CALLED.replace("%once = scf.for %t = %c0 to %c1", "%once = scf.for %t = %c0 to %n")
+    assert any("kernel.py:12:8: the loop has gone" in line for line in lost_values(often, inlined(COPY)))
+
+
+def test_results_with_names_of_their_own_are_followed():
+    lines = ("%low, %high:2 = tt.split %n : i32 loc(#loc)", "tt.store %ptr, %low : i32 loc(#loc)")
+    flow = read_dataflow("\n".join(("tt.func @k(%ptr: i32, %n: i32) {", *lines, "} loc(#loc)")))
+    assert len(flow.sources) == 5 and flow.sources[2] == flow.sources[4] == (1,) and 1 in flow.live()
+
+
 STRETCHES = """
 import triton
 import triton.language as tl

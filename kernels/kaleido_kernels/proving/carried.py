@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NAME = re.compile(r"%[\w.$-]+(?:#\d+)?")
+RESULT = r"%[\w.$-]+(?::\d+)?"
 Value = int
 """A value's number: names are used again in sibling regions."""
 
@@ -46,12 +47,21 @@ class Dataflow:
         branches: (place, condition) of each ``scf.if``.
         effects: operands of what acts on memory or on other threads, and what decides on its happening: conditions
             and bounds of the branches and loops around it.
+        constants: the integers among the values.
     """
 
     sources: list[tuple[Value, ...]] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
     branches: list[tuple[str, Value]] = field(default_factory=list)
     effects: list[Value] = field(default_factory=list)
+    constants: dict[Value, int] = field(default_factory=dict)
+
+    def rounds(self, loop: Loop) -> int | None:
+        """How often a loop runs; None where that is not known before it does."""
+        bounds = [self.constants.get(value) for value in loop.controls]
+        if len(bounds) != 3 or bounds[0] is None or bounds[1] is None or not bounds[2]:
+            return None
+        return len(range(bounds[0], bounds[1], bounds[2]))
 
     def reach(self, values: Iterable[Value]) -> set[Value]:
         """All that ``values`` are made from, earlier rounds of loops included."""
@@ -155,8 +165,13 @@ class _Reader:
         elif re.match(r"[\w.]*\.(yield|return)\b", rest) and not rest.startswith("tt.return"):
             self.regions[-1].yields.append(operands)
         else:
+            number = re.match(r"arith\.constant (-?\d+) : i\d+$", rest)
             for result in self._define_results(code) if named else []:
                 self.flow.sources[result] = tuple(operands)
+                if number:
+                    self.flow.constants[result] = int(number[1])
+                elif rest.startswith("arith.bitcast") and operands[0] in self.flow.constants:
+                    self.flow.constants[result] = self.flow.constants[operands[0]]
             if not named or any(word in rest for word in ("atomic", "async", "pure = false")):
                 self.flow.effects += operands
                 for region in self.regions:
@@ -195,10 +210,12 @@ class _Reader:
         return self.scopes[-1][name]
 
     def _define_results(self, line: str) -> list[Value]:
-        found = re.match(r"(%[\w.$-]+)(?::(\d+))? = ", line)
-        if not found:
-            return []
-        names = [f"{found[1]}#{number}" for number in range(int(found[2]))] if found[2] else [found[1]]
+        """Values that a line defines: one name, one for several (``%x:2``), or several (``%low, %high``)."""
+        found = re.match(rf"({RESULT}(?:, {RESULT})*) = ", line)
+        names: list[str] = []
+        for name in found[1].split(", ") if found else []:
+            base, _, several = name.partition(":")
+            names += [f"{base}#{number}" for number in range(int(several))] if several else [base]
         return [self._define(name) for name in names]
 
     def _values(self, text: str) -> list[Value]:
@@ -223,7 +240,7 @@ class _Reader:
 
 
 def read_dataflow(text: str) -> Dataflow:
-    """The dataflow of a module of one function, as Triton prints it."""
+    """The dataflow of a module, as Triton prints it; several functions are parts that nothing leads into."""
     return _Reader(text).flow
 
 
@@ -231,27 +248,47 @@ def lost_values(before: str, after: str) -> list[str]:
     """What loops carried before the GPU passes and no longer carry after them, one line each.
 
     Args:
-        before: Triton IR (``ttir``).
+        before: Triton IR (``ttir``). Of a Gluon kernel its own IR, whose functions the passes inline: loops are then
+            matched by their own place, whoever calls them, and every copy of a loop must carry what it did.
         after: the same kernel after the GPU passes (``ttgir``).
     """
     old, new = read_dataflow(before), read_dataflow(after)
-    return [*_lost_from_loops(old, new), *_lost_from_controls(old, new)]
+    inlined = "tt.call " in before
+    if inlined:
+        for flow in (old, new):
+            flow.loops = [replace(loop, place=_own(loop.place)) for loop in flow.loops]
+            flow.branches = [(_own(place), value) for place, value in flow.branches]
+    return [*_lost_from_loops(old, new, inlined), *_lost_from_controls(old, new)]
 
 
-def _lost_from_loops(old: Dataflow, new: Dataflow) -> list[str]:
+def _own(place: str) -> str:
+    return place.partition(" from ")[0]
+
+
+def _lost_from_loops(old: Dataflow, new: Dataflow, inlined: bool = False) -> list[str]:
     """Loops that carry fewer values of a type than before, of those that a round reads or that are used afterwards."""
     found = []
     live, now = old.live(), new.live()
     kept: dict[str, list[Counter[str]]] = defaultdict(list)
+    asked: dict[str, list[Counter[str]]] = defaultdict(list)
     for loop in new.loops:
         kept[loop.place].append(Counter(use for item in loop.carried for use in _uses(item, now)))
     for loop in old.loops:
         changing = {(item.first, use) for item in loop.carried for use in _uses(item, live) if _changes(item)}
         wanted = Counter(use for _, use in changing)
+        asked[loop.place].append(wanted)
         if wanted and loop.place not in kept:
-            found.append(f"{loop.place}: the loop has gone")
+            short = inlined and (old.rounds(loop) or 0) <= 1 and old.rounds(loop) is not None
+            found += [] if short else [f"{loop.place}: the loop has gone"]
         elif missing := min((wanted - carried for carried in kept[loop.place]), key=Counter.total, default=Counter()):
             found.append(f"{loop.place}: carries no more: {_listed(missing)}")
+    if inlined and not found:
+        # One function may have become several, and be inlined often: no copy may carry less than all of them did.
+        for place, copies in kept.items():
+            least = [
+                min((wanted - each for wanted in asked[place]), key=Counter.total, default=Counter()) for each in copies
+            ]
+            found += [f"{place}: a copy carries no more: {_listed(missing)}" for missing in least if missing]
     return found
 
 
