@@ -31,7 +31,8 @@ class Plan(Protocol):
     Attributes:
         BY_DEFAULT: whether it is chosen where none is asked for by name and none was measured.
         TAKES_CHECKS: whether its launches look at chains themselves.
-        VERDICTS: what its machine code must satisfy besides what all must: see `kaleido_kernels.proving.verdicts`.
+        VERDICTS: what its machine code must satisfy besides what all must: see `kaleido_kernels.proving.verdicts`. Of
+            "loads ahead", how many are promised is told by an attribute ``loads_ahead`` of its tiles.
     """
 
     BY_DEFAULT: bool

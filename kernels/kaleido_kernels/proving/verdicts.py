@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from kaleido_kernels.kernels import plan
 from kaleido_kernels.proving.architectures import FACTS, REGISTERS
 from kaleido_kernels.proving.carried import lost_values
+from kaleido_kernels.proving.evidence import Evidence, Verdict, first_line, first_text
 from kaleido_kernels.proving.sass.flow import Loop
 from kaleido_kernels.proving.sass.memory import GLOBAL_PROXY_FENCES, unfenced_products, unordered_loads
-from kaleido_kernels.proving.sass.program import Instruction, Program, is_tensor
+from kaleido_kernels.proving.sass.program import Program, is_tensor
 from kaleido_kernels.proving.sass.registers import find_hazards
+from kaleido_kernels.proving.specialised import (
+    fenced_layers,
+    fenced_scratch,
+    loads_ahead,
+    paired_barriers,
+    register_shares,
+)
+from kaleido_kernels.proving.ttgir.ahead import copies_ahead
+from kaleido_kernels.proving.ttgir.offsets import narrow_offsets
 
-LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
-"""Tensors of n_chains x ... values: their offsets pass 2**31."""
 ALLOWED_PRODUCTS = {
     "fp16x3": {("f16", "")},
     "fp16": {("f16", "")},
@@ -28,47 +35,14 @@ ALLOWED_PRODUCTS = {
     "ieee": {("f32", "ieee")},
 }
 """(operand type, input precision) of each device precision; input precision matters for fp32 operands only."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One judgement: ``detail`` says what was found, whether it passed or not."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one compiled kernel.
-
-    Args:
-        kernel: "narrow", "stream" or "wide".
-        precision: device precision: "fp16x3", "ieee", "tf32", "fp16" or "bf16".
-        jitter: the kernel's JITTER.
-        arch: such as "sm_90".
-        warps, registers, stack, shared: resources; registers a thread, stack and shared memory in bytes.
-        use_tma: whether loads go through the copy engine.
-        ttir: Triton IR before lowering.
-        ttgir: the IR after Triton's GPU passes.
-        program: the machine code.
-        warp_groups: whether the tile's rows and warps suit warp-group products.
-    """
-
-    kernel: str
-    precision: str
-    jitter: str
-    arch: str
-    warps: int
-    registers: int
-    stack: int
-    shared: int
-    use_tma: bool
-    ttir: str
-    ttgir: str
-    program: Program = field(repr=False)
-    warp_groups: bool = True
+PRECISION_NUMBERS = {"0": "tf32", "1": "tf32x3", "2": "ieee"}
+OF_PARTITIONS = {
+    "paired barriers": paired_barriers,
+    "fenced layers": fenced_layers,
+    "fenced scratch": fenced_scratch,
+    "register shares": register_shares,
+}
+"""Verdicts on partitions that wait for each other, by the names that a plan's VERDICTS may ask for."""
 
 
 def judge(evidence: Evidence) -> list[Verdict]:
@@ -94,6 +68,11 @@ def judge(evidence: Evidence) -> list[Verdict]:
         verdicts.append(barrier_order(evidence))
     if "wide loads" in asked:
         verdicts.append(wide_loads(evidence))
+    verdicts += [verdict(evidence) for name, verdict in OF_PARTITIONS.items() if name in asked]
+    promised = evidence.loads_ahead if "loads ahead" in asked and evidence.precision != "ieee" else 0
+    loops, faults = copies_ahead(evidence.module)
+    if promised or loops or faults:
+        verdicts.append(loads_ahead(loops, faults, promised))  # the number is told, whatever was promised
     return verdicts
 
 
@@ -147,13 +126,13 @@ def reached_code(evidence: Evidence) -> Verdict:
     unseen = [number for number in range(len(program.blocks)) if number not in program.reached]
     found = [item for number in unseen if program.successors[number] != [number] for item in program.of_block(number)]
     found = [item for item in found if item.kind != "NOP"]
-    return Verdict("reached code", not found, f"{len(found)} instructions without a way to them" + _first_text(found))
+    return Verdict("reached code", not found, f"{len(found)} instructions without a way to them" + first_text(found))
 
 
 def hazards(evidence: Evidence) -> Verdict:
     """Nothing touches registers of a product in flight."""
     found = find_hazards(evidence.program)
-    return Verdict("hazards", not found, f"{len(found)} found" + _first(found))
+    return Verdict("hazards", not found, f"{len(found)} found" + first_line(found))
 
 
 def carried_values(evidence: Evidence) -> Verdict:
@@ -169,13 +148,13 @@ def carried_values(evidence: Evidence) -> Verdict:
     in two layouts) - both unless a bound or condition was made from it; nor what happens after these passes.
     """
     found = lost_values(evidence.ttir, evidence.ttgir)
-    return Verdict("carried values", not found, f"{len(found)} lost" + _first(found))
+    return Verdict("carried values", not found, f"{len(found)} lost" + first_line(found))
 
 
 def fenced_operands(evidence: Evidence) -> Verdict:
     """Products see what threads put into shared memory; what the copy engine puts there needs no fence."""
     found = unfenced_products(evidence.program)
-    return Verdict("fenced operands", not found, f"{len(found)} products without" + _first(found))
+    return Verdict("fenced operands", not found, f"{len(found)} products without" + first_line(found))
 
 
 def barrier_order(evidence: Evidence) -> Verdict:
@@ -186,7 +165,7 @@ def barrier_order(evidence: Evidence) -> Verdict:
     found += [f"{item.text}: by some threads only" for item in fences if item.guard]
     stores = sum(item.kind == "STG" for item in instructions)
     passed = not found and stores > 0
-    return Verdict("barrier order", passed, f"{stores} stores, {len(found)} faults" + _first(found))
+    return Verdict("barrier order", passed, f"{stores} stores, {len(found)} faults" + first_line(found))
 
 
 def quiet_loop(evidence: Evidence) -> Verdict:
@@ -197,7 +176,7 @@ def quiet_loop(evidence: Evidence) -> Verdict:
     kinds = ("LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDGSTS")
     program = evidence.program
     found = [item for loop in program.work_loops for item in program.inside(loop) if item.kind in kinds]
-    return Verdict("quiet step loop", not found, f"{len(found)} memory instructions" + _first_text(found))
+    return Verdict("quiet step loop", not found, f"{len(found)} memory instructions" + first_text(found))
 
 
 def wide_loads(evidence: Evidence) -> Verdict:
@@ -212,20 +191,12 @@ def wide_loads(evidence: Evidence) -> Verdict:
             asynchronous = item.kind == "UTMALDG" if evidence.use_tma else item.opcode.endswith("BYPASS.128")
             if item.kind in ("LDG", "LDGSTS", "UTMALDG") and not asynchronous:
                 found.append(item)
-    return Verdict("wide loads", not found, f"{len(found)} loads of another kind" + _first_text(found))
-
-
-def _first_text(found: list[Instruction]) -> str:
-    return _first([item.text for item in found])
-
-
-def _first(found: list[str]) -> str:
-    return f", first {found[0]}" if found else ""
+    return Verdict("wide loads", not found, f"{len(found)} loads of another kind" + first_text(found))
 
 
 def input_precision(evidence: Evidence) -> Verdict:
     """Every product has operands of the asked type; three of them at least where fp32 is split."""
-    products = list(dot_products(evidence.ttir))
+    products = list(dot_products(evidence.written))
     allowed = ALLOWED_PRODUCTS[evidence.precision]
     wrong = sorted({f"{kind} {precision}".strip() for kind, precision in products if (kind, precision) not in allowed})
     enough = len(products) >= (3 if evidence.precision == "fp16x3" else 1)
@@ -233,82 +204,22 @@ def input_precision(evidence: Evidence) -> Verdict:
     return Verdict("input precision", enough and not wrong, detail)
 
 
-def dot_products(ttir: str) -> Iterator[tuple[str, str]]:
+def dot_products(text: str) -> Iterator[tuple[str, str]]:
     """(operand type, input precision) of each product; precision is "" for 16-bit operands, where it has no effect."""
-    for line in ttir.splitlines():
-        if "tt.dot " not in line:
+    for line in text.splitlines():
+        if "tt.dot " not in line and "ttng.warp_group_dot " not in line:
             continue
-        operand = re.search(r": tensor<(?:\d+x)+(\w+)", line)
+        operand = re.search(r": (?:tensor|!ttg\.memdesc)<(?:\d+x)+(\w+)", line)
         precision = re.search(r"inputPrecision = (\w+)", line)
         kind = operand[1] if operand else "?"
-        yield kind, (precision[1] if precision else "ieee") if kind == "f32" else ""
+        told = PRECISION_NUMBERS.get(precision[1], precision[1]) if precision else "ieee"
+        yield kind, told if kind == "f32" else ""
 
 
 def offsets(evidence: Evidence) -> Verdict:
     """Offsets into tensors of n_chains x ... values are 64-bit, and not widened 32-bit products."""
-    wrong = narrow_offsets(evidence.ttir)
-    return Verdict("64-bit offsets", not wrong, f"{len(wrong)} of 32 bits" + _first(wrong))
-
-
-def narrow_offsets(ttir: str) -> list[str]:
-    """The ``tt.addptr`` lines whose base is one of `LARGE_POINTERS` and whose offset is, or comes from, 32 bits."""
-    defined: dict[str, str] = {}  # the last definition above the line: sibling regions reuse names
-    wrong = []
-    for line in ttir.splitlines():
-        code = line.split(" loc(")[0].strip()
-        found = re.search(r"= tt\.addptr (%[\w#]+), (%[\w#]+) : (.+)$", code)
-        argument, moved = _argument(found[1], defined) if found else ("", False)
-        if found and argument in LARGE_POINTERS:
-            # On top of a 64-bit offset a column number may well be of 32 bits.
-            if not (moved or _is_wide(code)) or _widened_product(found[2], defined):
-                wrong.append(code)
-        for name in _results(code):
-            defined[name] = code
-    return wrong
-
-
-def _results(line: str) -> list[str]:
-    found = re.match(r"\s*(%[\w#]+)(?::\d+)? = ", line)
-    return [found[1]] if found else []
-
-
-def _operands(line: str) -> list[str]:
-    return re.findall(r"%[\w#]+", line.split(" = ", 1)[-1])
-
-
-def _is_wide(code: str) -> bool:
-    return code.rstrip(">").endswith("i64")
-
-
-def _argument(value: str, defined: dict[str, str]) -> tuple[str, bool]:
-    """Name of the kernel argument that a pointer is made from, and whether a 64-bit offset was added on the way."""
-    moved = False
-    while value in defined:
-        code = defined[value]
-        moved = moved or ("tt.addptr" in code and _is_wide(code))
-        operands = _operands(code)
-        if not operands:
-            return "", moved
-        value = operands[0]
-    return value.lstrip("%"), moved
-
-
-def _widened_product(value: str, defined: dict[str, str]) -> bool:
-    """Whether a 64-bit value comes from a 32-bit product of two variables that was widened afterwards."""
-    waiting: list[tuple[str, bool]] = [(value, False)]
-    seen: set[tuple[str, bool]] = set()
-    while waiting:
-        item = waiting.pop()
-        line = defined.get(item[0], "")
-        if item in seen or not line:
-            continue
-        seen.add(item)
-        below = item[1] or "arith.extsi" in line
-        variables = [name for name in _operands(line) if "arith.constant" not in defined.get(name, "")]
-        if below and "arith.muli" in line and len(variables) > 1:
-            return True
-        waiting.extend((operand, below) for operand in _operands(line))
-    return False
+    wrong = narrow_offsets(evidence.written)
+    return Verdict("64-bit offsets", not wrong, f"{len(wrong)} of 32 bits" + first_line(wrong))
 
 
 def largest_loop(program: Program) -> Loop | None:

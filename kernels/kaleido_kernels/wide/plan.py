@@ -14,7 +14,7 @@ from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import GpuFacts, too_much_shared, too_much_tensor_memory
 
 BY_DEFAULT, TAKES_CHECKS = True, True
-VERDICTS = ("barrier order", "wide loads")
+VERDICTS = ("barrier order", "wide loads", "loads ahead")
 
 STATE_COLS = 64
 """Columns of one block of the pass over the state."""
@@ -58,6 +58,11 @@ class WideTile:
     def kernel(self) -> str:
         """See `kaleido_kernels.tile.AnyTile`."""
         return "wide"
+
+    @property
+    def loads_ahead(self) -> int:
+        """Blocks whose copies are under way while a product runs, on tensor cores."""
+        return self.stages - 1
 
     @property
     def chains(self) -> int:

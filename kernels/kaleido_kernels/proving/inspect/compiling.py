@@ -19,7 +19,11 @@ from kaleido_kernels.proving.sass.program import Program, parse_program
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a job. ``binary`` is a cubin for NVIDIA devices, else empty."""
+    """What the compiler made of a job. ``binary`` is a cubin for NVIDIA devices, else empty.
+
+    ``warps`` are those of a launch, all partitions' and idle ones included; ``ttir`` is as in
+    `kaleido_kernels.proving.evidence.Evidence`.
+    """
 
     registers: int
     stack: int
@@ -46,8 +50,9 @@ def compile_job(job: Job, arch: str) -> Compiled:
     seconds = time.perf_counter() - started
     binary = compiled.asm.get("cubin", b"")
     registers, stack = resources(binary) if binary else (0, 0)
-    ttir, ttgir = compiled.asm["ttir"], compiled.asm["ttgir"]
-    return Compiled(registers, stack, compiled.metadata.shared, variant.num_warps, ttir, ttgir, seconds, binary)
+    ttir, ttgir = (compiled.asm[kind] for kind in ("ttir" if "ttir" in compiled.asm else "source", "ttgir"))
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    return Compiled(registers, stack, shared, warps, ttir, ttgir, seconds, binary)
 
 
 def variant_of(job: Job, use_asm: bool = True) -> Any:

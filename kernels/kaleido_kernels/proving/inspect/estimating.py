@@ -8,6 +8,7 @@ from typing import Any
 
 from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.proving.architectures import FACTS
+from kaleido_kernels.proving.evidence import Evidence
 from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline.gpu import resident_programs
 from kaleido_kernels.proving.roofline.loops import Overlap
@@ -22,7 +23,7 @@ from kaleido_kernels.proving.roofline.work import (
 )
 from kaleido_kernels.proving.sass.program import Program
 from kaleido_kernels.proving.sass.rounds import copy_order, count_kinds, path_counts
-from kaleido_kernels.proving.verdicts import Evidence, largest_loop
+from kaleido_kernels.proving.verdicts import largest_loop
 from kaleido_kernels.shapes import RESTART
 from kaleido_kernels.stream.plan import StreamLayout, stream_layout
 from kaleido_kernels.tile import Tile

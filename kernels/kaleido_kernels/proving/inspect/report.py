@@ -5,20 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+from kaleido_kernels.proving.evidence import Evidence, Verdict
 from kaleido_kernels.proving.inspect.compiling import Compiled, compile_job, disassemble
 from kaleido_kernels.proving.inspect.estimating import estimate_job
 from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline.model import Estimate
 from kaleido_kernels.proving.sass.rounds import count_kinds
-from kaleido_kernels.proving.verdicts import (
-    Evidence,
-    Verdict,
-    has_body,
-    judge,
-    largest_loop,
-    register_file,
-    shared_memory,
-)
+from kaleido_kernels.proving.verdicts import has_body, judge, largest_loop, register_file, shared_memory
 
 
 @dataclass(frozen=True)
@@ -98,4 +91,5 @@ def evidence_of(job: Job, compiled: Compiled, arch: str) -> Evidence:
         ttgir=compiled.ttgir,
         program=disassemble(compiled.binary),
         warp_groups=compiled.warps % 4 == 0 and tile.chains >= 64,
+        loads_ahead=getattr(tile, "loads_ahead", 0),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kaleido_kernels.proving.sass.flow import Loop
 from kaleido_kernels.proving.sass.program import WARPGROUP_TENSOR, Instruction, Program
 
@@ -24,16 +26,34 @@ def unfenced_products(program: Program, next_rounds: bool = False) -> list[str]:
     """
     inner = {loop.head for loop in program.tensor_loops}
     outer = [] if next_rounds else [loop for loop in program.loops if loop.head not in inner]
+    found = _unfenced(program, outer, _reads_shared)
+    return [f"{item.text}: reads shared memory that was not fenced" for item in found]
+
+
+def unfenced_arrivals(program: Program) -> list[str]:
+    """Arrivals at barriers in memory that may let the copy engine at shared memory that was not fenced for it.
+
+    As in `unfenced_products`; all rounds of all loops are followed.
+    """
+    found = _unfenced(program, [], lambda item: item.opcode.startswith("SYNCS.ARRIVE"))
+    return [f"{item.text}: shows shared memory that was not fenced" for item in found]
+
+
+def _reads_shared(instruction: Instruction) -> bool:
+    return instruction.kind in WARPGROUP_TENSOR and any("gdesc" in operand for operand in instruction.operands)
+
+
+def _unfenced(program: Program, outer: list[Loop], at: Callable[[Instruction], bool]) -> list[Instruction]:
+    """The instructions ``at`` which shared memory may be unfenced; next rounds of ``outer`` are not followed."""
     entry: list[set[str]] = [set() for _ in program.blocks]
-    found: dict[int, str] = {}
+    found: dict[int, Instruction] = {}
     waiting = list(range(len(program.blocks)))
     while waiting:
         number = waiting.pop()
         state = set(entry[number])
         for instruction in program.of_block(number):
-            reads_shared = any("gdesc" in operand for operand in instruction.operands)
-            if instruction.kind in WARPGROUP_TENSOR and reads_shared and "unfenced" in state:
-                found[instruction.address] = f"{instruction.text}: reads shared memory that was not fenced"
+            if "unfenced" in state and at(instruction):
+                found[instruction.address] = instruction
             _advance_fences(state, instruction)
         for following in program.successors[number]:
             next_round = any(following == loop.head and number in loop.blocks for loop in outer)
@@ -53,7 +73,7 @@ def _advance_fences(state: set[str], instruction: Instruction) -> None:
         state.add("unfenced")
         if int(instruction.operands[-1], 16) == 0:
             state.discard("copying")
-    elif instruction.opcode in SHARED_PROXY_FENCES:
+    elif instruction.opcode in SHARED_PROXY_FENCES and instruction.guard in ("", "@PT"):
         state.discard("unfenced")
 
 
