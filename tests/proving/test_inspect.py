@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from compiling import ROOT, run_python
@@ -17,9 +18,11 @@ if importlib.util.find_spec("triton") is None:  # importing it here would fix it
     pytest.skip("needs triton", allow_module_level=True)
 
 from kaleido_kernels.proving.inspect.command import make_parser
+from kaleido_kernels.proving.inspect.estimating import estimate_job
 from kaleido_kernels.proving.inspect.jobs import FORM_NAMES, Job
 from kaleido_kernels.proving.inspect.report import Report
 from kaleido_kernels.proving.inspect.table import table, three_figures
+from kaleido_kernels.proving.roofline.onchip import onchip_estimate
 from kaleido_kernels.shapes import NETWORKS
 from kaleido_kernels.tile import Tile
 
@@ -37,6 +40,13 @@ def test_the_table_counts_memory_instructions_in_the_loop_and_outside_of_it():
     total, loop = {"HGMMA": 10, "STG": 9, "MUFU": 16, "all": 600}, {"HGMMA": 10, "MUFU": 15, "all": 132}
     (_, line, *_) = table([Report(job, "sm_90", 64, 0, 9216, 1.0, total, loop, (), None)]).splitlines()
     assert line.endswith("  HGMMA:10 MUFU:15 | MUFU:1 STG:9") and " 132 " in line
+
+
+def test_an_estimate_of_activations_on_the_chip_is_played_from_the_tiles_slots():
+    tile = SimpleNamespace(kernel="onchip", slots=2)
+    job = Job("mnist", NETWORKS["mnist"], tile, "fp16", "none")
+    guess = estimate_job(job, None, {})
+    assert guess == onchip_estimate(NETWORKS["mnist"], "fp16", 2, 100_000, 300) and guess.limit == "chain"
 
 
 def run_command(*arguments: str, interpret: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from kaleido_kernels.narrow.plan import narrow_layout
 from kaleido_kernels.proving.architectures import FACTS
@@ -13,6 +13,7 @@ from kaleido_kernels.proving.inspect.jobs import Job
 from kaleido_kernels.proving.roofline.gpu import resident_programs
 from kaleido_kernels.proving.roofline.loops import Overlap
 from kaleido_kernels.proving.roofline.model import Estimate, TileWork, estimate
+from kaleido_kernels.proving.roofline.onchip import onchip_estimate
 from kaleido_kernels.proving.roofline.work import (
     narrow_work,
     step_counts,
@@ -37,6 +38,9 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
 
     That is instruction counts, resources, and the order of copies and products (`read_overlap`).
     """
+    if job.kernel == "onchip":  # played step by step, from its sizes alone
+        tile = cast("Any", job.tile)
+        return onchip_estimate(job.shape, job.precision, tile.slots, N_CHAINS, N_STEPS)
     if job.kernel not in WORK:
         raise ValueError(f"kernel {job.kernel!r}: of its time the machine code shows too little for an estimate")
     return estimate(WORK[job.kernel](job, job.tile, evidence, loop), N_CHAINS, N_STEPS)

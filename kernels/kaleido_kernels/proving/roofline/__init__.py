@@ -15,5 +15,5 @@ The longest of them is a step of a tile; Python's time for each launch is added 
 below `Gpu.clock`, bank conflicts, the latency from one product to the next that needs it.
 
 `gpu` holds the assumptions, `loops` what a program does one after another, `model` the time, `work` what a step of each
-kernel asks for.
+kernel asks for. `onchip` plays the steps of a kernel whose warps part, which this cannot tell.
 """
