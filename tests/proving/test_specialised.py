@@ -272,6 +272,34 @@ def test_a_partition_that_waits_for_its_own_copies_runs_ahead_of_nothing():
     assert "partition1 waits for its own copies" in failed(evidence(fault))["loads ahead"]
 
 
+def test_branches_and_loops_whose_rounds_are_not_known_are_played():
+    """A step that may be left early: its products stand in the branch that does more."""
+    start, end = "    %acc:2 = scf.for", "    scf.yield %acc#0 : i32"
+    for place in range(2):
+        head, _, rest = RING.partition(start) if place == 0 else _second(RING, start)
+        body, _, tail = rest.partition(end)
+        left = "    %gone = arith.cmpi eq, %step, %steps : i32\n"
+        left += "    %it2 = scf.if %gone -> (i32) {\n      scf.yield %it : i32\n    } else {\n"
+        text = f"{head}{left}{start}{body}{end}\n    }}\n    scf.yield %it2 : i32{tail}"
+        assert failed(evidence(text)) == {}
+        early = edited(text, "pendings = 1", "pendings = 2", place)
+        assert "while a product may read it" in failed(evidence(early))["loads ahead"]
+    loop = "%last = scf.for %step = %c0 to %steps step %c1 iter_args(%it = %c0) -> (i32)  : i32 {"
+    again = "%last = scf.while (%was = %c0) : (i32) -> i32 {\n    %more = arith.cmpi slt, %was, %steps : i32\n"
+    again += "    scf.condition(%more) %was : i32\n  } do {\n  ^bb0(%it: i32):"
+    text = edited(RING, loop, again)
+    assert failed(evidence(text)) == {}
+    assert (
+        "while a product may read it" in failed(evidence(edited(text, "pendings = 1", "pendings = 2")))["loads ahead"]
+    )
+
+
+def _second(text: str, what: str) -> tuple[str, str, str]:
+    first, _, rest = text.partition(what)
+    middle, _, last = rest.partition(what)
+    return first + what + middle, what, last
+
+
 def test_what_a_tile_promises_must_be_there():
     assert "2 of 3" in failed(evidence(loads_ahead=3))["loads ahead"]
     plain = "module {\n  tt.func public @k(%n: i32) {\n  tt.return\n  }\n}"

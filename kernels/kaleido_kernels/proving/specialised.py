@@ -28,7 +28,8 @@ def paired_barriers(evidence: Evidence) -> Verdict:
 def fenced_layers(evidence: Evidence) -> Verdict:
     """What threads store in shared memory is fenced before products read it, those of the next layer and step included.
 
-    And before an arrival at a barrier in memory, which may let the copy engine at it.
+    And before an arrival at a barrier in memory, which may let the copy engine at it. Addresses are not known: a word
+    that one partition leaves there for another, and for no product or copy, must be fenced as well.
     """
     found = unfenced_products(evidence.program, next_rounds=True) + unfenced_arrivals(evidence.program)
     return Verdict("fenced layers", not found, f"{len(found)} products and arrivals without" + first_line(found))

@@ -15,6 +15,7 @@ from kaleido_kernels.proving.ttgir.operations import Block, Operation, Value, co
 
 PRODUCTS = ("ttng.warp_group_dot", "tt.dot")
 PRODUCT_WAIT, COPY_WAIT, COMMIT = "ttng.warp_group_dot_wait", "ttg.async_wait", "ttg.async_commit_group"
+EVENTS = (*PRODUCTS, PRODUCT_WAIT, COPY_WAIT, COMMIT, WAIT, ARRIVE, EXPECT)
 LOOPS = ("scf.for", "scf.while")
 ROUNDS, OUTER_ROUNDS = 24, 2
 """Rounds that are played of a loop of products, more than any number of slots, and of a loop around it."""
@@ -88,8 +89,12 @@ class _Player:
         return []
 
     def _branch(self, operation: Operation) -> list[int | None]:
-        """A branch whose condition is not known is taken."""
-        place = int(number_of(operation.operands[0], self.known) == 0)
+        """Of a branch whose condition is not known the way that does more is taken."""
+        condition = number_of(operation.operands[0], self.known)
+        place = int(condition == 0)
+        if condition is None:
+            work = [sum(each.name in EVENTS for each in block.walk()) for block in operation.blocks]
+            place = work.index(max(work))
         return self.play(operation.blocks[place]) if place < len(operation.blocks) else []
 
     def _loop(self, operation: Operation) -> list[int | None]:
