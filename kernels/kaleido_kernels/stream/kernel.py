@@ -1,7 +1,8 @@
 """The stream kernel: padded width up to 256 whose weights do not fit a multiprocessor, read again in every step.
 
 One program carries BLOCK chains through all steps of a launch as a flat loop over step x layer x half, one weight tile
-(WIDTH, TILE) an iteration: the next tiles are being loaded while a product runs, across layers and steps:
+(WIDTH, TILE) an iteration: from three stages on the next tiles are being loaded while a product runs, across layers and
+steps:
 
     tile     0            1            2            3           ...  TILES - 1      0 ...
     layer    first        first        second       second           last           first of the next step
@@ -10,17 +11,18 @@ One program carries BLOCK chains through all steps of a launch as a flat loop ov
 
 Up to width 128 a layer is one tile. At 256 it is two, as an accumulator of 256 columns leaves too few registers;
 the first half's result waits in registers for the second. The last layer needs its second half only if D > 128.
+Operands too stay in registers, as two halves at width 256, so that shared memory is for weights alone.
 
-Inside the loop a state exists as the operand of the next step only. The flat loop stops before the last layer wherever
-fp32 states are wanted: at draws, at the two steps up to the end or to a check for the residual, and at every step with
-jitter. A flow's steps need their input in fp32: it waits in memory, and the loop stops at draws and at the end alone.
+Inside the loop a state exists as the operand of the next step only. It ends wherever fp32 states are wanted: at draws,
+at the two steps up to the end or to a check for the residual, and at every step with jitter. The output of its last
+step goes through memory, from where `hand_on` makes draws, final states and the next input of it, a few columns at a
+time. A flow's steps need their input in fp32: it waits in memory, and the loop stops at draws and at the end alone.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,7 +42,6 @@ from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.steps import (
-    Chains,
     Checking,
     Noise,
     Timing,
@@ -55,111 +56,96 @@ from kaleido_kernels.steps import (
     place_columns,
     row_residual,
     tile_chains,
-    tile_rows,
     to_operand,
     worst,
 )
+from kaleido_kernels.stream.operands import Weights, fence_copies, from_words, load_piece, to_words
 from kaleido_kernels.stream.pack import PackedStream, pack_stream
-from kaleido_kernels.stream.plan import flow_registers, register_estimate, stream_layout
+from kaleido_kernels.stream.plan import most_registers, register_estimate, stream_layout
 from kaleido_kernels.stream.states import (
     go_by_part_in_memory,
-    join_halves,
     load_step_input,
     store_draw_start,
     store_first_input,
+    store_output,
 )
 from kaleido_kernels.tile import Tile, too_many_registers
 from kaleido_kernels.variant import Variant, use_asm_on
 
 
-class Weights(NamedTuple):
-    """The network in memory; see the kernel's arguments of these names."""
-
-    high_ptr: Any
-    low_ptr: Any
-    bias_ptr: Any
-
-
-@triton.jit
-def layer_columns(
-    tile, first_col, h_high, h_low, weights, MAP: tl.constexpr, LAYOUT: tl.constexpr, COLS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """(BLOCK, COLS) fp32 before the activation: columns first_col .. of what weight tile ``tile`` makes of h."""
-    cols = first_col + tl.arange(0, COLS)
-    offsets = tl.arange(0, LAYOUT.width)[:, None] * LAYOUT.tile + cols[None, :]
-    place = tile * (LAYOUT.width * LAYOUT.tile)
-    w_high = tl.load(weights.high_ptr + place + offsets)
-    w_low = tl.load(weights.low_ptr + place + offsets) if MAP.precision == "fp16x3" else w_high
-    bias = tl.load(weights.bias_ptr + tile * LAYOUT.tile + cols)
-    acc = tl.broadcast_to(bias[None, :], (BLOCK, COLS))
-    return dense_layer(h_high, h_low, w_high, w_low, acc, MAP)
-
-
 @triton.jit
 def run_tiles(
-    h_high, h_low, weights, n_tiles, input_ptr, chains, first_share_ptr, MAP: tl.constexpr, LAYOUT: tl.constexpr,
+    h, weights, n_tiles, input_ptr, output_ptr, chains, first_share_ptr, MAP: tl.constexpr, LAYOUT: tl.constexpr,
     BLOCK: tl.constexpr, USE_ASM: tl.constexpr, OWN_CELLS: tl.constexpr,
 ):  # fmt: skip
-    """The operand of a step's input -> that of the layer ``n_tiles`` weight tiles on, over as many steps as that takes.
+    """Whole steps, ``n_tiles`` weight tiles, from the operand h of the first one. The last one's output goes to memory.
 
-    With jitter it is never more than a step, whose output is not made here.
+    A layer's operand is (h, e), its second half empty up to width 128; g is the first half of the next layer's.
     """
     FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
     TILE: tl.constexpr = LAYOUT.tile
     HALVES: tl.constexpr = LAYOUT.width // TILE
-    g_high, g_low = to_operand(tl.zeros([BLOCK, TILE], tl.float32), MAP)
+    # In split fp32 words take more instructions than they save.
+    WORDS: tl.constexpr = USE_ASM and (MAP.precision == "fp16" or MAP.precision == "bf16")
+    h_high, h_low = to_words(h.high, h.low, LAYOUT, BLOCK, WORDS)
+    e_high, e_low = to_words(h.rest_high, h.rest_low, LAYOUT, BLOCK, WORDS)
+    g_high, g_low = h_high, h_low
     tile = 0
     for number in range(n_tiles):
-        acc = layer_columns(tile, 0, h_high, h_low, weights, MAP, LAYOUT, TILE, BLOCK)
-        if MAP.jitter != "none" and first_share_ptr is None:
-            r_high, r_low = activate(acc, MAP, USE_ASM)
-        elif tile < FIRST:
-            r_high, r_low = activate(acc, MAP, USE_ASM)
-        else:
+        bias = tl.load(weights.bias_ptr + tile * TILE + tl.arange(0, TILE))
+        acc = tl.broadcast_to(bias[None, :], (BLOCK, TILE))
+        a_high, a_low = from_words(h_high, h_low, MAP, LAYOUT, BLOCK, WORDS, USE_ASM)
+        w_high, w_low = load_piece(tile * LAYOUT.width, weights, MAP, TILE)
+        if HALVES == 2:
+            b_high, b_low = from_words(e_high, e_low, MAP, LAYOUT, BLOCK, WORDS, USE_ASM)
+            v_high, v_low = load_piece(tile * LAYOUT.width + TILE, weights, MAP, TILE)
+        fence_copies(USE_ASM)
+        acc = dense_layer(a_high, a_low, w_high, w_low, acc, MAP)
+        if HALVES == 2:
+            acc = dense_layer(b_high, b_low, v_high, v_low, acc, MAP)
+        # Of the last layer in vain: with an else to the condition Triton 3.6 stops with an error.
+        r_high, r_low = activate(acc, MAP, USE_ASM)
+        r_high, r_low = to_words(r_high, r_low, LAYOUT, BLOCK, WORDS)
+        if tile >= FIRST:
             x = bound_output(acc, MAP, USE_ASM)
-            if first_share_ptr is not None:
+            first_col = (tile - FIRST) * TILE if LAYOUT.last_tiles > 1 else 0
+            if number >= n_tiles - LAYOUT.last_tiles:
+                store_output(x, output_ptr, chains, first_col, MAP, TILE, OWN_CELLS)
+            elif first_share_ptr is not None:
                 share = tl.load(first_share_ptr + number // LAYOUT.n_tiles)
-                first_col = (tile - FIRST) * TILE if LAYOUT.last_tiles > 1 else 0
                 x = go_by_part_in_memory(x, input_ptr, chains, first_col, share, MAP, TILE, OWN_CELLS)
             r_high, r_low = to_operand(x, MAP)
+            r_high, r_low = to_words(r_high, r_low, LAYOUT, BLOCK, WORDS)
+            if LAYOUT.last_tiles == 1:  # the second half meets the first layer's zero rows
+                h_high, h_low, e_high, e_low = r_high, r_low, r_high, r_low
         if HALVES == 1:
             h_high, h_low = r_high, r_low
         else:
-            if tile % 2 == 0:
-                g_high, g_low = r_high, r_low
-            if (tile % 2 == 1) | (tile == LAYOUT.n_tiles - 1):
-                # A last layer of one tile joins it with itself: the second half meets the first layer's zero rows.
-                h_high = join_halves(g_high, r_high, BLOCK, TILE)
-                h_low = join_halves(g_low, r_low, BLOCK, TILE) if MAP.precision == "fp16x3" else h_high
+            second = tile % 2 == 1  # the operand has done its part
+            h_high, h_low = tl.where(second, g_high, h_high), tl.where(second, g_low, h_low)
+            e_high, e_low = tl.where(second, r_high, e_high), tl.where(second, r_low, e_low)
+            g_high, g_low = r_high, r_low
         tile += 1
         if tile == LAYOUT.n_tiles:
             tile = 0
-    return h_high, h_low
 
 
 @triton.jit
-def last_layer(
-    h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, draw, is_draw, done, target, next_draw_end,
-    timing, noise, CHECKS: tl.constexpr, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
-    USE_ASM: tl.constexpr,
+def hand_on(
+    output_ptr, draws_ptr, final_ptr, input_ptr, chains, live, draw, is_draw, done, target, next_draw_end, timing,
+    noise, CHECKS: tl.constexpr, MAP: tl.constexpr, EDGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Last layer of a step whose states are wanted in fp32: stores draws, and the next step's input or a final state.
+    """States from a step's output in memory: stores draws, and the next step's input or a final state.
 
-    ``done``: steps done when this one is; ``target``: the number of them after which states are final, for ``live``
-    rows; ``next_draw_end``: of the draw that the next step works towards. Of a flow final states are the outputs.
+    ``done``: steps done; ``target``: the number of them after which states are final, for ``live`` rows;
+    ``next_draw_end``: of the draw that the next step works towards. Of a flow final states are the outputs.
     """
-    EDGE: tl.constexpr = LAYOUT.edge
-    FIRST: tl.constexpr = LAYOUT.n_tiles - LAYOUT.last_tiles
     BY_PARTS: tl.constexpr = noise.shares_ptr is not None
-    for piece in tl.static_range((MAP.dim + EDGE - 1) // EDGE):
+    tl.debug_barrier()
+    for piece in tl.range(tl.where(done > 0, (MAP.dim + EDGE - 1) // EDGE, 0), num_stages=1):
         first_col = piece * EDGE
         offsets, mask = place_columns(chains, first_col, MAP.dim, EDGE)
-        acc = layer_columns(
-            FIRST + first_col // LAYOUT.tile, first_col % LAYOUT.tile, h_high, h_low, weights, MAP, LAYOUT,
-            EDGE, BLOCK,
-        )  # fmt: skip
-        y = bound_output(acc, MAP, USE_ASM)
+        y = tl.load(output_ptr + offsets, mask=mask, other=0.0)
         x = jitter_output(y, done, noise, chains.ids, first_col, MAP, BLOCK, EDGE)
         if draws_ptr is not None:
             cols = first_col + tl.arange(0, EDGE)
@@ -228,6 +214,7 @@ def stream_kernel(
     w_low_ptr,  # the same of the low halves; w_high_ptr itself unless the precision is "fp16x3"
     bias_ptr,  # (n_tiles, tile) fp32
     input_ptr,  # (programs * BLOCK, D) fp32, row-major; scratch: inputs of steps, where they are wanted in fp32
+    output_ptr,  # the same: outputs of steps
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
     shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
     burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
@@ -242,38 +229,35 @@ def stream_kernel(
     checking = Checking(saved_ptr, calm_in_ptr, residual_ptr, calm_ptr, halt_ptr, n_steps, every, tol, patience)
     weights = Weights(w_high_ptr, w_low_ptr, bias_ptr)
     row0 = tl.program_id(0).to(tl.int64) * BLOCK
-    first = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
-    rows, exist = first.rows, first.exist
+    chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
 
     t = first_step
     end = first_step + run_steps
     draw = draw_at(first_step, timing)
     this_draw_end = draw_end(draw, timing)
-    live = exist
     if CHECKS:
-        calm = tl.load(calm_in_ptr + rows, mask=exist, other=-1)
+        calm = tl.load(calm_in_ptr + chains.rows, mask=chains.exist, other=-1)
 
-    store_first_input(start_ptr, input_ptr, first, t, end, this_draw_end, timing, noise, MAP, LAYOUT.edge, BLOCK)
+    store_first_input(start_ptr, input_ptr, chains, t, end, this_draw_end, timing, noise, MAP, LAYOUT.edge, BLOCK)
     while t < end:
         if BY_PARTS:  # nothing of the chains is kept through the loop of `run_tiles`
-            rows, exist = tile_rows(row0, n_chains, BLOCK)
+            chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
             if is_jittered_before(t, this_draw_end, timing):
-                again = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
-                store_draw_start(input_ptr, again, t, end, noise, MAP, LAYOUT.edge, BLOCK)
-        h_high, h_low = load_step_input(input_ptr, Chains(rows, exist, first.ids), MAP, LAYOUT, BLOCK)
+                store_draw_start(input_ptr, chains, t, end, noise, MAP, LAYOUT.edge, BLOCK)
+        h = load_step_input(input_ptr, chains, MAP, LAYOUT)
         target = tl.minimum(end, next_check(t, every)) if CHECKS else end
         # Up to the next draw, the input of the last step, or the end. With jitter up to the end of this step: noise is
         # made outside of the loop, a few columns at a time; inside it would spill (up to 5 KB of stack at width 256).
-        quiet_stop = tl.minimum(this_draw_end, tl.where(t < target - 1, target - 1, target))
-        stop = quiet_stop if MAP.jitter == "none" else t + 1
+        stop = tl.where(t < target - 1, target - 1, target) if MAP.jitter == "none" else t + 1
+        if not CHECKS:  # which keep no draws
+            stop = tl.minimum(this_draw_end, stop)
         first_share_ptr = None
         if BY_PARTS:
             stop = tl.minimum(this_draw_end, end)
             first_share_ptr = shares_ptr + (t - this_draw_end + thin)
-        n_tiles = (stop - t) * LAYOUT.n_tiles - LAYOUT.last_tiles
-        h_high, h_low = run_tiles(
-            h_high, h_low, weights, n_tiles, input_ptr, Chains(rows, exist, first.ids), first_share_ptr,
-            MAP, LAYOUT, BLOCK, USE_ASM, OWN_CELLS,
+        run_tiles(
+            h, weights, (stop - t) * LAYOUT.n_tiles, input_ptr, output_ptr, chains, first_share_ptr, MAP, LAYOUT, BLOCK,
+            USE_ASM, OWN_CELLS,
         )  # fmt: skip
         is_draw = stop == this_draw_end
         stored_draw = draw
@@ -283,13 +267,11 @@ def stream_kernel(
         # Never true, and not seen to be: or the compiler would keep all addresses in registers through the loop of
         # `run_tiles`.
         row0 = tl.where(stop < 0 if BY_PARTS else stop > end, row0 + 1, row0)
-        rows, exist = tile_rows(row0, n_chains, BLOCK)
-        chains = Chains(rows, exist, first.ids)
-        if CHECKS:
-            live = calm >= 0
-        last_layer(
-            h_high, h_low, weights, draws_ptr, final_ptr, input_ptr, chains, live, stored_draw, is_draw, stop, target,
-            this_draw_end, timing, noise, CHECKS, MAP, LAYOUT, BLOCK, USE_ASM,
+        chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
+        live = calm >= 0 if CHECKS else chains.exist
+        hand_on(
+            output_ptr, draws_ptr, final_ptr, input_ptr, chains, live, stored_draw, is_draw, stop, target,
+            this_draw_end, timing, noise, CHECKS, MAP, LAYOUT.edge, BLOCK,
         )  # fmt: skip
         t = stop
         if CHECKS:
@@ -298,9 +280,7 @@ def stream_kernel(
                 end = tl.where(tl.max(calm, axis=0) >= 0, end, t)
 
     if not CHECKS:
-        if BY_PARTS:
-            rows, exist = tile_rows(row0, n_chains, BLOCK)
-        chains = Chains(rows, exist, first.ids)
+        chains = tile_chains(row0, n_chains, first_chain, chain_ids_ptr, BLOCK)
         share = kept_share(noise, end - 1, draw_end(draw_at(end - 1, timing), timing), timing)
         store_residual(residual_ptr, final_ptr, input_ptr, chains, end, noise, share, MAP, LAYOUT.edge, BLOCK)
 
@@ -326,8 +306,12 @@ def variant(shape: NetShape, precision: str, tile: Tile, kind: LaunchKind = QUIE
         "OWN_CELLS": use_asm
         and tile.block_chains >= 16 * tile.num_warps,  # a warp's least share of a product is 16 rows
     }
-    own = dict.fromkeys(("w_high_ptr", "w_low_ptr"), OPERANDS[form]) | {"bias_ptr": "*fp32", "input_ptr": "*fp32"}
-    most = flow_registers(shape, form, tile) if kind.by_parts and use_asm else None
+    own = dict.fromkeys(("w_high_ptr", "w_low_ptr"), OPERANDS[form]) | {
+        "bias_ptr": "*fp32",
+        "input_ptr": "*fp32",
+        "output_ptr": "*fp32",
+    }
+    most = most_registers(shape, form, tile) if use_asm and not kind.checks else None  # which would spill a little
     return Variant(stream_kernel, own | common_types(kind), constants, tile.num_warps, tile.num_stages, most)
 
 
@@ -349,10 +333,10 @@ def launch_stream(packed: PackedStream, request: LaunchRequest, tile: Tile, outp
         return
     chosen = variant(shape, packed.precision, tile, kind_of(request, outputs), use_asm_on(device))
     n_programs = -(-request.n_chains // tile.block_chains)
-    inputs = torch.empty(n_programs * tile.block_chains, shape.dim, device=device)
+    inputs, outputs_of_steps = torch.empty(2, n_programs * tile.block_chains, shape.dim, device=device)
     if request.schedule.restarts:
         inputs[request.n_chains :].zero_()  # rows without a chain take part: what they hold might overflow
-    arguments = [packed.high, packed.low, packed.bias, inputs, *common_arguments(request, outputs)]
+    arguments = [packed.high, packed.low, packed.bias, inputs, outputs_of_steps, *common_arguments(request, outputs)]
     chosen.launch(n_programs, arguments)
 
 

@@ -16,8 +16,8 @@ tile_of = partial(Tile, "stream")
 
 STREAM_TILE = 128
 """Columns of a weight tile of the stream kernel."""
-STREAM_EDGE = 16
-"""Most columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
+STREAM_EDGE = 8
+"""Columns of states that the stream kernel handles at once, outside of its loop: more take more registers."""
 
 
 class StreamLayout(NamedTuple):
@@ -54,28 +54,33 @@ def stream_layout(shape: NetShape) -> StreamLayout:
 
 
 def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:
-    """Shared memory of a stream program in bytes, estimated: weight tiles in flight and the operand of the product."""
+    """Shared memory of a stream program in bytes: weight tiles in flight, or a step's input on its way to registers.
+
+    Beside the tiles one release of Triton or another has the chains' numbers there.
+    """
     layout, item = stream_layout(shape), OPERAND_BYTES[precision] * operand_parts(precision)
-    return (tile.num_stages * layout.width * layout.tile + tile.block_chains * layout.width) * item
+    tiles = tile.num_stages * layout.width * layout.tile * item + 8 * tile.block_chains
+    return max(tiles, 4 * tile.block_chains * layout.tile)
 
 
 def register_estimate(shape: NetShape, precision: str, tile: Tile) -> int:
     """Registers of a thread, estimated from what it holds at once; from 256 on it would spill inside the loop.
 
     That is accumulator, operand, the half that waits. Split operands and smooth activations need more on the way.
-    Fitted to sm_90, where the compiler takes up to 60 more without need: deep128 126 (126), digits 190 (207).
+    Fitted to sm_90, where the compiler takes up to 60 more without need: deep128 126 (122), digits 190 (218).
     """
     parts, layout = operand_parts(precision) * OPERAND_BYTES[precision] / 4, stream_layout(shape)
     two = layout.width > layout.tile
     held, rest = layout.tile + layout.width * parts + (layout.tile * parts if two else 0), 30
     rest += 70 if ACTIVATIONS[shape.activation].bends and two else 0
+    rest += 20 if shape.activation == "gelu" and not two else 0  # its error function
     return int(tile.block_chains * held / (32 * tile.num_warps)) + rest
 
 
-def flow_registers(shape: NetShape, precision: str, tile: Tile) -> int | None:
-    """Most registers of a thread with a flow: with what it takes by itself, deep128's second program would not fit.
+def most_registers(shape: NetShape, precision: str, tile: Tile) -> int | None:
+    """Most registers of a thread where two programs fit a multiprocessor; None for what it takes by itself.
 
-    There the compiler takes 225 of the 128 that suffice.
+    That is up to 225 of the 128 that suffice, so that deep128's second program would not fit.
     """
     threads = 32 * tile.num_warps
     fits_twice = 2 * threads * register_estimate(shape, precision, tile) <= REGISTERS
@@ -84,13 +89,13 @@ def flow_registers(shape: NetShape, precision: str, tile: Tile) -> int | None:
 
 
 def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
-    """Tiles to choose from, best first. 128 chains take half the weight traffic of 64."""
-    return [] if precision == "ieee" else [Tile("stream", 128, 8, 2), Tile("stream", 64, 4, 2)]
+    """Tiles to choose from, best first. 128 chains take half the weight traffic of 64; three stages load ahead."""
+    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 3), (128, 8, 2), (64, 4, 2))]
 
 
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     """Other tiles that are worth timing."""
-    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 3), (64, 4, 3), (128, 4, 2))]
+    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 4), (64, 4, 3), (128, 4, 3))]
 
 
 def refusal(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -9,10 +11,13 @@ from kaleido_kernels.noise import first_state, flow_start, go_by_part, jitter_in
 from kaleido_kernels.steps import columns_at, is_jittered_before, place_columns, to_operand
 
 
-@triton.jit
-def join_halves(left, right, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """(BLOCK, TILE) twice -> (BLOCK, 2 * TILE), side by side."""
-    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BLOCK, 2 * TILE))
+class Operand(NamedTuple):
+    """The operand of a step: its first LAYOUT.tile inputs, and those behind, which without any are the same."""
+
+    high: Any
+    low: Any
+    rest_high: Any
+    rest_low: Any
 
 
 @triton.jit
@@ -51,47 +56,65 @@ def load_input(input_ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constex
 
 
 @triton.jit
-def load_step_input(input_ptr, chains, MAP: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr):
-    """The operand (BLOCK, width) of a step from its input in memory, which other threads may have written."""
+def load_step_input(input_ptr, chains, MAP: tl.constexpr, LAYOUT: tl.constexpr):
+    """The operand of a step from its input in memory, which other threads may have written."""
     tl.debug_barrier()
-    h_high, h_low = load_input(input_ptr, chains, 0, MAP, LAYOUT.tile)
-    if LAYOUT.width > LAYOUT.tile:
-        # With D <= tile the second half meets zero rows, so that it may be the first once more.
-        r_high, r_low = h_high, h_low
-        if MAP.dim > LAYOUT.tile:
-            r_high, r_low = load_input(input_ptr, chains, LAYOUT.tile, MAP, LAYOUT.tile)
-        h_high = join_halves(h_high, r_high, BLOCK, LAYOUT.tile)
-        h_low = join_halves(h_low, r_low, BLOCK, LAYOUT.tile) if MAP.precision == "fp16x3" else h_high
+    high, low = load_input(input_ptr, chains, 0, MAP, LAYOUT.tile)
+    # With D <= tile the second half meets zero rows, so that it may be the first once more.
+    rest_high, rest_low = high, low
+    if MAP.dim > LAYOUT.tile:
+        rest_high, rest_low = load_input(input_ptr, chains, LAYOUT.tile, MAP, LAYOUT.tile)
     tl.debug_barrier()
-    return h_high, h_low
+    return Operand(high, low, rest_high, rest_low)
+
+
+@triton.jit
+def cells_of(ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constexpr):
+    """(pointers, mask) of columns first_col .. of a step's input or output in memory, also in rows without a chain.
+
+    They have memory too; to leave them out costs registers.
+    """
+    cells, _ = columns_at(ptr, chains, first_col, MAP.dim, TILE)
+    return cells, tl.broadcast_to((first_col + tl.arange(0, TILE) < MAP.dim)[None, :], cells.shape)
+
+
+@triton.jit
+def store_cells(cells, mask, x, OWN_CELLS: tl.constexpr):
+    """x into memory; OWN_CELLS: each value is one thread's, which stores it as x lies.
+
+    A plain store would have a layout of its own, to which values go through shared memory: 33 KB of it, and at width
+    256 3 KB of spilled registers. So would a plain load.
+    """
+    if OWN_CELLS:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred %ok; setp.ne.s32 %ok, $3, 0; @%ok st.global.b32 [$1], $2; mov.b32 $0, 0; }", "=r,l,f,r",
+            [cells.to(tl.int64), x, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        tl.store(cells, x, mask=mask)
+
+
+@triton.jit
+def store_output(x, output_ptr, chains, first_col, MAP: tl.constexpr, TILE: tl.constexpr, OWN_CELLS: tl.constexpr):
+    """A step's output x, columns first_col .., into memory."""
+    cells, mask = cells_of(output_ptr, chains, first_col, MAP, TILE)
+    store_cells(cells, mask, x, OWN_CELLS)
 
 
 @triton.jit
 def go_by_part_in_memory(
     y, input_ptr, chains, first_col, share, MAP: tl.constexpr, TILE: tl.constexpr, OWN_CELLS: tl.constexpr
 ):
-    """Columns first_col .. of the state after a step of a flow with output y; it takes the place of the step's input.
-
-    OWN_CELLS: each value is one thread's, which loads and stores it as y lies. A plain load would have a layout of its
-    own, from which values go through shared memory: 33 KB of it, and at width 256 3 KB of spilled registers.
-    """
-    cells, mask = columns_at(input_ptr, chains, first_col, MAP.dim, TILE)
-    # Rows without a chain have memory too; to leave them out costs registers.
-    mask = tl.broadcast_to((first_col + tl.arange(0, TILE) < MAP.dim)[None, :], cells.shape)
+    """Columns first_col .. of the state after a flow's step with output y; it takes the place of the step's input."""
+    cells, mask = cells_of(input_ptr, chains, first_col, MAP, TILE)
     if OWN_CELLS:
-        places, ok = cells.to(tl.int64), mask.to(tl.int32)
         before = tl.inline_asm_elementwise(
             "{ .reg .pred %ok; setp.ne.s32 %ok, $2, 0; mov.b32 $0, 0; @%ok ld.global.b32 $0, [$1]; }", "=f,l,r",
-            [places, ok], dtype=tl.float32, is_pure=False, pack=1,
-        )  # fmt: skip
-        x = go_by_part(y, y - before, share, MAP)
-        tl.inline_asm_elementwise(
-            "{ .reg .pred %ok; setp.ne.s32 %ok, $3, 0; @%ok st.global.b32 [$1], $2; mov.b32 $0, 0; }", "=r,l,f,r",
-            [places, x, ok], dtype=tl.int32, is_pure=False, pack=1,
+            [cells.to(tl.int64), mask.to(tl.int32)], dtype=tl.float32, is_pure=False, pack=1,
         )  # fmt: skip
     else:
         before = tl.load(cells, mask=mask, other=0.0)
         tl.debug_barrier()  # several threads may load a value
-        x = go_by_part(y, y - before, share, MAP)
-        tl.store(cells, x, mask=mask)
+    x = go_by_part(y, y - before, share, MAP)
+    store_cells(cells, mask, x, OWN_CELLS)
     return x
