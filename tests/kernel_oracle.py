@@ -332,16 +332,18 @@ class Kernel:
         got, want = self.run(layers, shape, request, precision), sample(layers, shape, request, operand)
         assert_agree(got, want, atol, rtol, f"{shape.widths} {shape.activation} {shape.bound} {precision}")
 
-    def check_split(self, shape: NetShape, schedule: Schedule, n_chains: int, cuts: list[int]) -> None:
+    def check_split(
+        self, shape: NetShape, schedule: Schedule, n_chains: int, cuts: list[int], precision: str = "fp32"
+    ) -> None:
         """A run in one launch has the bits of the same run cut into launches at ``cuts``."""
         layers = random_net(shape)
         request = LaunchRequest(n_chains, schedule, seed=5, first_chain=2**33)
-        whole = self.run(layers, shape, request)
+        whole = self.run(layers, shape, request, precision)
         parts: Outputs | None = None
         start = None
         for first, last in pairwise([0, *cuts, schedule.n_steps]):
             piece = replace(request, first_step=first, run_steps=last - first, start=start)
-            parts = self.run(layers, shape, piece, outputs=parts)
+            parts = self.run(layers, shape, piece, precision, outputs=parts)
             start = parts.final.clone()
         assert parts is not None and parts.draws is not None and whole.draws is not None
         assert torch.equal(parts.draws, whole.draws), f"draws differ when cut at {cuts}"

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[AnyTile, NetShape]] = {
     "narrow, bias by products": (NARROW, NetShape((16, 16, 16), "silu", "sigmoid", low=0.0)),
     "narrow, one value": (NARROW, NetShape((1, 10, 1), "tanh")),
     "stream": (STREAM, NetShape((3, 13, 7, 11, 3), "silu", "sigmoid", low=0.25)),
-    "stream, rows for every warp": (Tile("stream", 128, 8, 2), NetShape((17, 61, 53, 17), "silu")),
+    "stream, rows for every warp": (Tile("stream", 128, 8, 3), NetShape((17, 61, 53, 17), "silu")),
     "stream, two tiles a layer": (STREAM, NetShape((7, 131, 137, 7))),
     "stream, states in two tiles": (STREAM, NetShape((151, 139, 151))),
     "graph": (GraphTile(16, rows=8, cols=16), NetShape((21, 19, 21), "gelu", low=-0.9, high=0.7)),
@@ -146,6 +146,24 @@ def test_a_launch_cut_in_time_has_the_same_bits(case, cuts):
     assert torch.equal(draws, whole.draws), f"draws differ when cut at {cuts}"
     assert torch.equal(part.final, whole.final), f"final states differ when cut at {cuts}"
     assert torch.equal(part.residual, whole.residual), f"residuals differ when cut at {cuts}"
+
+
+def test_operands_in_two_halves_in_registers():
+    """On GPUs, of stream in 16 bits: whole, and cut in the middle of a draw."""
+    tile, shape = Tile("stream", 128, 8, 3), NetShape((7, 131, 137, 7))
+    layers = random_net(shape)
+    request = LaunchRequest(131, FLOW, seed=5)
+    launch = make_launcher(tile, layers, shape, "fp16", DEVICE, n_programs=2, capture=False)
+
+    def run_from(request: LaunchRequest) -> Outputs:
+        outputs = moved_outputs(empty_outputs(request, shape), DEVICE)
+        launch(on_device(request), outputs)
+        return moved_outputs(outputs, "cpu")
+
+    whole = run_from(request)
+    assert_agree(whole, sample(layers, shape, request, torch.float16), 2e-2, 0.0, "two halves")
+    part = run_from(replace(request, run_steps=6))
+    assert torch.equal(run_from(replace(request, first_step=6, run_steps=6, start=part.final)).final, whole.final)
 
 
 @in_every_kernel

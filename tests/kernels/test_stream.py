@@ -29,6 +29,8 @@ from kaleido_kernels.stream.plan import stream_layout
 from kaleido_kernels.tile import Tile
 
 STREAM = Kernel(Tile("stream", 16, 4, 2), pack_stream, launch_stream)
+WARP_GROUPS = Kernel(Tile("stream", 128, 8, 3), pack_stream, launch_stream)
+"""The tile that the plan takes. On GPUs its products are another instruction, with operands in registers."""
 SMALL = NetShape((3, 13, 7, 11, 3))  # one tile a layer
 HALVES = NetShape((7, 131, 137, 7))  # two tiles a layer, one in the last
 WIDE_STATE = NetShape((151, 139, 151))  # two tiles a layer, two in the last
@@ -167,6 +169,41 @@ def test_the_bound_holds(shape):
         bounded = replace(shape, bound=bound, low=low, high=high)
         final = STREAM.run(random_net(bounded, gain=30.0), bounded, LaunchRequest(5, FEW)).final
         assert low <= float(final.min()) and float(final.max()) <= high
+
+
+@pytest.mark.parametrize("shape", [NetShape((37, 101, 37)), HALVES, WIDE_STATE])
+@pytest.mark.parametrize("noise", [None, *NOISES])
+def test_the_tile_that_is_taken(shape, noise):
+    jitter, noise = (0.0, "normal") if noise is None else (0.3, noise)
+    schedule = Schedule(burn_in=1, n_draws=2, thin=2, settle=0, jitter=jitter, noise=noise)
+    request = LaunchRequest(131, schedule, seed=7, first_chain=2**32 - 3)
+    WARP_GROUPS.check(shape, request, "fp16", 2e-2, 0.0, torch.float16)
+    if noise == "uniform":
+        return
+    WARP_GROUPS.check_split(shape, schedule, 131, [1, 4], "fp16")
+
+
+def test_chains_of_the_tile_that_is_taken_do_not_depend_on_their_rows():
+    shape, request = HALVES, LaunchRequest(131, Schedule(burn_in=2, jitter=0.3), seed=7, first_chain=2**32 - 3)
+    layers = random_net(shape)
+    ids = request.first_chain + torch.randperm(131, generator=torch.Generator().manual_seed(0))
+    whole = WARP_GROUPS.run(layers, shape, request, "fp16")
+    shuffled = WARP_GROUPS.run(layers, shape, replace(request, chain_ids=ids), "fp16")
+    assert torch.equal(shuffled.final, whole.final[ids - request.first_chain])
+
+
+def test_the_tile_that_is_taken_in_split_fp32():
+    shape = NetShape((37, 101, 37))
+    schedule = Schedule(burn_in=1, n_draws=2, thin=2, settle=0, jitter=0.1)
+    WARP_GROUPS.check(shape, LaunchRequest(131, schedule, seed=7), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [NetShape((37, 101, 37)), HALVES])
+def test_chains_halt_inside_a_launch_of_the_tile_that_is_taken(shape):
+    def in_fp16(layers, shape, request):
+        return WARP_GROUPS.run(layers, shape, request, "fp16")
+
+    assert_halts_as_defined(in_fp16, shape, 4, 1)
 
 
 def test_bad_input_is_refused_by_name():

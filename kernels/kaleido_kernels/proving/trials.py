@@ -33,7 +33,7 @@ LAUNCH_SECONDS = 2.5e-6
 """Assumed time from one kernel of a CUDA graph to the next: what a chain of small products waits for."""
 PLAIN_FLOPS = 60e12
 """Assumed rate of fp32 products on the ordinary units of a data-centre GPU."""
-STREAM_INSTRUCTIONS = {1: 200, 2: 490}
+STREAM_INSTRUCTIONS = {1: 180, 2: 380}
 """What a warp issues for a weight tile in 16 bits, by halves of a layer: compiled deep128, digits, 16 chains a warp."""
 
 

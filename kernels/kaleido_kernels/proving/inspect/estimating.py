@@ -85,7 +85,7 @@ def stream_estimate(job: Job, tile: Tile, evidence: Evidence, loop: dict[str, in
         tile.block_chains,
         tile.num_warps,
         job.precision,
-        stream_counts(program, layout, jittered),
+        stream_counts(program, layout, job.shape.dim, jittered),
         n_tiles=layout.n_tiles,
         programs=programs(evidence),
         overlap=read_overlap(program, stream_overlap(tile.num_stages)),
@@ -93,18 +93,25 @@ def stream_estimate(job: Job, tile: Tile, evidence: Evidence, loop: dict[str, in
     )
 
 
-def stream_counts(program: Program, layout: StreamLayout, jittered: bool) -> Counter[str]:
-    """Instructions that a warp issues in a step. Without jitter the flat loop does all of a step but at draws."""
+def stream_counts(program: Program, layout: StreamLayout, dim: int, jittered: bool) -> Counter[str]:
+    """Instructions that a warp issues in a step. Without jitter the flat loop does all of a step but at draws.
+
+    With it the loop ends with every step, and loops over the states' columns, ``layout.edge`` at once, follow.
+    """
     loop = largest_loop(program)
     if loop is None:
         return Counter()
-    common, rare = path_counts(program, loop)
+    step = step_counts(*path_counts(program, loop), layout.n_tiles, layout.last_tiles)
     if not jittered:
-        return step_counts(common, rare, layout.n_tiles, layout.last_tiles)
+        return step
     around = [other for other in program.loops if loop.blocks < other.blocks]
     outer = min(around, key=lambda other: len(other.blocks), default=loop)
     rest = count_kinds(program.inside(outer)) - count_kinds(program.inside(loop))
-    return step_counts(rare, Counter(), layout.n_tiles - layout.last_tiles, 0) + rest
+    for columns in program.loops:
+        if columns.blocks < outer.blocks and not columns.blocks & loop.blocks:
+            for kind, number in count_kinds(program.inside(columns)).items():
+                rest[kind] += number * (-(-dim // layout.edge) - 1)
+    return step + rest
 
 
 def wide_counts(program: Program) -> dict[str, float]:

@@ -66,7 +66,8 @@ def step_counts(common: Mapping[str, float], rare: Mapping[str, float], rounds: 
 def stream_overlap(stages: int) -> Overlap:
     """What the stream kernel's stages mean: its copies are issued behind the products of a round.
 
-    So the second buffer of two stages never fills while a product runs. Seen in every compiled variant.
+    So the second buffer of two stages never fills while a product runs, and from three on one does. Seen in every
+    compiled variant.
     """
     return Overlap(max(0, stages - 1))
 
@@ -111,7 +112,8 @@ def stream_work(
 ) -> TileWork:  # fmt: skip
     """A step of the stream kernel: ``n_tiles`` rounds of its loop; ``programs`` fit one multiprocessor.
 
-    ``starts``: how often a step the loop begins anew, with nothing loaded.
+    ``starts``: how often a step the loop begins anew, with nothing loaded. Before, its output went to memory and came
+    back, and so did the next input.
     """
     width = next_power_of_two(max(shape.widths))
     tile = min(width, 128)
@@ -120,15 +122,18 @@ def stream_work(
     products = rows * weights * tensor_factor(precision)
     loaded = weights * PRECISION_BYTES[precision]
     loop = Loop(n_tiles, starts, products, instruction_cycles(issued) / n_tiles, loaded, 0.0, overlap)
+    states = 4 * 4 * rows * shape.dim * starts
     return TileWork(
         rows,
         exact_fma(shape.widths),
         n_tiles * products,
-        l2_bytes=n_tiles * loaded,
+        l2_bytes=n_tiles * loaded + states,
         instructions=issued["instructions"],
         alu=issued["alu"],
         mufu=issued["mufu"],
         loops=(loop,),
+        waits=2 * starts,
+        drained=states,
         programs=programs,
     )
 
