@@ -103,6 +103,10 @@ def run_tiles(
         acc = dense_layer(a_high, a_low, w_high, w_low, acc, MAP)
         if HALVES == 2:
             acc = dense_layer(b_high, b_low, v_high, v_low, acc, MAP)
+        second = tile % 2 == 1
+        if HALVES == 2:
+            # The operand has done its part. Here, so that g's registers are free for the results below.
+            h_high, h_low = tl.where(second, g_high, h_high), tl.where(second, g_low, h_low)
         # Of the last layer in vain: with an else to the condition Triton 3.6 stops with an error.
         r_high, r_low = activate(acc, MAP, USE_ASM)
         r_high, r_low = to_words(r_high, r_low, LAYOUT, BLOCK, WORDS)
@@ -121,8 +125,6 @@ def run_tiles(
         if HALVES == 1:
             h_high, h_low = r_high, r_low
         else:
-            second = tile % 2 == 1  # the operand has done its part
-            h_high, h_low = tl.where(second, g_high, h_high), tl.where(second, g_low, h_low)
             e_high, e_low = tl.where(second, r_high, e_high), tl.where(second, r_low, e_low)
             g_high, g_low = r_high, r_low
         tile += 1
