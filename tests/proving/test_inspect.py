@@ -116,7 +116,7 @@ def read(net, tile, precision, planned):
     job = Job(net, NETWORKS[net], tile, precision, "none")
     return read_overlap(disassemble(compile_job(job, "sm_90").binary), planned)
 
-for net, stages in (("digits", 2), ("deep128", 3)):
+for net, stages in (("digits", 2), ("digits", 3), ("deep128", 3)):
     found = read(net, Tile("stream", 128, 8, stages), "fp16", Overlap(99, 1.0, 1.0))
     assert (found.ahead, found.products) == (stages - 1, 0.0), (net, stages, found)
     assert found.ahead == stream_overlap(stages).ahead and stream_overlap(stages).products == 0, (net, found)

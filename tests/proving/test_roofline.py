@@ -336,9 +336,10 @@ def test_candidates_fit_a_multiprocessor(precision, use_tma):
 STUDY = {
     ("points1d", "fp16"): (0.27 + 0.025, 0.27 + 0.05),
     ("points2d", "fp16"): (1.7, 2.3),
-    ("deep128", "fp16"): (18, 21),
-    ("deep128", "fp16x3"): (72, 72),
-    ("digits", "fp16"): (62, 69),
+    # Not the study's, which are of an earlier form: what `inspect` reads from machine code.
+    ("deep128", "fp16"): (12.6, 16.8),
+    ("deep128", "fp16x3"): (42.7, 44.0),
+    ("digits", "fp16"): (32.1, 36.7),
     ("digits", "fp16x3"): (190, 190),
     ("mnist", "fp16"): (580, 600),
     ("mnist", "fp16x3"): (1500, 1500),
@@ -378,10 +379,10 @@ def test_16_bits_try_one_load_more_in_flight(net, precision):
     assert any(isinstance(tile, WideTile) and (tile.cols, tile.stages) == (256, 4) for tile in tiles)
 
 
-def test_a_third_stage_is_tried_where_it_fits():
+def test_a_fourth_stage_is_tried_where_it_fits():
     facts = GpuFacts()
-    assert Tile("stream", 128, 8, 3) in trial_tiles(NETWORKS["deep128"], "fp16", facts)
-    assert Tile("stream", 128, 8, 3) not in trial_tiles(NETWORKS["digits"], "fp16", facts), "224 KB of weights"
+    assert Tile("stream", 128, 8, 4) in trial_tiles(NETWORKS["deep128"], "fp16", facts)
+    assert Tile("stream", 128, 8, 4) not in trial_tiles(NETWORKS["digits"], "fp16", facts), "256 KB of weights"
 
 
 def test_stages_are_never_slower_by_the_model():

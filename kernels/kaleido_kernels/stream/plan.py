@@ -95,7 +95,8 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
 
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     """Other tiles that are worth timing."""
-    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 4), (64, 4, 3), (128, 4, 3))]
+    others = ((128, 8, 4), (128, 8, 2), (64, 4, 3), (128, 4, 3), (256, 8, 3))
+    return [] if precision == "ieee" else [Tile("stream", *rest) for rest in others]
 
 
 def refusal(shape: NetShape, precision: str, tile: Tile, facts: GpuFacts) -> str | None:
