@@ -166,7 +166,9 @@ def wide_candidates(shape: NetShape, precision: str, use_tma: bool = True) -> li
         return [WideTile(64, 64, 64, 16, 4, 2, use_tma=False)]
     if not use_tma:
         return [WideTile(64, 64, 64, inner // 2, 4, 3, use_tma=False)]
-    stages = 2 if precision == "fp16x3" else 3
+    # Split fp32 fills shared memory with two stages; four of half the depth load three tiles ahead. An H200 measured
+    # 1,185 ms for 1,437 (mnist), 129 for 140 (digits).
+    inner, stages = (32, 4) if precision == "fp16x3" else (inner, 3)
     tiles = [WideTile(128, cols, last, inner, 8, stages) for cols in (256, 128, 64) for last in (256, 128, 64)]
     return sorted(tiles, key=lambda tile: (tile_cost(shape, tile), -tile.cols - tile.last_cols))
 
@@ -207,10 +209,9 @@ def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTile]:
         return []
     if not facts.uses_tma:
         return [WideTile(128, 128, 64, inner, 8, 3, use_tma=False)]
-    # One load more in flight than the plan's tiles. In split fp32 only half as long a sum fits four times: its two
-    # stages hide a load behind one of three products, these behind more than two rounds.
-    short = 32 if precision == "fp16x3" else inner
-    found = [WideTile(128, 256, last, short, 8, 4) for last in (256, 128, 64)]
+    # One load more in flight than the plan's tiles; in split fp32 two, of twice the depth.
+    stages = 2 if precision == "fp16x3" else 4
+    found = [WideTile(128, 256, last, inner, 8, stages) for last in (256, 128, 64)]
     found += [WideTile(128, 128, last, inner, 8, 4) for last in (128, 64)]
     return [*found, WideTile(64, 256, 128, inner, 8, 4), WideTile(64, 128, 64, inner, 4, 4)]
 
