@@ -121,8 +121,8 @@ def fast_sample(
         precision: "fp32", "fp64" (reference only), "tf32", "fp16", "bf16".
         polish: with "tf32", "fp16" or "bf16", the last steps before the first draw, and all after it, run in fp32.
         engine: "auto", "triton", "cpu", "reference"; one asked for by name runs or raises.
-        kernel: of engine "triton": "narrow", "stream", "wide" or "graph"; "auto" takes the one measured best on this
-            GPU, else the first that fits. One asked for by name runs or raises.
+        kernel: of engine "triton": "narrow", "onchip", "stream", "wide" or "graph"; "auto" takes the one measured best
+            on this GPU, else the first that fits. One asked for by name runs or raises.
         device: "cpu", "cuda" (the current one), "cuda:1"; None takes the model's own GPU, else the current one if there
             is one. A list of GPUs of one kind divides the chains, with the bits of one of them; results lie on the
             first. A model in main memory is copied to where it is sampled; one on a GPU is sampled there.

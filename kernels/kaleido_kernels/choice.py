@@ -48,7 +48,7 @@ class Choice:
 
     @property
     def kernel(self) -> str:
-        """Name of the tile's kernel: "narrow", "stream", "wide" or "graph"."""
+        """Name of the tile's kernel, one of `kaleido_kernels.shapes.KERNELS`."""
         return self.tile.kernel
 
     def explain(self) -> str:

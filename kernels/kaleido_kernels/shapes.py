@@ -17,7 +17,7 @@ NOISES = ("normal", "uniform", "upstream")
 """Jitter noise."""
 RESTART = "restart"
 """Noise of a flow, in the place of jitter: it takes the place of the state at the first step of each draw."""
-KERNELS = ("narrow", "stream", "wide", "graph")
+KERNELS = ("narrow", "onchip", "stream", "wide", "graph")
 """Ways to run a network on a GPU."""
 MAX_STEPS = 2**31 - 1
 """Steps of a run: they are 32-bit, one word of the noise counter."""

@@ -11,6 +11,9 @@ from kaleido_kernels.kernels import plan
 from kaleido_kernels.shapes import KERNELS, NetShape, next_power_of_two
 from kaleido_kernels.tile import AnyTile
 
+FIELD_TYPES = {"kernel": str, "use_tma": bool, "in_turns": bool}
+"""Types of a tile's values that are no counts."""
+
 
 def tile_to_json(tile: AnyTile) -> dict[str, Any]:
     """A tile as plain values."""
@@ -26,7 +29,7 @@ def tile_from_json(values: dict[str, Any]) -> AnyTile:
     try:
         fields = dict(values)
         for name, value in fields.items():
-            if type(value) is not {"kernel": str, "use_tma": bool}.get(name, int):  # 64.0 and true are no counts
+            if type(value) is not FIELD_TYPES.get(name, int):  # 64.0 and true are no counts
                 raise ValueError(f"not a tile: {values}: {name} is {value!r}")
         kernel = fields.pop("kernel", None)
         if kernel not in KERNELS:

@@ -121,13 +121,14 @@ def test_a_device_is_lost_when_it_cannot_be_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp16x3", "ieee", "fp16", "bf16"])
 @pytest.mark.parametrize("shape", [POINTS, NetShape((64, *[256] * 5, 64)), MNIST], ids=str)
-def test_trials_are_pruned_but_keep_the_default_and_the_graph(shape, precision):
+def test_trials_are_pruned_but_keep_the_default(shape, precision):
     facts = GpuFacts()
     tiles = trial_tiles(shape, precision, facts)
     assert tiles[0] == choose(shape, precision, facts).tile
     assert len(set(tiles)) == len(tiles) <= 30
     kernels = {tile.kernel for tile in tiles}
-    assert "graph" in kernels or shape == POINTS
+    assert "graph" in kernels or shape != MNIST or precision == "fp16x3", "it may be faster than the model says"
+    assert len(tiles) <= 12 or "onchip" not in kernels, "60 seconds a network"
     assert "narrow" not in kernels or max(shape.widths) <= 128
     assert all(expected_milliseconds(shape, precision, tile, facts) > 0 for tile in tiles)
 

@@ -13,6 +13,7 @@ import pytest
 
 from kaleido_kernels.choice import candidates, choose, refusal
 from kaleido_kernels.narrow.plan import narrow_shared, register_estimate
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.shapes import ACTIVATIONS, NetShape
 from kaleido_kernels.stream.plan import stream_shared
 from kaleido_kernels.tile import GpuFacts, Tile
@@ -37,11 +38,15 @@ DEVICE_PRECISIONS = ("fp16x3", "ieee", "tf32", "fp16", "bf16")
 
 
 @pytest.mark.parametrize(
-    ("network", "kernel"),
-    [("points1d", "narrow"), ("points2d", "narrow"), ("digits", "stream"), ("deep128", "stream"), ("mnist", "wide")],
+    ("network", "hopper", "others"),
+    [
+        *[("points1d", "narrow", "narrow"), ("points2d", "narrow", "narrow"), ("digits", "onchip", "wide")],
+        *[("deep128", "onchip", "stream"), ("mnist", "onchip", "wide"), ("cifar", "wide", "wide")],
+    ],
 )
-def test_each_class_of_network_gets_its_kernel(network, kernel):
-    assert choose(NETWORKS[network], "bf16", GPUS["H100"]).kernel == kernel
+def test_each_class_of_network_gets_its_kernel(network, hopper, others):
+    assert choose(NETWORKS[network], "bf16", GPUS["H100"]).kernel == hopper
+    assert choose(NETWORKS[network], "bf16", GPUS["A100"]).kernel == others
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -96,7 +101,9 @@ def test_a_tile_that_would_spill_is_refused():
 def test_the_reason_names_limit_and_need():
     choice = choose(NETWORKS["deep128"], "bf16", GPUS["H100"])
     assert "narrow" in choice.refused[0] and "the GPU has 232,448" in choice.refused[0]
-    assert choice.explain().startswith("stream 128 chains (8 warps, 3 stages), first that fits; not narrow")
+    assert choice.explain().startswith("onchip 256 chains (4 slots), first that fits; not narrow")
+    choice = choose(NETWORKS["deep128"], "bf16", GPUS["A100"])
+    assert any("onchip" in why and "compute capability 9.0, the GPU has 8.0" in why for why in choice.refused)
 
 
 def test_no_tile_at_all():
@@ -154,7 +161,7 @@ def test_a_broken_table_is_refused_by_name(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "tile", [Tile("narrow", 64), Tile("stream", 128, 8, 2), WideTile(), WideTile(64, 64, 64, 32, 4)]
+    "tile", [Tile("narrow", 64), Tile("stream", 128, 8, 2), WideTile(), WideTile(64, 64, 64, 32, 4), OnchipTile(3)]
 )
 def test_tiles_survive_json(tile):
     assert tile_from_json(json.loads(json.dumps(tile_to_json(tile)))) == tile

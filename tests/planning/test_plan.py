@@ -85,9 +85,9 @@ def test_an_engine_asked_for_by_name_runs_or_says_what_is_missing(facts, options
     [
         ("points1d", ("narrow",)),
         ("points2d", ("narrow", "stream")),
-        ("digits", ("stream", "wide")),
-        ("deep128", ("stream", "wide")),
-        ("mnist", ("wide",)),
+        ("digits", ("onchip", "stream", "wide")),
+        ("deep128", ("onchip", "stream", "wide")),
+        ("mnist", ("onchip", "wide")),
         ("cifar", ("wide",)),
     ],
 )

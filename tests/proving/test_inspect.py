@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from compiling import ROOT, run_python
@@ -17,6 +16,7 @@ from proving.test_roofline import STUDY
 if importlib.util.find_spec("triton") is None:  # importing it here would fix its mode for the interpreter's tests
     pytest.skip("needs triton", allow_module_level=True)
 
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.proving.inspect.command import make_parser
 from kaleido_kernels.proving.inspect.estimating import estimate_job
 from kaleido_kernels.proving.inspect.jobs import FORM_NAMES, Job
@@ -43,10 +43,10 @@ def test_the_table_counts_memory_instructions_in_the_loop_and_outside_of_it():
 
 
 def test_an_estimate_of_activations_on_the_chip_is_played_from_the_tiles_slots():
-    tile = SimpleNamespace(kernel="onchip", slots=2)
+    tile = OnchipTile(2)
     job = Job("mnist", NETWORKS["mnist"], tile, "fp16", "none")
     guess = estimate_job(job, None, {})
-    assert guess == onchip_estimate(NETWORKS["mnist"], "fp16", 2, 100_000, 300) and guess.limit == "chain"
+    assert guess == onchip_estimate(NETWORKS["mnist"], tile, "fp16", 100_000, 300) and guess.limit == "chain"
 
 
 def run_command(*arguments: str, interpret: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def check_estimate(record: dict) -> None:
     bf16 is held to the figures of fp16: its loops have the same copies and products.
     """
     name, precision, guess = record["net"], record["precision"], record["estimate"]
-    figures = STUDY.get((name, "fp16" if precision == "bf16" else precision))
+    figures = STUDY.get((name, "fp16" if precision == "bf16" else precision, record["kernel"]))
     if figures is not None:
         middle = sum(figures) / 2
         what = f"{name} {precision}: {guess['low']['milliseconds']:.4g} to {guess['high']['milliseconds']:.4g} ms"

@@ -128,7 +128,7 @@ class _Reader:
         region = _Region(name, [], self._define_results(line))
         self.scopes.append({})
         self.regions.append(region)
-        if name == "tt.func":
+        if name == "tt.func" or name.startswith("partition"):  # a partition's arguments are what it was given
             for argument in re.findall(r"(%[\w.$-]+): ", line):
                 self._define(argument)
         elif name in ("scf.for", "scf.while"):

@@ -77,11 +77,17 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def spills(evidence: Evidence) -> Verdict:
-    """No spilled register in a loop of products; in kernels that say so ("no stack") no stack frame at all."""
+    """No spilled register in a loop of products; in kernels that say so ("no stack") no stack frame at all.
+
+    In kernels that say so ("few spills") one in a hundred instructions: where a loop is a whole layer with all that
+    follows its products, a few cost nothing to speak of.
+    """
+    asked = plan(evidence.kernel).VERDICTS
     found = [item for loop in evidence.program.work_loops for item in evidence.program.inside(loop)]
     inside = sum(item.kind in ("LDL", "STL") for item in found)
     total = sum(item.kind in ("LDL", "STL") for item in evidence.program.instructions)
-    passed = inside == 0 and (evidence.stack == 0 or "no stack" not in plan(evidence.kernel).VERDICTS)
+    allowed = len(found) // 100 if "few spills" in asked else 0
+    passed = inside <= allowed and (evidence.stack == 0 or "no stack" not in asked)
     return Verdict(
         "spills", passed, f"stack {evidence.stack} bytes, {inside} spills in loops of products, {total} in all"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from kaleido_kernels.narrow.plan import narrow_layout
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.proving.architectures import FACTS
 from kaleido_kernels.proving.evidence import Evidence
 from kaleido_kernels.proving.inspect.jobs import Job
@@ -39,8 +40,7 @@ def estimate_job(job: Job, evidence: Evidence, loop: dict[str, int]) -> Estimate
     That is instruction counts, resources, and the order of copies and products (`read_overlap`).
     """
     if job.kernel == "onchip":  # played step by step, from its sizes alone
-        tile = cast("Any", job.tile)
-        return onchip_estimate(job.shape, job.precision, tile.slots, N_CHAINS, N_STEPS)
+        return onchip_estimate(job.shape, cast("OnchipTile", job.tile), job.precision, N_CHAINS, N_STEPS)
     if job.kernel not in WORK:
         raise ValueError(f"kernel {job.kernel!r}: of its time the machine code shows too little for an estimate")
     return estimate(WORK[job.kernel](job, job.tile, evidence, loop), N_CHAINS, N_STEPS)

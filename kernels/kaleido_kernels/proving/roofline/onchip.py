@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kaleido_kernels.onchip.plan import CHUNK, GROUPS, SLOT_ROWS, OnchipTile, inner_slots, onchip_layout
 from kaleido_kernels.proving.roofline.gpu import FAST, PEAK_FLOPS, SLOW, Gpu
 from kaleido_kernels.proving.roofline.loops import Overlap
 from kaleido_kernels.proving.roofline.model import Bound, Estimate
 from kaleido_kernels.proving.roofline.work import exact_fma
 from kaleido_kernels.shapes import NetShape
 
-CHAINS, GROUPS, INNER, OUTER = 128, 2, 64, 256
-"""Chains of a program, groups that share them, and sides of a tile of weights: inputs by outputs, 16 bits each."""
-TILE_BYTES = 2 * INNER * OUTER
+TILE_BYTES = 2 * CHUNK * SLOT_ROWS
 HIDDEN_EPILOGUE, SPLIT_EPILOGUE, LAST_EPILOGUE = 650.0, 900.0, 1700.0
-"""Cycles of a group behind a part's products: a hidden layer's 256 outputs, in split fp32, and 128 of the last layer's.
-
-Counted in machine code of the first such kernel."""
+"""Cycles of a group behind a part's products: 64 chains and 256 outputs of a hidden layer, in split fp32, and 128 of
+the last layer's. Counted in machine code of the first such kernel."""
 FIRST_HALF = 0.6
 """The share of it where the other half of the outputs follows: they are stored together."""
 AHEAD, ISSUE, RELEASE = 2, 27.0, 40.0
@@ -170,46 +168,45 @@ def step_cycles(
     return _Player(parts, slots, tile_bytes, l2_per_cycle, fma_per_cycle, latency).cycles()
 
 
-def onchip_parts(shape: NetShape, precision: str) -> list[Part]:
+def onchip_parts(shape: NetShape, tile: OnchipTile, precision: str) -> list[Part]:
     """The parts of a step of a network: hidden layers by halves of at most 256 outputs, the last by 64 or 128.
 
-    Split fp32 ("fp16x3") has two tiles, of high and low halves, for three products.
+    Split fp32 ("fp16x3") has two slots, of high and low halves, for three products.
     """
-    split = precision == "fp16x3"
-    halves = 1 if shape.hidden <= OUTER else 2
-    chunks, inputs = halves * OUTER // INNER, -(-shape.dim // INNER)
-    copies = 2 if split else 1
-    fma = CHAINS / GROUPS * INNER * OUTER * (1.5 if split else 1.0)
-    epilogue = SPLIT_EPILOGUE if split else HIDDEN_EPILOGUE
-    columns = 64 if shape.dim <= 64 else 128
-    beside = 2.0 * CHAINS * INNER if shape.dim > 128 else 0.0
+    layout = onchip_layout(shape, tile, precision)
+    split = layout.parts == 2
+    chunk = layout.group * CHUNK * (1.5 if split else 1.0)
+    rows = layout.group / 64
+    epilogue = (SPLIT_EPILOGUE if split else HIDDEN_EPILOGUE) * rows * layout.cols / 256
+    beside = 2.0 * GROUPS * layout.group * CHUNK if layout.through_memory else 0.0
     parts = []
-    for layer in range(shape.n_layers - 1):
-        for half in range(halves):
-            tiles = copies * (chunks if layer else inputs)
-            own = epilogue * (1.0 if half == halves - 1 else FIRST_HALF)
-            parts.append(Part(tiles, fma, own, 0.0 if layer else beside))
-    last = Part(copies * chunks * columns // OUTER, fma, LAST_EPILOGUE * columns / 128)
-    return parts + [last] * -(-shape.dim // columns)
+    for layer, slots in enumerate(inner_slots(shape, tile)):
+        used = layout.pieces if layer else layout.first_used
+        for half in range(layout.halves):
+            own = epilogue * (1.0 if half == layout.halves - 1 else FIRST_HALF)
+            parts.append(Part(layout.parts * slots, chunk * used * layout.cols, own, 0.0 if layer else beside))
+    fma = chunk * layout.last_used * layout.last
+    last = Part(layout.parts * layout.last_slots, fma, LAST_EPILOGUE * rows * layout.last / 128)
+    return parts + [last] * layout.last_tiles
 
 
 def onchip_estimate(
-    shape: NetShape, precision: str, slots: int, n_chains: int, n_steps: int, n_launches: int = 1, fast: Gpu = FAST,
-    slow: Gpu = SLOW,
+    shape: NetShape, tile: OnchipTile, precision: str, n_chains: int, n_steps: int, n_launches: int = 1,
+    fast: Gpu = FAST, slow: Gpu = SLOW,
 ) -> Estimate:  # fmt: skip
     """Predicted time of ``n_chains`` x ``n_steps``, as a range, in whole rounds of a program on each multiprocessor.
 
     The longest counts: the products at the rate that large ones sustain, the bytes, or a program's own waits ("chain").
     """
-    parts = onchip_parts(shape, precision)
+    parts = onchip_parts(shape, tile, precision)
     fma = GROUPS * sum(part.tiles * part.fma for part in parts)
     loaded = sum(part.tiles * (TILE_BYTES + part.beside) for part in parts)
-    rounds = -(-n_chains // (CHAINS * fast.n_sm))
+    rounds = -(-n_chains // (tile.chains * fast.n_sm))
     ideal = 2.0 * exact_fma(shape.widths) * n_chains * n_steps / PEAK_FLOPS
 
     def bound(gpu: Gpu) -> Bound:
         chain = step_cycles(
-            parts, slots, l2_per_cycle=gpu.l2_per_cycle, fma_per_cycle=gpu.tensor_fma, latency=gpu.latency
+            parts, tile.slots, l2_per_cycle=gpu.l2_per_cycle, fma_per_cycle=gpu.tensor_fma, latency=gpu.latency
         )
         cycles = {"tensor": fma / gpu.fma_per_cycle, "l2": loaded / gpu.l2_per_cycle, "chain": chain}
         limit = max(cycles, key=cycles.__getitem__)
@@ -217,4 +214,4 @@ def onchip_estimate(
         seconds = cycles[limit] * rounds * n_steps / gpu.clock + launch
         return Bound(gpu, cycles, limit, 1e3 * seconds, 1e3 * launch, ideal / seconds)
 
-    return Estimate(bound(fast), bound(slow), loaded, rounds, Overlap(slots - 1, 1.0, 1.0))
+    return Estimate(bound(fast), bound(slow), loaded, rounds, Overlap(tile.loads_ahead, 1.0, 1.0))

@@ -1,0 +1,1 @@
+"""The onchip kernel (Hopper): activations stay in shared memory, weights stream through it."""

@@ -1,0 +1,201 @@
+"""A step of a group of warps in the onchip kernel: layers, and what ends it.
+
+``MAP`` is what `kaleido_kernels.steps` says of it, ``LAYOUT`` an `kaleido_kernels.onchip.plan.OnchipLayout`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from kaleido_kernels.noise import go_by_part
+from kaleido_kernels.onchip import layouts
+from kaleido_kernels.onchip.products import CHUNK, hidden_layer, multiply, with_bias
+from kaleido_kernels.onchip.states import (
+    chunk_columns,
+    jitter_chunk,
+    jitter_output_chunk,
+    keep_chunk,
+    kept_chunk,
+    local_rows,
+    place_chunk,
+    publish_input,
+    put_chunk,
+    start_chunk,
+)
+from kaleido_kernels.steps import bound_output, is_jittered, worst
+
+
+class Net(NamedTuple):
+    """Biases and slots of layers in memory: see the kernel's arguments of these names."""
+
+    bias_ptr: Any
+    inner_ptr: Any
+
+
+class Shared(NamedTuple):
+    """What a program's warps share: chunks of activations, the same as whole layers, weights, barriers and flags."""
+
+    act: Any
+    wide_act: Any
+    ring: Any
+    ready: Any
+    agreed: Any
+    flags: Any
+
+
+class Moment(NamedTuple):
+    """A step that ends: number of steps done, its draw and whether that is complete, share of the way that is left.
+
+    ``is_target``: states are final and residuals wanted; ``goes_on``: the next step is of this launch; ``jittered``:
+    it has noise on its input, which is kept in fp32 if ``keep``.
+    """
+
+    done: Any
+    draw: Any
+    is_draw: Any
+    share: Any
+    is_target: Any
+    goes_on: Any
+    jittered: Any
+    keep: Any
+
+
+@gluon.jit
+def row_worst(change, valid):
+    """Largest |change| of each row where ``valid``; NaN if one of them is NaN."""
+    size = gl.where(valid, gl.abs(change), 0.0)
+    bad = gl.max((size != size).to(gl.int32), axis=1)  # a plain maximum drops NaN
+    return gl.where(bad != 0, float("nan"), gl.max(size, axis=1))
+
+
+@gluon.jit
+def end_chunk(
+    y, c, found, live, moment, rows, places, stored, checking, timing, noise, MAP: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """What a step does with chunk ``c`` of the last layer's sums: bound, residual, noise, draw, and the next input.
+
+    Returns what is ``found`` so far, (group,) each: the residual, and with checks the distance to the saved state.
+    """
+    X: gl.constexpr = layouts.accumulator(64)
+    BY_PARTS: gl.constexpr = noise.shares_ptr is not None
+    x = bound_output(gl.convert_layout(y, X, assert_trivial=True), MAP, True)
+    cols = chunk_columns(c)
+    valid = (cols < MAP.dim)[None, :]
+    offsets, mask = place_chunk(rows, c, MAP, LAYOUT)
+    if BY_PARTS:
+        change = x - kept_chunk(c, places, LAYOUT)
+        if moment.is_target:
+            found = (worst(found[0], row_worst(change, valid)),)
+        x = go_by_part(x, change, moment.share, MAP)
+    elif moment.is_target:
+        residual = worst(found[0], row_worst(x - kept_chunk(c, places, LAYOUT), valid))
+        if checking.saved_ptr is not None:
+            saved = gl.load(checking.saved_ptr + offsets, mask=mask, other=0.0)
+            found = (residual, worst(found[1], row_worst(x - saved, mask)))
+        else:
+            found = (residual,)
+    x = jitter_output_chunk(x, moment.done, noise, rows, c, MAP, LAYOUT)
+    if stored.draws_ptr is not None:
+        if moment.is_draw:
+            row = rows.first + local_rows(LAYOUT).to(gl.int64)
+            place = (row * timing.n_draws + moment.draw)[:, None] * MAP.dim + cols[None, :]
+            gl.store(stored.draws_ptr + place, x, mask=mask)
+    if moment.is_target:
+        gl.store(stored.final_ptr + offsets, x, mask=mask & live[:, None])
+    if moment.goes_on:
+        x = jitter_chunk(x, moment.done, moment.jittered, noise, rows, c, MAP, LAYOUT)
+        put_chunk(x, c, places, MAP, LAYOUT)
+        if moment.keep:
+            keep_chunk(x, c, places, LAYOUT)
+    return found
+
+
+@gluon.jit
+def run_hidden_layers(net, shared, turn, GROUP_NUMBER: gl.constexpr, MAP: gl.constexpr, LAYOUT: gl.constexpr):
+    """All layers of a step but the last; returns the turn after them."""
+    FIRST_USED: gl.constexpr = LAYOUT.first_used
+    WRAP: gl.constexpr = LAYOUT.through_memory
+    PIECES: gl.constexpr = LAYOUT.pieces
+    FIRST_ONE: gl.constexpr = LAYOUT.first_slots == 1
+    ONE: gl.constexpr = LAYOUT.hidden_slots == 1
+    turn = hidden_layer(
+        shared.act, shared.wide_act, GROUP_NUMBER, net.bias_ptr, LAYOUT.first_slots, turn, shared.ring, FIRST_USED,
+        WRAP, FIRST_ONE, MAP, LAYOUT,
+    )  # fmt: skip
+    for layer in range(1, LAYOUT.n_layers - 1):
+        if LAYOUT.hidden_slots > 0:
+            n_slots = LAYOUT.hidden_slots
+        else:
+            n_slots = gl.load(net.inner_ptr + layer)
+        bias_ptr = net.bias_ptr + layer * (LAYOUT.halves * LAYOUT.cols)
+        turn = hidden_layer(
+            shared.act, shared.wide_act, GROUP_NUMBER, bias_ptr, n_slots, turn, shared.ring, PIECES, False, ONE,
+            MAP, LAYOUT,
+        )  # fmt: skip
+    return turn
+
+
+@gluon.jit
+def run_last_layer(
+    net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER: gl.constexpr,
+    MAP: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """The last layer and the end of a step; returns what `end_chunk` found, where ``is_target``, and the turn."""
+    X: gl.constexpr = layouts.accumulator(64)
+    GROUP: gl.constexpr = LAYOUT.group
+    LAST: gl.constexpr = LAYOUT.last
+    USED: gl.constexpr = LAYOUT.last_used
+    ONE: gl.constexpr = LAYOUT.last_slots == 1
+    SLICES: gl.constexpr = LAST // 64
+    RAGGED: gl.constexpr = LAYOUT.last_tiles * SLICES > LAYOUT.in_chunks
+    bias_ptr = net.bias_ptr + (LAYOUT.n_layers - 1) * (LAYOUT.halves * LAYOUT.cols)
+    own = GROUP_NUMBER * LAYOUT.chunks * LAYOUT.parts
+    nothing = gl.zeros([GROUP], gl.float32, layout=gl.SliceLayout(1, X))
+    if checking.saved_ptr is not None:
+        found = (nothing, nothing)
+    else:
+        found = (nothing,)  # type: ignore[assignment]  # compiled for one of the two
+    for tile in range(LAYOUT.last_tiles):
+        acc, turn = multiply(
+            shared.act, own, 0, LAYOUT.last_slots, turn, shared.ring, GROUP_NUMBER, LAST, USED, False, ONE, LAYOUT
+        )
+        acc = with_bias(acc, bias_ptr + tile * LAST, LAST)
+        if SLICES == 2:
+            left, right = gl.split(gl.permute(gl.reshape(acc, [GROUP, 2, CHUNK]), (0, 2, 1)))
+        else:
+            left = acc
+        for number in gl.static_range(SLICES):
+            if number == 0:
+                y = left
+            else:
+                y = right
+            c = tile * SLICES + number
+            if RAGGED:
+                if c < LAYOUT.in_chunks:
+                    found = end_chunk(
+                        y, c, found, live, moment, rows, places, stored, checking, timing, noise,
+                        MAP, LAYOUT,
+                    )  # fmt: skip
+            else:
+                found = end_chunk(
+                    y, c, found, live, moment, rows, places, stored, checking, timing, noise,
+                    MAP, LAYOUT,
+                )  # fmt: skip
+    return found, turn
+
+
+@gluon.jit
+def put_first_input(start_ptr, step, keep, rows, places, timing, noise, MAP: gl.constexpr, LAYOUT: gl.constexpr):
+    """The input of the launch's first step: given states or start noise, jittered where the step is."""
+    jittered = is_jittered(step, timing)
+    for c in range(LAYOUT.in_chunks):
+        x = start_chunk(start_ptr, noise, rows, c, MAP, LAYOUT)
+        x = jitter_chunk(x, step, jittered, noise, rows, c, MAP, LAYOUT)
+        put_chunk(x, c, places, MAP, LAYOUT)
+        if keep:
+            keep_chunk(x, c, places, LAYOUT)
+    publish_input(places, True, LAYOUT)
