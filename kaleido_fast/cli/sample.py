@@ -127,7 +127,8 @@ def command(
     if result.stats is None:
         _report_finished(result, written, as_json=as_json, quiet=quiet)
     else:
-        report(result, written, as_json=as_json, quiet=quiet)
+        cheaper = None if as_json or quiet else _cheaper_line(result, checkpoint, alone=options["alone"])
+        report(result, written, as_json=as_json, quiet=quiet, cheaper=cheaper)
 
 
 Made = tuple[Any, list[Path], Callable[[int], "Tensor"]]  # result, files, last states of the first n chains
@@ -203,12 +204,22 @@ def _report_finished(result: StreamResult | FinishedDraws, written: list[Path], 
         click.echo(f"{result.path} is finished: all {n_chains:,} chains are there, nothing was computed")
 
 
-def report(result: SampleResult | StreamResult, written: list[Path], *, as_json: bool, quiet: bool) -> None:
-    """Print the end figures: a table for people, one JSON object for machines, nothing when quiet."""
+def report(
+    result: SampleResult | StreamResult,
+    written: list[Path],
+    *,
+    as_json: bool,
+    quiet: bool,
+    cheaper: str | None = None,
+) -> None:
+    """Print the end figures: a table for people, one JSON object for machines, nothing when quiet.
+
+    The table says as well what the run would have taken in fp16, if ``cheaper`` does.
+    """
     if as_json:
         say_json(summary(result, written))
     elif not quiet:
-        _print_table(result, written)
+        _print_table(result, written, cheaper)
 
 
 def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[str, Any]:
@@ -216,6 +227,30 @@ def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[st
     stats = result.stats
     assert stats is not None
     return {**stats.as_dict(), **result.record(), "files": [str(path) for path in written]}
+
+
+def _cheaper_line(result: SampleResult | StreamResult, checkpoint: Checkpoint, *, alone: bool) -> str | None:
+    """What the run would have taken in fp16; None where that is not known, as of a run that workers shared."""
+    import torch
+
+    from kaleido_fast.planning.in_fp16 import in_fp16
+    from kaleido_fast.running.subject import resolve_subject
+    from kaleido_fast.system import devices
+    from kaleido_fast.system.workers import started_together
+
+    stats, spec = result.stats, checkpoint.model.spec
+    assert stats is not None
+    if result.plan.engine != "triton" or not stats.device.startswith("cuda") or not (alone or started_together() == 1):
+        return None
+    return in_fp16(
+        result.request,
+        result.plan,
+        spec,
+        devices.device_facts(torch.device(stats.device)),
+        resolve_subject(checkpoint).weights_range,
+        n_chains=getattr(stats, "new_chains", stats.n_chains),
+        seconds=stats.seconds - stats.compile_seconds,
+    )
 
 
 def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:
@@ -258,7 +293,7 @@ def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
     return "; ".join(parts)
 
 
-def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> None:
+def _print_table(result: SampleResult | StreamResult, written: list[Path], cheaper: str | None) -> None:
     from kaleido_fast.planning.jitter import jitter_words
 
     stats, request = result.stats, result.request
@@ -278,6 +313,7 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path]) -> No
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
+        *([("in fp16", cheaper)] if cheaper else []),
         ("residual", f"quantiles {residuals}"),
         *([("steps", f"quantiles {settled}; {stats.work_saved:.0%} of the work saved")] if request.freezes else []),
         *([("settled", _histogram(stats.steps_histogram, stats.n_chains))] if stats.steps_histogram else []),
