@@ -36,7 +36,8 @@ class Variant:
         max_registers: most registers of a thread, so that more programs fit a multiprocessor; None for what it takes.
 
     Raises:
-        ValueError: names that are not the kernel's.
+        ValueError: names that are not the kernel's, or numbers whose type the kernel does not say itself: the first
+            launch's values would decide it, and later ones be cut to it.
     """
 
     kernel: Any
@@ -56,6 +57,7 @@ class Variant:
         if odd or [*signature, *constants] != names:
             what = ", ".join(sorted(odd)) or "compile-time constants before other arguments"
             raise ValueError(f"{self.kernel.__name__}: {what}: give each argument once, the constants last")
+        _refuse_untyped(self.kernel, signature)
         pointers = (place for place, kind in enumerate(signature.values()) if kind.startswith("*"))
         hash_in_order(self.kernel.__module__)
         for name, value in (("signature", signature), ("constants", constants), ("_pointers", tuple(pointers))):
@@ -91,6 +93,15 @@ class Variant:
 
     def _launch_by_jit(self, n_programs: int, arguments: Sequence[Any]) -> Any:
         return self.kernel[(n_programs,)](*arguments, **self.constants, **self.options)
+
+
+def _refuse_untyped(kernel: Any, signature: dict[str, str]) -> None:
+    """Refuse numbers without the type of ``signature`` in the kernel's text, as Triton reads it (``tl.int64``)."""
+    for parameter in getattr(kernel, "params", ()):  # the interpreter's functions have none, and take any number
+        kind = signature.get(parameter.name, "none")
+        if kind != "none" and not kind.startswith(("*", "tensordesc")) and parameter.annotation_type != kind:
+            said = parameter.annotation_type or "nothing"
+            raise ValueError(f"{kernel.__name__}: {parameter.name} is {kind}, the kernel says {said}: annotate it")
 
 
 @functools.cache

@@ -104,6 +104,27 @@ def test_what_is_compiled_ahead_of_time_is_what_the_graph_path_launches():
     run_script(GRAPH)
 
 
+UNTYPED = """
+from untyped_kernels import typed, unheard, untyped
+from kaleido_kernels.variant import Variant
+
+signature = {"out_ptr": "*i64", "n": "i64"}
+Variant(typed, signature, {}, 1, 1)
+for kernel in (untyped, unheard):
+    try:
+        Variant(kernel, signature, {}, 1, 1)
+    except ValueError as problem:
+        assert "n is i64, the kernel says nothing" in str(problem), problem
+    else:
+        raise AssertionError(kernel)
+"""
+
+
+def test_numbers_whose_type_the_kernel_does_not_say_are_refused():
+    """Triton takes the type of the first launch's value then; a chain id beyond 2**32 was cut by a later launch."""
+    run_script(UNTYPED)
+
+
 def test_names_that_are_not_the_kernels_are_refused():
     from kaleido_kernels.narrow.kernel import narrow_kernel, variant
     from kaleido_kernels.shapes import NetShape

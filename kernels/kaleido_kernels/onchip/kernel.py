@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
@@ -193,6 +194,7 @@ def run_producer(weight_desc, input_desc, shared, checking, span, LAYOUT: gl.con
                         n_checks += 1
 
 
+# Types of numbers are written as Triton's: of Gluon's names for them it takes no notice, and goes by the first values.
 @gluon.jit(do_not_specialize=(*UNSPECIALISED, "n_tiles"))
 def onchip_kernel(
     weight_desc,  # copy descriptor over (n_slots * 256, 64) operands, blocks of a slot
@@ -201,11 +203,11 @@ def onchip_kernel(
     inner_ptr,  # (n_layers - 1,) int32: slots of one half of a hidden layer's outputs
     scratch_ptr,  # (n_programs * 2, in_chunks, group, 64) operands, scratch; of one chunk where it is not used
     state_ptr,  # (n_programs * 2, group, in_chunks * 64) fp32, scratch
-    n_tiles: gl.int32,
+    n_tiles: tl.int32,
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
-    shares_ptr, n_chains: gl.int64, first_chain: gl.int64, seed: gl.int64, jitter: gl.float32,
-    burn_in: gl.int32, n_draws: gl.int32, thin: gl.int32, settle: gl.int32, first_step: gl.int32, run_steps: gl.int32,
-    tol: gl.float32, patience: gl.int32, every: gl.int32,
+    shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,
+    burn_in: tl.int32, n_draws: tl.int32, thin: tl.int32, settle: tl.int32, first_step: tl.int32, run_steps: tl.int32,
+    tol: tl.float32, patience: tl.int32, every: tl.int32,
     MAP: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Grid: (n_programs,); program p owns tiles p, p + n_programs, ... of two groups of chains."""
