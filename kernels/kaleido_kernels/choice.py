@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kaleido_kernels.kernels import plan
+from kaleido_kernels.kernels import Plan, plan
 from kaleido_kernels.precision import in_words, usual_precision
 from kaleido_kernels.shapes import KERNELS, NetShape
 from kaleido_kernels.tile import AnyTile, GpuFacts
@@ -24,8 +24,12 @@ def refusal(shape: NetShape, precision: str, tile: AnyTile, facts: GpuFacts) -> 
 
 def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> Sequence[AnyTile]:
     """Tiles worth considering, best first; `refusal` says which of them cannot run."""
-    by_default = [kernel for kernel in map(plan, KERNELS) if kernel.BY_DEFAULT]
-    return [tile for kernel in by_default for tile in kernel.candidates(shape, precision, facts)]
+    ready = [kernel for kernel in _by_default() if kernel.yields(shape, precision) is None]
+    return [tile for kernel in ready for tile in kernel.candidates(shape, precision, facts)]
+
+
+def _by_default() -> list[Plan]:
+    return [kernel for kernel in map(plan, KERNELS) if kernel.BY_DEFAULT]
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,18 @@ def choose(
         if kernel in ("auto", tile.kernel) and refusal(shape, form, tile, facts) is None:
             return Choice(tile, tuned=True, forced=kernel != "auto")
     refused: list[str] = []
-    possible = candidates(shape, form, facts) if kernel == "auto" else plan(kernel).candidates(shape, form, facts)
-    if kernel != "auto" and not possible:
+    if kernel != "auto" and not plan(kernel).candidates(shape, form, facts):
         raise ValueError(f"kernel {kernel!r} does not compute {in_words(form)}: leave kernel out")
-    for tile in possible:
-        reason = refusal(shape, form, tile, facts)
-        if reason is None:
-            return Choice(tile, tuple(dict.fromkeys(refused)), forced=kernel != "auto")
-        refused.append(reason)
+    for possible in _by_default() if kernel == "auto" else [plan(kernel)]:
+        yields = possible.yields(shape, form) if kernel == "auto" else None
+        if yields is not None:
+            refused.append(yields)
+            continue
+        for tile in possible.candidates(shape, form, facts):
+            reason = refusal(shape, form, tile, facts)
+            if reason is None:
+                return Choice(tile, tuple(dict.fromkeys(refused)), forced=kernel != "auto")
+            refused.append(reason)
     what = "no tile" if kernel == "auto" else f"no tile of kernel {kernel!r}"
     raise ValueError(
         f"{what} fits this GPU for {shape.widths} in {in_words(form)}: " + "; ".join(dict.fromkeys(refused))

@@ -45,6 +45,9 @@ class Plan(Protocol):
     def candidates(self, shape: NetShape, precision: str, facts: GpuFacts) -> Sequence[AnyTile]:
         """Tiles to choose from, best first; empty where the kernel does not compute this."""
 
+    def yields(self, shape: NetShape, precision: str) -> str | None:
+        """Why another kernel shall run ``shape`` unless this one is asked for by name; None if it may come first."""
+
     def trials(self, shape: NetShape, precision: str, facts: GpuFacts) -> Sequence[AnyTile]:
         """Other tiles that a measurement may find better."""
 

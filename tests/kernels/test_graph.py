@@ -35,7 +35,7 @@ from kaleido_kernels.graph.pack import pack_graph
 from kaleido_kernels.graph.plan import L2_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.schedule import Schedule
-from kaleido_kernels.shapes import NetShape
+from kaleido_kernels.shapes import KERNELS, NetShape
 from kaleido_kernels.tile import GpuFacts
 from kaleido_kernels.tuned import tile_from_json, tile_to_json, tuned_key
 
@@ -216,7 +216,7 @@ def test_a_launch_inside_the_host_programs_capture_is_captured_with_it():
 def test_a_tuned_table_or_a_name_chooses_it_and_nothing_else():
     facts = GpuFacts()
     mnist = NetShape((784, *[500] * 10, 784))
-    assert choose(mnist, "fp16", facts).kernel == "wide"
+    assert choose(mnist, "fp16", facts).kernel == "onchip"
     tile = graph_candidates(mnist, "fp16")[0]
     assert tile_from_json(tile_to_json(tile)) == tile
     tuned = {tuned_key(mnist, "fp16"): tile_to_json(tile)}
@@ -224,7 +224,7 @@ def test_a_tuned_table_or_a_name_chooses_it_and_nothing_else():
     assert choose(mnist, "fp16", facts, tuned=tuned, kernel="wide").kernel == "wide"
     named = choose(mnist, "fp32", facts, kernel="graph")
     assert named.kernel == "graph" and "asked for by name" in named.explain()
-    for kernel in ("narrow", "stream", "wide", "graph"):
+    for kernel in KERNELS:
         assert choose(NetShape((2, 50, 2)), "fp16", facts, kernel=kernel).kernel == kernel
 
 

@@ -120,6 +120,11 @@ trials = candidates
 """Tiles that are worth timing."""
 
 
+def yields(shape: NetShape, precision: str) -> str | None:
+    """Why another kernel shall run a network unless this one is asked for by name: never."""
+    return None
+
+
 def refusal(shape: NetShape, precision: str, tile: GraphTile, facts: GpuFacts) -> str | None:
     """Why a tile cannot run ``shape`` on a GPU; None if it can."""
     if precision in GRAPH_FORMS:

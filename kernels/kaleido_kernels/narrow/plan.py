@@ -96,6 +96,11 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     return [Tile("narrow", 64, 4), Tile("narrow", 32, 4)]
 
 
+def yields(shape: NetShape, precision: str) -> str | None:
+    """Why another kernel shall run a network unless this one is asked for by name: never."""
+    return None
+
+
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     """Other tiles that are worth timing."""
     return [] if precision == "ieee" else [Tile("narrow", *rest) for rest in ((128, 8), (128, 4), (32, 1))]

@@ -216,6 +216,16 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[OnchipT
     return [tile for tile in tiles if _misfit(shape, precision, tile) is None] or tiles[:1]
 
 
+def yields(shape: NetShape, precision: str) -> str | None:
+    """Why another kernel shall run a network unless this one is asked for by name: padding makes too many products."""
+    for tile in candidates(shape, precision, GpuFacts())[:1]:
+        if _misfit(shape, precision, tile) is None:
+            padding = padded_products(shape, tile) / _other_products(shape, precision)
+            if padding > MOST_PADDING:
+                return f"{tile.name}: padding makes {padding:.1f} times the products of another kernel"
+    return None
+
+
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[OnchipTile]:
     """Other tiles that are worth timing."""
     return [replace(tile, in_turns=True) for tile in candidates(shape, precision, facts)]
@@ -247,9 +257,6 @@ def _misfit(shape: NetShape, precision: str, tile: OnchipTile) -> str | None:
     if shape.dim > 128 and (split or tile.group_chains == 128):
         what = "split fp32" if split else "128 chains a group"
         return f"states have {shape.dim} values, at most 128 with {what}"
-    padding = padded_products(shape, tile) / _other_products(shape, precision)
-    if padding > MOST_PADDING:
-        return f"padding makes {padding:.1f} times the products of another kernel, at most {MOST_PADDING}"
     layout = onchip_layout(shape, tile, precision)
     if layout.through_memory and tile.slots > layout.chunks:
         return f"inputs from memory go where {layout.chunks} slots can be ahead, not {tile.slots}"

@@ -93,6 +93,11 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     return [] if precision == "ieee" else [Tile("stream", *rest) for rest in ((128, 8, 3), (128, 8, 2), (64, 4, 2))]
 
 
+def yields(shape: NetShape, precision: str) -> str | None:
+    """Why another kernel shall run a network unless this one is asked for by name: never."""
+    return None
+
+
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[Tile]:
     """Other tiles that are worth timing."""
     others = ((128, 8, 4), (128, 8, 2), (64, 4, 3), (128, 4, 3), (256, 8, 3))

@@ -202,6 +202,11 @@ def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTil
     return found + wide_candidates(shape, precision, use_tma=False) if facts.uses_tma else found
 
 
+def yields(shape: NetShape, precision: str) -> str | None:
+    """Why another kernel shall run a network unless this one is asked for by name: never."""
+    return None
+
+
 def trials(shape: NetShape, precision: str, facts: GpuFacts) -> list[WideTile]:
     """Other tiles that are worth timing."""
     inner = 64 if precision in ("fp16", "bf16", "fp16x3") else 32
