@@ -26,6 +26,7 @@ NETS = ("mnist", "digits", "deep128", "points2d", "points1d", "cifar")
 """The most important first: what a run of 15 minutes must not miss."""
 OTHERS = (
     *(("mnist", "fp16", "graph"), ("cifar", "fp16", "graph"), ("digits", "fp16", "graph")),
+    *(("digits", "fp16", "stream"), ("deep128", "fp16", "stream"), ("mnist", "fp16", "wide")),
     *(("digits", "fp16", "wide"), ("deep128", "fp16", "wide"), ("points2d", "fp16", "stream")),
     *(("points1d", "fp32", "wide"), ("points2d", "fp32", "stream")),
 )
@@ -56,9 +57,9 @@ def cases(networks: Sequence[str] = NETS) -> list[Case]:
 
 
 def timed_cases(networks: Sequence[str] = NETS) -> list[Case]:
-    """What is timed: the plan's kernels in fp16 and fp32, then the library's products."""
+    """What is timed: the plan's kernels in fp16, the library's products and the kernels that come next, fp32."""
     own = [Case(net, precision) for precision in ("fp16", "fp32") for net in NETS if net in networks]
-    return own[: len(own) // 2] + [Case(*other) for other in OTHERS[:3] if other[0] in networks] + own[len(own) // 2 :]
+    return own[: len(own) // 2] + [Case(*other) for other in OTHERS[:6] if other[0] in networks] + own[len(own) // 2 :]
 
 
 def look(job: LookJob, emit: Emit) -> None:
