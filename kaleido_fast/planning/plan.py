@@ -46,8 +46,8 @@ class KernelPlan:
     Args:
         choice: kernel and tile, and why not another.
         precision: how it computes.
-        n_programs: programs of a kernel that stays on the GPU through all steps (wide): one a multiprocessor, since its
-            shared memory leaves room for no second one.
+        n_programs: programs of a kernel that stays on the GPU through all steps (onchip, wide): one a multiprocessor,
+            since its shared memory leaves room for no second one.
         scratch_bytes: memory besides weights and states.
     """
 

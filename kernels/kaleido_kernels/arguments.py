@@ -92,7 +92,7 @@ COMMON = (
     Argument("patience", "i32", "checks.patience"),
     Argument("every", "i32", "checks.every"),
 )
-"""The arguments of narrow, stream and wide behind their own, in order."""
+"""The arguments of every kernel but the graph path's behind its own, in order."""
 
 UNSPECIALISED = tuple(each.name for each in COMMON if each.type[0] == "i")
 

@@ -109,7 +109,7 @@ def make_launcher(
         layers, shape: the network.
         precision: a device precision, or one asked for.
         device: where the weights go and launches run.
-        n_programs: programs of the wide kernel.
+        n_programs: programs of the kernels that stay on their multiprocessors, onchip and wide.
         capture: whether the graph path captures its step in a CUDA graph.
 
     Raises:

@@ -57,7 +57,9 @@ class Tile:
 
     def __post_init__(self) -> None:
         if self.kernel not in ("narrow", "stream"):
-            raise ValueError(f"kernel is {self.kernel!r}: a Tile is for 'narrow' or 'stream', a WideTile for 'wide'")
+            raise ValueError(
+                f"kernel is {self.kernel!r}: a Tile is for 'narrow' or 'stream', others have tiles of their own"
+            )
         if self.block_chains not in (16, 32, 64, 128, 256):
             raise ValueError(f"block_chains is {self.block_chains}: choose 16, 32, 64, 128 or 256")
         if self.num_warps not in (1, 2, 4, 8) or not 1 <= self.num_stages <= 8:
@@ -106,7 +108,7 @@ class GpuFacts:
 
     @property
     def uses_tma(self) -> bool:
-        """Whether the wide kernel may load by the copy engine."""
+        """Whether kernels may load by the copy engine."""
         return self.capability[0] >= 9 if self.has_tma is None else self.has_tma
 
 

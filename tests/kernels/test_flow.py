@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from kernel_oracle import (
+    COMPILED,
     DEVICE,
     FP32,
     OPERANDS,
@@ -29,6 +30,7 @@ from kaleido_kernels.arguments import QUIET
 from kaleido_kernels.graph.plan import GraphTile
 from kaleido_kernels.kernels import make_launcher
 from kaleido_kernels.launch import LaunchRequest, Outputs, kind_of
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.schedule import Checks, Schedule
 from kaleido_kernels.shapes import NETWORKS, RESTART, NetShape
 from kaleido_kernels.stream.kernel import variant
@@ -47,6 +49,8 @@ CASES: dict[str, tuple[AnyTile, NetShape]] = {
     "stream, rows for every warp": (Tile("stream", 128, 8, 3), NetShape((17, 61, 53, 17), "silu")),
     "stream, two tiles a layer": (STREAM, NetShape((7, 131, 137, 7))),
     "stream, states in two tiles": (STREAM, NetShape((151, 139, 151))),
+    "onchip": (OnchipTile(3), NetShape((7, 37, 17, 7), "silu")),
+    "onchip, 128 chains a group": (OnchipTile(3, 128, in_turns=True), NetShape((70, 90, 70))),
     "graph": (GraphTile(16, rows=8, cols=16), NetShape((21, 19, 21), "gelu", low=-0.9, high=0.7)),
     "wide": (WIDE, NetShape((7, 37, 17, 7), "silu")),
     "wide by the copy engine, two blocks of states": (replace(WIDE, use_tma=True), NetShape((70, 33, 70))),
@@ -61,6 +65,8 @@ def run(case: str, layers: Layers, request: LaunchRequest, precision: str = "fp3
     tile, shape = CASES[case]
     if tile.use_tma and DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU has no copy engine")
+    if tile.kernel == "onchip" and not COMPILED:
+        pytest.skip("Gluon has no interpreter: pass --emulate, or use a GPU")
     outputs = empty_outputs(request, shape, keep_draws=keep_draws)
     launch = make_launcher(tile, layers, shape, precision, DEVICE, n_programs=2, capture=DEVICE.type == "cuda")
     launch(on_device(request), outputs)
@@ -97,8 +103,8 @@ def test_draws_of_few_steps(case, steps):
 @pytest.mark.parametrize(("precision", "atol", "rtol"), [each for each in TRIPLES if each != FP32])
 def test_first_step_of_other_precisions(case, precision, atol, rtol):
     """Inputs of 16 bits double a difference in time: one step is compared, whose state is a part of the way."""
-    if precision == "tf32" and CASES[case][0].kernel == "graph":
-        pytest.skip("products of the library are never tf32")
+    if precision == "tf32" and CASES[case][0].kernel in ("graph", "onchip"):
+        pytest.skip("its products are never tf32")
     check(case, replace(LaunchRequest(9, FLOW, seed=2), run_steps=1), precision, atol, rtol)
 
 

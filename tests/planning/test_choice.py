@@ -161,7 +161,8 @@ def test_a_broken_table_is_refused_by_name(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "tile", [Tile("narrow", 64), Tile("stream", 128, 8, 2), WideTile(), WideTile(64, 64, 64, 32, 4), OnchipTile(3)]
+    "tile",
+    [Tile("narrow", 64), Tile("stream", 128, 8, 2), WideTile(), WideTile(64, 64, 64, 32, 4), OnchipTile(3, 128, True)],
 )
 def test_tiles_survive_json(tile):
     assert tile_from_json(json.loads(json.dumps(tile_to_json(tile)))) == tile

@@ -60,7 +60,7 @@ QUICK = [
     ("points1d", "graph", "fp32", "late"),
     ("points1d", "graph", "fp16", "late"),
     ("points1d", "graph", "bf16", "apart"),
-    ("digits", "onchip", "fp16", "apart"),
+    ("digits", "onchip", "fp16", "early"),
     ("deep128", "onchip", "fp32", "late"),
 ]
 """Every kernel in every precision that it offers, small enough for a check of every change."""

@@ -16,6 +16,8 @@ from dataclasses import replace
 import torch
 from kaleido_kernels.graph import kernel as graph
 from kaleido_kernels.narrow import kernel as narrow
+from kaleido_kernels.onchip import kernel as onchip
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import compile_only, compile_variant, variant_key
 from kaleido_kernels.graph.plan import GraphTile
@@ -77,6 +79,8 @@ ORDER = """
 import sys
 from kaleido_kernels.graph import kernel as graph
 from kaleido_kernels.narrow import kernel as narrow
+from kaleido_kernels.onchip import kernel as onchip
+from kaleido_kernels.onchip.plan import OnchipTile
 from kaleido_kernels.stream import kernel as stream
 from kaleido_kernels.wide import kernel as wide
 from kaleido_kernels.proving.fake_driver import variant_key
@@ -89,6 +93,7 @@ from kaleido_kernels.wide.plan import WideTile
 shape, kind = NetShape((3, 9, 3)), QUIET._replace(jitter="normal", init="normal")
 makers = {
     "narrow": lambda: narrow.variant(shape, "fp16", Tile("narrow", 64, 4), kind),
+    "onchip": lambda: onchip.variant(shape, "fp16", OnchipTile(3), kind),
     "stream": lambda: stream.variant(shape, "fp16", Tile("stream", 64, 4, 2), kind),
     "wide": lambda: wide.variant(shape, "fp16", WideTile(64, 64, 64, 64, 4, 2), kind),
     "graph": lambda: graph.variant(shape, "fp16", GraphTile(16), kind),
@@ -99,7 +104,7 @@ print(*(keys[name] for name in sorted(keys)))
 
 
 def test_a_key_does_not_depend_on_what_else_a_process_has_launched():
-    names = ["graph", "narrow", "stream", "wide"]
+    names = ["graph", "narrow", "onchip", "stream", "wide"]
     together = run_script(ORDER, *names).split()
     assert run_script(ORDER, *names[::-1]).split() == together
     for name, key in zip(names, together, strict=True):

@@ -69,7 +69,7 @@ FORMS = {
     "two halves": Form(OnchipTile(3), NetShape((20, 300, 270, 20))),
     "two halves through memory": Form(OnchipTile(2), NetShape((150, 300, 150))),
     "split fp32": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), Schedule(burn_in=2), "fp32"),
-    "a flow in registers": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), FLOW),
+    "a flow in place": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), FLOW),
     "a flow through memory": Form(OnchipTile(3), NetShape((150, 130, 150)), FLOW),
 }
 TOLERANCES = {"fp32": (6e-6, 1e-5), "fp16": (8e-3, 0.0)}
@@ -262,7 +262,7 @@ def test_every_planted_fault_shows_in_some_order(name):
     """One to two minutes for each form on a free core. What need not show is not tried in every order."""
     form, request = FAULTY[name]()
     texts: list[str] = []
-    want = run(form, Emulator(change=lambda text: texts.append(text) or text), request)  # type: ignore[func-returns-value]
+    want = run(form, Emulator(change=lambda text: texts.append(text) or text), request)
     rightly = harmless(name, texts[0])
     found: dict[str, str] = {}
     hidden: set[str] = set()

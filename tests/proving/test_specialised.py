@@ -308,5 +308,5 @@ def test_what_a_tile_promises_must_be_there():
 
 
 def test_a_small_kernel_as_it_is_compiled():
-    result = run_python("tests/proving/ring_kernel.py")
+    result = run_python("tests/proving/judged_ring.py")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

@@ -76,7 +76,7 @@ def tell_alive(shared, calm, n_checks, GROUP_NUMBER: gl.constexpr):
     alive = gl.max((calm >= 0).to(gl.int32), axis=0)
     flag = gl.full([1], 0, gl.int32, layout=layouts.one_value(4)) + alive
     shared.flags.index((n_checks & 1) * 2 + GROUP_NUMBER).store(flag)
-    fence_async_shared()  # nothing needs it; checks of the machine code that know no addresses do
+    fence_async_shared()  # for the verdict "fenced layers" alone: no product or copy reads flags
     barrier()
     mbarrier.arrive(shared.agreed, count=1)
 
@@ -285,7 +285,7 @@ def launch_onchip(packed: PackedOnchip, request: LaunchRequest, outputs: Outputs
     The grid has as many programs as ``scratch`` is for. Two launches at a time need two scratches.
 
     Raises:
-        ValueError: tensors that do not fit.
+        ValueError: tensors that do not fit. A GPU of another compute capability than 9.0 is refused by the plan alone.
     """
     device, shape, tile = packed.weights.device, packed.shape, packed.tile
     check_tensors(request, shape, device, outputs)

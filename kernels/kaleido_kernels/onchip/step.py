@@ -76,7 +76,8 @@ def end_chunk(
     y, c, found, live, moment, rows, places, stored, checking, timing, noise, MAP: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """What a step does with chunk ``c`` of the last layer's sums: bound, residual, noise, draw, and the next input.
+    """What a step does with chunk ``c`` of the last layer's sums ``y``, (group, 64) fp32: bound, residual, noise, draw,
+    and the next input. Final states are stored of rows that are ``live``, (group,).
 
     Returns what is ``found`` so far, (group,) each: the residual, and with checks the distance to the saved state.
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kaleido_kernels.proving.emulation.driver import Emulator
 
 N_PROGRAMS = 2
-"""Programs of the wide kernel: each has several tiles of chains, as on a GPU."""
+"""Programs of onchip and wide: each has several tiles of chains, as on a GPU."""
 GRAPH_BLOCK = 512
 """Chains of a block of the graph path: rows beyond the chains are computed too."""
 ALLOWED = {"fp32": 1e-6, "tf32": 1.5e-3, "fp16": 6e-4, "bf16": 4e-3}
@@ -145,7 +145,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--apart",
         action="store_true",
-        help="groups of warps run apart, in an order by chance (four warps with products of warp groups are one group)",
+        help="groups of warps run apart in an order by chance (four warps with products of warp groups are one group), "
+        "as partitions of specialised warps always do",
     )
     return parser
 

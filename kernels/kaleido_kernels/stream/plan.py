@@ -50,7 +50,7 @@ def stream_layout(shape: NetShape) -> StreamLayout:
     tile = min(width, STREAM_TILE)
     last_tiles = -(-shape.dim // tile)
     n_tiles = (shape.n_layers - 1) * (width // tile) + last_tiles
-    return StreamLayout(width, tile, min(next_power_of_two(shape.dim), STREAM_EDGE), n_tiles, last_tiles)
+    return StreamLayout(width, tile, STREAM_EDGE, n_tiles, last_tiles)
 
 
 def stream_shared(shape: NetShape, precision: str, tile: Tile) -> int:

@@ -52,7 +52,7 @@ def test_what_matters_most_comes_first():
     assert [case.precision for case in checks[:18]] == ["fp16"] * 6 + ["fp32"] * 6 + ["bf16"] * 6
     assert len(checks) == 18 + len(OTHERS) and len(set(checks)) == len(checks)
     assert {case.network for case in cases(("digits",))} == {"digits"}
-    assert [case.precision for case in timed_cases()[:6]] == ["fp16"] * 6 and len(timed_cases()) == 15
+    assert [case.precision for case in timed_cases()[:6]] == ["fp16"] * 6 and len(timed_cases()) == 18
 
 
 def test_lines_are_told_and_on_disk_as_cases_finish(tmp_path):

@@ -6,7 +6,7 @@ import re
 
 from kaleido_kernels.proving.ttgir.operations import Operation, Value, constant, origin, read_operations
 
-LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr")
+LARGE_POINTERS = ("draws_ptr", "final_ptr", "start_ptr", "saved_ptr")
 """Tensors of n_chains x ... values: their offsets pass 2**31."""
 INTEGER = re.compile(r"(?:^|[ <x])i(\d+)\b")
 

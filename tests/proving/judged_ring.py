@@ -1,6 +1,6 @@
 """Compiles a small Gluon kernel of two partitions that multiply and one that copies, sound and with faults; run alone.
 
-``python tests/proving/ring_kernel.py`` compiles for sm_90 and needs no GPU.
+``python tests/proving/judged_ring.py`` compiles for sm_90 and needs no GPU.
 """
 
 from __future__ import annotations
