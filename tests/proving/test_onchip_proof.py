@@ -65,6 +65,7 @@ FORMS = {
     "one chunk": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), Schedule(n_draws=2), n_chains=300),
     "two chunks, normal jitter": Form(OnchipTile(3), NetShape((100, 133, 100), "silu"), JITTER),
     "128 chains a group": Form(OnchipTile(3, 128), NetShape((20, 100, 90, 20)), n_chains=300, programs=1),
+    "groups in turns": Form(OnchipTile(3, 128, True), NetShape((20, 100, 90, 20)), n_chains=300, programs=1),
     "through memory": Form(OnchipTile(3), NetShape((150, 130, 150)), n_chains=270),
     "two halves": Form(OnchipTile(3), NetShape((20, 300, 270, 20))),
     "two halves through memory": Form(OnchipTile(2), NetShape((150, 300, 150))),
@@ -150,6 +151,7 @@ def test_numbers_of_the_first_launch_decide_no_type():
 LEAVING = {
     "in place": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), n_chains=270),
     "128 chains a group": Form(OnchipTile(3, 128), NetShape((20, 100, 20)), n_chains=530),
+    "groups in turns": Form(OnchipTile(3, 128, True), NetShape((20, 100, 20)), n_chains=530),
     "through memory": Form(OnchipTile(3), NetShape((150, 130, 150)), n_chains=270),
 }
 
@@ -213,9 +215,13 @@ FAULTY: dict[str, Callable[[], tuple[Form, LaunchRequest]]] = {
     "leaving early": lambda: (replace(LEAVING["in place"], programs=1), leaving("in place")[0]),
 }
 """Small, and with all there is to go wrong: several tiles one after the other, sums over several slots."""
-MBARRIERS = {"ready": (7, 8), "agreed": (9,)}
-"""Numbers of barriers among the nine that `onchip_kernel` sets up; before these are two for each of three slots."""
-UNUSED = {"in place": ("ready", "agreed"), "through memory": ("agreed",), "leaving early": ("ready",)}
+MBARRIERS = {"order": (7, 9), "ready": (8, 10), "agreed": (11,)}
+"""Numbers of barriers among the eleven that `onchip_kernel` sets up; before these are two for each of three slots."""
+UNUSED = {
+    "in place": ("order", "ready", "agreed"),
+    "through memory": ("order", "agreed"),
+    "leaving early": ("order", "ready"),
+}
 RELEASES = re.compile(r"wgmma\.wait_group(?:(?!wgmma\.)[\s\S])*?mbarrier\.arrive\.(?!expect_tx)")
 """A wait for products, and an arrival that follows it before any other product."""
 MOST_INSTRUCTIONS = 100_000
@@ -237,7 +243,7 @@ def harmless(name: str, text: str) -> set[str]:
     unused = [number for each in UNUSED[name] for number in MBARRIERS[each]]
     waits = [found.start() for found in re.finditer(r"wgmma\.wait_group", text)]
     first = [number for number, start in enumerate(waits, 1) if not RELEASES.match(text, start)]
-    return {f"count of an mbarrier {number} of 9" for number in unused} | {
+    return {f"count of an mbarrier {number} of 11" for number in unused} | {
         f"wait for products {number} of {len(waits)}" for number in first
     }
 
