@@ -5,7 +5,7 @@ multiply; a warp of its own copies weights, packed in the order of their use, in
 
     producer   copies slot after slot as soon as both groups have done with what was there
     group 0    layer by layer in place: products with each slot, then activations over the inputs
-    group 1    the same with its own chains; the two fall out of step, so that one multiplies while the other activates
+    group 1    the same with its own chains: out of step with the other, one multiplies while the other activates
 
 A state of up to 128 values never leaves the chip: the last layer's epilogue (bound, residual, draws, noise, clamp)
 writes the next step's input over the activations. A wider one goes through memory as operands, 64 columns at a time,

@@ -72,7 +72,10 @@ def release_before(turn, pred, ring, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def add_slot(acc, begun, act, first, turn, ring, COLS: gl.constexpr, USED: gl.constexpr, LOW: gl.constexpr):
-    """acc, if ``begun``, plus products of chunks ``first`` .. of ``act`` with a slot; those LOW further on first."""
+    """acc, if ``begun``, plus products of chunks ``first`` .. of ``act`` with a slot.
+
+    In split fp32 LOW is how many chunks further on their low halves are, whose products come first; else 0.
+    """
     for piece in gl.static_range(USED):
         weights = ring.slots.index(turn.slot)
         if COLS < SLOT_ROWS:
