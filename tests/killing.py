@@ -31,7 +31,7 @@ LIBRARY = (
     "kaleido_fast.storing.sample_to",
     "kaleido_fast.training.trainer",
     "kaleido_fast.engines.cpu",
-    "kaleido_fast.engines.cpu_kernels",
+    "kaleido_fast.engines.loops.choice",
     "kaleido_fast.cli.train",
     "torch._dynamo",  # loaded by torch at the first step of its optimisers
 )

@@ -55,7 +55,7 @@ def cpu_arithmetic() -> str:
 def _load_loops() -> tuple[Any, str]:
     """The module of compiled loops, or why there is none."""
     try:
-        from kaleido_fast.engines import cpu_kernels
+        from kaleido_fast.engines.loops import choice
     except Exception as problem:  # of numba, which refuses unknown versions of numpy, or of a broken library below it
         return None, f"numba cannot be loaded ({' '.join(str(problem).split())[:200]}): install versions that fit"
-    return cpu_kernels, "" if cpu_kernels.IS_COMPILED else NOT_COMPILED
+    return choice, "" if choice.IS_COMPILED else NOT_COMPILED

@@ -49,13 +49,13 @@ class CodeCache:
     A file holds the digest of what its code was made from, the digest of the code, and the code.
 
     Args:
-        function: the function; all that is compiled for it is in its source file.
+        function: the function; all that is compiled for it is in the folder of its source file.
         folders: gives the folders to look in, in this order; the first one that can be written takes new code.
     """
 
     def __init__(self, function: Callable[..., Any], folders: Callable[[], list[Path]]) -> None:
-        self.name, self.folders = function.__qualname__.strip("<>"), folders
-        self.source = Path(function.__code__.co_filename)
+        self.folders = folders
+        self.name, self.source = function.__qualname__.strip("<>"), Path(function.__code__.co_filename)
         self.warned = False
 
     cache_path = None  # numba shows it in a dispatcher's statistics
@@ -108,7 +108,7 @@ class CodeCache:
 
     def stamp(self) -> bytes:
         """Digest of what the code is made from: code of other sources is replaced."""
-        return hashlib.sha256(_read(self.source)).digest()
+        return _digest(self.source.parent)
 
     def warn(self, text: str) -> None:
         """Warn, once a process."""
@@ -135,5 +135,7 @@ def code_folders() -> list[Path]:
 
 
 @functools.cache
-def _read(path: Path) -> bytes:
-    return path.read_bytes()
+def _digest(folder: Path) -> bytes:
+    """Of the Python sources in a folder, with their names."""
+    sources = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
+    return hashlib.sha256(repr(sources).encode()).digest()

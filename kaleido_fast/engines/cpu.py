@@ -7,24 +7,17 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.engines.base import Advanced, ReportSteps
-from kaleido_fast.errors import InputError
-from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.engines.loops.arrays import NONE, Tile
+from kaleido_fast.engines.loops.schedule import pack_steps, start_kind
+from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains
-from kaleido_fast.planning.plan import NOT_COMPILED
 from kaleido_fast.planning.request import SampleRequest
-
-if TYPE_CHECKING:
-    from kaleido_fast.engines import cpu_kernels
-
-MASK32 = 0xFFFFFFFF
 
 
 class CpuEngine:
@@ -40,18 +33,11 @@ class CpuEngine:
 
     def __init__(self, model: KaleidoMLP, request: SampleRequest) -> None:
         # numba takes half a second to import: only a program that samples pays for it.
-        from kaleido_fast.engines import cpu_kernels
+        from kaleido_fast.engines.loops.choice import loops_for
 
-        self.kernels = cpu_kernels
-        if not cpu_kernels.IS_COMPILED:
-            raise InputError(f"engine 'cpu' cannot run: {NOT_COMPILED}")
-        if request.precision not in ("fp32", "bf16") or (request.precision == "bf16" and not cpu_kernels.HAS_BF16):
-            raise InputError(
-                f"engine 'cpu' has no {request.precision} on this processor: use precision='fp32' or engine='reference'"
-            )
+        self.loops = loops_for(request.precision)
         self.request, self.spec = request, model.spec
-        self.layers = pack_layers(model, request.precision, cpu_kernels)
-        self.steps = _steps(request, cpu_kernels)
+        self.layers, self.steps = self.loops.pack(model), pack_steps(request)
         # Compiles, or loads, the loops: setting up, not sampling.
         self.start(torch.zeros(1, dtype=torch.int64, device="cpu"))
 
@@ -60,7 +46,7 @@ class CpuEngine:
     def with_request(self, request: SampleRequest) -> CpuEngine:
         """See `kaleido_fast.engines.base.Engine.with_request`."""
         other = copy.copy(self)
-        other.request, other.steps = request, _steps(request, self.kernels)
+        other.request, other.steps = request, pack_steps(request)
         return other
 
     def start(self, chain_ids: Tensor) -> Tensor:
@@ -104,12 +90,12 @@ class _Run:
         final: np.ndarray,
         residual: np.ndarray,
     ) -> None:
-        spec, kernels = engine.spec, engine.kernels
+        spec = engine.spec
         self.engine, self.chain_ids, self.draws, self.final, self.residual = engine, chain_ids, draws, final, residual
         self.first_step, self.last_step = first_step, last_step
-        self.start = _start_kind(engine.request, kernels) if from_start else kernels.NONE
+        self.start = start_kind(engine.request) if from_start else NONE
         threads = max(1, torch.get_num_threads())
-        self.tile = tile_chains(spec.widths, kernels.LANES, len(chain_ids), threads)
+        self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads)
         self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
         self.step_flops = spec.flops_per_step
         self.flops = self.step_flops * max(1, last_step - first_step)
@@ -146,7 +132,7 @@ class _Run:
 
     def _work(self) -> Iterator[int]:
         """Take units until there are none; yields the chain-steps of every call."""
-        tile = make_tile(self.engine.spec, self.tile, self.engine.request.precision, self.engine.kernels)
+        tile = self.engine.loops.make_tile(self.engine.spec, self.tile)
         while not self.stopped:
             rows = self._take()
             if rows is None:
@@ -163,13 +149,13 @@ class _Run:
             self.taken += min(left, unit_chains(left, self.tile, self.n_threads, self.flops))
             return slice(first, self.taken)
 
-    def _run_unit(self, rows: slice, tile: cpu_kernels.Tile) -> Iterator[int]:
+    def _run_unit(self, rows: slice, tile: Tile) -> Iterator[int]:
         draws = self.draws[rows] if len(self.draws) else self.draws
         final, start, step = self.final[rows], self.start, self.first_step
         call_steps = steps_per_call(self.step_flops, len(final))
         while not self.stopped:
             last = min(step + call_steps, self.last_step)
-            self.engine.kernels.advance_rows(
+            self.engine.loops.advance(
                 self.engine.layers,
                 self.engine.steps,
                 tile,
@@ -185,96 +171,7 @@ class _Run:
             yield (last - step) * len(final)
             if last >= self.last_step:
                 return
-            start, step = self.engine.kernels.NONE, last
-
-
-def pack_layers(model: KaleidoMLP, precision: str, kernels: Any) -> cpu_kernels.Layers:
-    """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
-    pack = _bf16_pairs if precision == "bf16" else _fp32
-    weights: list[Tensor] = []
-    biases: list[np.ndarray] = []
-    table, first_weight, first_bias = [], 0, 0
-    for layer in model.linears:
-        n_out, n_in = layer.weight.shape
-        n_blocks = -(-n_out // kernels.MAX_OUTPUTS)
-        table.append((n_in, n_out, n_blocks, first_weight, first_bias))
-        weight = pack(layer.weight)
-        weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
-        first_weight, first_bias = first_weight + weight.numel(), first_bias + n_out
-        biases.append(np.zeros(n_out, np.float32) if layer.bias is None else _fp32(layer.bias).numpy())
-    spec = model.spec
-    return kernels.Layers(
-        weights=torch.cat(weights).numpy(),
-        biases=np.concatenate(biases),
-        table=np.array(table, np.int64),
-        activation=getattr(kernels, spec.activation.upper()),
-        slope=np.float32(spec.negative_slope),
-        bound=getattr(kernels, spec.bound.upper()),
-        low=np.float32(spec.low),
-        high=np.float32(spec.high),
-        mid=np.float32((spec.low + spec.high) / 2),
-        half=np.float32((spec.high - spec.low) / 2),
-        span=np.float32(spec.high - spec.low),
-    )
-
-
-def _fp32(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float32)
-
-
-def _bf16_pairs(weight: Tensor) -> Tensor:
-    """(n_out, n_in) -> (n_out, ceil(n_in / 2)) int32, the even input in the low half."""
-    rounded = weight.detach().to("cpu", torch.bfloat16)
-    if rounded.shape[1] % 2:
-        rounded = F.pad(rounded, (0, 1))
-    bits = rounded.view(torch.int16).to(torch.int32)
-    return (bits[:, ::2] & 0xFFFF) | (bits[:, 1::2] << 16)
-
-
-def make_tile(spec: ModelSpec, chains: int, precision: str, kernels: Any) -> cpu_kernels.Tile:
-    """One thread's buffers for tiles of ``chains`` chains."""
-    state, widest, lanes = chains * spec.dim, chains * max(spec.widths), kernels.LANES
-    pairs = chains * ((max(spec.widths) + 1) // 2) if precision == "bf16" else 0
-    return kernels.Tile(
-        chain_ids=np.zeros(chains, np.int64),
-        state=_aligned(state),
-        moved=_aligned(state),
-        hidden=_aligned(widest),
-        other=_aligned(widest),
-        pairs=_aligned(pairs).view(np.int32),
-        words=np.zeros(4 * lanes, np.uint32),
-        noise=_aligned(4 * lanes),
-        residual=_aligned(chains),
-    )
-
-
-def _steps(request: SampleRequest, kernels: Any) -> cpu_kernels.Steps:
-    schedule = request.schedule
-    return kernels.Steps(
-        burn_in=schedule.burn_in,
-        n_draws=schedule.n_draws,
-        thin=schedule.thin,
-        settle=schedule.settle,
-        noise=getattr(kernels, schedule.jitter_kind.upper()),
-        jitter=np.float32(schedule.jitter),
-        key_low=request.seed & MASK32,
-        key_high=request.seed >> 32,
-        kept=np.array(schedule.kept_shares, np.float32),
-    )
-
-
-def _start_kind(request: SampleRequest, kernels: Any) -> int:
-    """The code of the noise that chains start from."""
-    if request.schedule.restarts:
-        return int(kernels.RESTART)
-    return int(kernels.START_UNIFORM if request.init == "uniform" else kernels.START_NORMAL)
-
-
-def _aligned(count: int) -> np.ndarray:
-    """fp32 zeros on a cache line's boundary: a vector never lies across two lines."""
-    raw = np.zeros(4 * count + 64, np.uint8)
-    offset = -raw.ctypes.data % 64
-    return raw[offset : offset + 4 * count].view(np.float32)
+            start, step = NONE, last
 
 
 def _copied(state: Tensor, shape: tuple[int, int]) -> np.ndarray:

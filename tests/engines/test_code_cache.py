@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kaleido_fast.engines import available, cpu_kernels
+from kaleido_fast.engines import available
 from kaleido_fast.engines.available import plan_here
 from kaleido_fast.engines.code_cache import DIGEST, CodeCache, code_folders
+from kaleido_fast.engines.loops import choice, steps
 from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
@@ -128,7 +129,7 @@ def test_the_folder_asked_for_is_the_only_one(monkeypatch, tmp_path):
     assert len(code_folders()) >= 1
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert code_folders() == [tmp_path]
-    assert isinstance(cpu_kernels.advance_rows._cache, CodeCache)
+    assert isinstance(steps.advance_rows._cache, CodeCache)
 
 
 def test_without_a_home_nothing_is_made_in_the_current_folder(monkeypatch, tmp_path):
@@ -173,7 +174,7 @@ def test_a_plan_is_made_once_and_loads_numba_only_for_its_engine(monkeypatch, op
 def test_bf16_that_numba_was_not_told_of_takes_the_reference(monkeypatch):
     """LLVM ends the process where it is to emit an instruction that the processor it was told of has not."""
     monkeypatch.setattr(devices, "_cpu_field", lambda name: "avx512f avx512_bf16")
-    monkeypatch.setattr(cpu_kernels, "HAS_BF16", False)
+    monkeypatch.setattr(choice, "HAS_BF16", False)
     assert plan(precision="bf16").engine == "reference"
     with pytest.raises(InputError, match="does not multiply bf16"):
         plan(precision="bf16", engine="cpu")
@@ -185,7 +186,7 @@ def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tm
     path, options = tmp_path / "a.npy", {"n_chains": 20, "burn_in": 2, "engine": "cpu", "device": "cpu"}
     sample_to(path, model, **options)
     assert "arithmetic" not in json.loads(path.with_suffix(".json").read_text())
-    monkeypatch.setattr(cpu_kernels, "fuses", lambda: False)
+    monkeypatch.setattr(choice, "fuses", lambda: False)
     with pytest.raises(InputError, match="arithmetic was None, is now products are rounded before"):
         sample_to(path, model, **options)
 
@@ -193,7 +194,7 @@ def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tm
 TOLD = """
 import numba
 from kaleido_fast import InputError, fast_sample
-from kaleido_fast.engines import cpu_kernels
+from kaleido_fast.engines.loops import choice
 from conftest import random_mlp
 
 model = random_mlp(6, 9, 6)
@@ -203,7 +204,7 @@ try:
     fast_sample(model, n_chains=9, burn_in=2, engine="cpu")
 except InputError as problem:
     print(problem)
-print(numba.config.DISABLE_JIT, cpu_kernels.HAS_BF16)
+print(numba.config.DISABLE_JIT, choice.HAS_BF16)
 """
 
 

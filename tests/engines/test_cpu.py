@@ -22,10 +22,12 @@ from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.planning.request import SampleRequest
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
-from kaleido_fast.engines import cpu_kernels
-from kaleido_fast.engines.cpu import CpuEngine, make_tile
+from kaleido_fast.engines.cpu import CpuEngine
+from kaleido_fast.engines.loops import choice
+from kaleido_fast.engines.loops.packing import make_tile
+from kaleido_fast.engines.loops.processor import LANES, VECTOR
 
-needs_bf16 = pytest.mark.skipif(not cpu_kernels.HAS_BF16, reason="this processor has no AVX512-BF16")
+needs_bf16 = pytest.mark.skipif(not choice.HAS_BF16, reason="this processor has no AVX512-BF16")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
 # (precision, atol, rtol): sums are taken in another order, by one multiply-add each; a step of a random network may
@@ -151,7 +153,7 @@ def test_every_register_block_computes_every_output(n_out):
     with torch.no_grad():
         want = model.double()(state.double())
     assert_states_close(got, want, atol=2e-7, what=f"{n_out} hidden")
-    assert make_tile(model.spec, 2 * cpu_kernels.LANES, "fp32", cpu_kernels).state.ctypes.data % 64 == 0
+    assert make_tile(model.spec, 2 * LANES, "fp32").state.ctypes.data % 64 == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -365,15 +367,9 @@ def test_philox_words_of_the_loops_are_those_of_the_torch_code():
 
 NARROW_VECTORS = """
 import sys
-import llvmlite.binding as binding
-import numba
 import torch
-numba.njit(lambda: 0)  # numba reads the features too, once
-real = binding.get_host_cpu_features
-binding.get_host_cpu_features = lambda: {}
-from kaleido_fast.engines import cpu_kernels
-binding.get_host_cpu_features = real
-assert cpu_kernels.VECTOR == 4
+from kaleido_fast.engines.loops import processor
+processor.VECTOR, processor.VECTORS, processor.MAX_OUTPUTS, processor.LANES, processor.ROW_BYTES = 4, 2, 6, 8, 32
 import test_cpu as tests
 torch.save(tests.run_of_every_part(), sys.argv[1])
 """
@@ -394,6 +390,6 @@ def test_the_width_of_vectors_changes_no_bit(tmp_path):
     command = [sys.executable, "-c", NARROW_VECTORS, str(tmp_path / "narrow.pt")]
     result = subprocess.run(command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert cpu_kernels.VECTOR > 4
+    assert VECTOR > 4
     for i, (got, want) in enumerate(zip(torch.load(tmp_path / "narrow.pt"), run_of_every_part(), strict=True)):
         assert_same_bits(got, want, f"model {i}")

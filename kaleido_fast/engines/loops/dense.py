@@ -1,0 +1,155 @@
+"""Layers by multiply-adds: one register block of outputs after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from kaleido_fast.engines.loops.arrays import LEAKY_RELU, NONE, RELU
+from kaleido_fast.engines.loops.bf16 import round_to_pairs
+from kaleido_fast.engines.loops.compiling import intrinsic, pasted
+from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS, ROW_BYTES, VECTOR, VECTORS
+from kaleido_fast.engines.loops.scalars import activate
+from kaleido_fast.engines.loops.vectors import Emitter
+
+
+def _emit_products(e: Emitter, n_outputs: int, x: Any, w: Any, b: Any, n_in: Any) -> list[Any]:
+    """Sums of one block, outputs x vectors: bias plus a loop over the inputs."""
+    builder, int64 = e.builder, ir.IntType(64)
+    starts = [e.spread(e.load(e.shift(b, 4 * m), e.vector.element)) for m in range(n_outputs)]
+    entry, loop, after = builder.block, builder.append_basic_block("inputs"), builder.append_basic_block("summed")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k = e.phi(int64, ir.Constant(int64, 0), entry)
+    x_at, w_at = e.phi(int64, x, entry), e.phi(int64, w, entry)
+    sums = [e.phi(e.vector, starts[m], entry) for m in range(n_outputs) for _ in range(VECTORS)]
+    inputs = [e.load(e.shift(x_at, 4 * VECTOR * v), e.operand) for v in range(VECTORS)]
+    results = []
+    for m in range(n_outputs):
+        weight = e.spread(e.load(e.shift(w_at, 4 * m), e.operand.element))
+        results += [e.add_product(inputs[v], weight, sums[m * VECTORS + v]) for v in range(VECTORS)]
+    k_next = builder.add(k, ir.Constant(int64, 1))
+    carried = [(k, k_next), (x_at, e.shift(x_at, ROW_BYTES)), (w_at, e.shift(w_at, 4 * n_outputs))]
+    for phi, value in [*carried, *zip(sums, results, strict=True)]:
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<", k_next, n_in), loop, after)
+    builder.position_at_end(after)
+    return results
+
+
+def _emit_store(e: Emitter, sums: list[Any], y: Any, activation: int, slope: Any) -> None:
+    zero = ir.Constant(e.vector, None)
+    for i, value in enumerate(sums):
+        if activation != NONE:
+            below = zero if activation == RELU else e.builder.fmul(value, slope)
+            value = e.builder.select(e.builder.fcmp_ordered("<", value, zero), below, value)
+        m, v = divmod(i, VECTORS)
+        e.store(value, e.shift(y, ROW_BYTES * m + 4 * VECTOR * v))
+
+
+def _emit_block(e: Emitter, n_outputs: int, args: Any, end: Any) -> None:
+    """Sub-tile after sub-tile: products, then the activation that can be done in registers, chosen at run time."""
+    builder, int64 = e.builder, ir.IntType(64)
+    _, subs, y, y_bytes, x, x_bytes, w, b, n_in, activation, slope, _ = args
+    entry, loop, stored = builder.block, builder.append_basic_block("sub"), builder.append_basic_block("sub_stored")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left, y_at, x_at = e.phi(int64, subs, entry), e.phi(int64, y, entry), e.phi(int64, x, entry)
+    sums = _emit_products(e, n_outputs, x_at, w, b, n_in)
+    blocks = {code: builder.append_basic_block(f"activation{code}") for code in (NONE, RELU, LEAKY_RELU)}
+    switch = builder.switch(activation, blocks[NONE])
+    for code, block in blocks.items():
+        if code != NONE:
+            switch.add_case(ir.Constant(int64, code), block)
+        builder.position_at_end(block)
+        _emit_store(e, sums, y_at, code, e.spread(slope) if code == LEAKY_RELU else None)
+        builder.branch(stored)
+    builder.position_at_end(stored)
+    left_next = builder.sub(left, ir.Constant(int64, 1))
+    for phi, value in ((left, left_next), (y_at, builder.add(y_at, y_bytes)), (x_at, builder.add(x_at, x_bytes))):
+        phi.add_incoming(value, stored)
+    builder.cbranch(builder.icmp_signed(">", left_next, ir.Constant(int64, 0)), loop, end)
+
+
+@intrinsic
+def _dense_block(
+    typingctx: Any,
+    n_outputs: Any,
+    subs: Any,
+    y: Any,
+    y_bytes: Any,
+    x: Any,
+    x_bytes: Any,
+    w: Any,
+    b: Any,
+    n_in: Any,
+    activation: Any,
+    slope: Any,
+    weights: Any,
+) -> Any:
+    """``n_outputs`` outputs (1 .. MAX_OUTPUTS) of ``subs`` sub-tiles (at least 1) of `LANES` chains.
+
+    Args:
+        n_outputs: picks one of MAX_OUTPUTS loops, each with its sums in registers.
+        subs: sub-tiles, ``y_bytes`` and ``x_bytes`` apart.
+        y, b: addresses of [output][lane] and [output] fp32.
+        x, w: addresses of [input][lane] and [input][output], of the type of ``weights``.
+        n_in: inputs, or pairs of them, at least 1.
+        activation: code; those that cannot be done in registers are left to `activate`.
+        slope: of leaky_relu.
+        weights: the array, for its type: fp32, or int32 for pairs of bf16.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder, paired=isinstance(weights.dtype, types.Integer))
+        end = builder.append_basic_block("stored")
+        cases = [builder.append_basic_block(f"outputs{m}") for m in range(1, MAX_OUTPUTS + 1)]
+        switch = builder.switch(args[0], cases[0])
+        for m, case in enumerate(cases, start=1):
+            if m > 1:
+                switch.add_case(ir.Constant(ir.IntType(64), m), case)
+            builder.position_at_end(case)
+            _emit_block(e, m, args, end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(*[word] * 10, types.float32, weights), codegen
+
+
+@pasted
+def _layer(layers, index, subs, source, target, tile, activation):
+    """One layer of a tile; a block of weights serves all sub-tiles before the next one is read."""
+    n_in, n_out, n_blocks, first_weight, first_bias = layers.table[index]
+    x, y = np.int64(source.ctypes.data), np.int64(target.ctypes.data)
+    if len(tile.pairs) > 0:
+        round_to_pairs(source, subs, n_in, tile.pairs)
+        x, n_in = np.int64(tile.pairs.ctypes.data), (n_in + 1) // 2
+    w = np.int64(layers.weights.ctypes.data) + 4 * first_weight
+    b = np.int64(layers.biases.ctypes.data) + 4 * first_bias
+    least, n_larger = n_out // n_blocks, n_out % n_blocks
+    for block in range(n_blocks):
+        n = least + 1 if block < n_larger else least
+        _dense_block(
+            n, subs, y, n_out * ROW_BYTES, x, n_in * ROW_BYTES, w, b, n_in, activation, layers.slope, layers.weights
+        )
+        y += n * ROW_BYTES
+        w += 4 * n * n_in
+        b += 4 * n
+    if activation > LEAKY_RELU:
+        activate(target, subs * n_out * LANES, activation)
+
+
+@pasted
+def dense_network(layers, subs, source, target, tile):
+    """target = bound(MLP(source))."""
+    n_layers = layers.table.shape[0]
+    x, hidden, other = source, tile.hidden, tile.other
+    for index in range(n_layers):
+        hidden_layer = index < n_layers - 1
+        y = hidden if hidden_layer else target
+        _layer(layers, index, subs, x, y, tile, layers.activation if hidden_layer else layers.bound)
+        x, hidden, other = hidden, other, hidden
