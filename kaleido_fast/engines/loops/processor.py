@@ -33,9 +33,9 @@ def register_block(values: int, arm: bool) -> tuple[int, int]:
     """(vectors of chains, most outputs) of a register block of vectors of ``values``.
 
     outputs x vectors are accumulators and stay in registers, beside one vector of inputs each and a broadcast weight:
-    2 x 12 + 2 + 1 of the 32 registers of AVX-512, 4 x 5 + 4 + 1 of the 32 of NEON, 2 x 6 + 2 + 1 of 16.
+    2 x 14 + 2 + 1 of the 32 registers of AVX-512, 4 x 5 + 4 + 1 of the 32 of NEON, 2 x 6 + 2 + 1 of 16.
     """
-    return (2, 12) if values == 16 else (4, 5) if arm else (2, 6)
+    return (2, 14) if values == 16 else (4, 5) if arm else (2, 6)
 
 
 _TARGET = cpu_target.target_context.codegen().magic_tuple()
@@ -44,6 +44,7 @@ VECTOR = vector_values(*_TARGET)
 VECTORS, MAX_OUTPUTS = register_block(VECTOR, _IS_ARM)
 LANES = VECTOR * VECTORS
 ROW_BYTES = 4 * LANES
+CACHE_LINE = 64
 # If numba compiles for a processor without bf16 (NUMBA_CPU_NAME), LLVM ends the process at the first such instruction.
 _FOR_THIS_PROCESSOR = config.CPU_NAME is None and config.CPU_FEATURES is None and bool(config.ENABLE_AVX)
 HAS_BF16 = VECTOR == 16 and _FOR_THIS_PROCESSOR and bool(binding.get_host_cpu_features().get("avx512bf16"))

@@ -29,6 +29,14 @@ class Emitter:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=4)
 
+    def prefetch(self, address: Any, cache: int) -> None:
+        """Ask for the cache line at an address, into the first or the second level; any address will do."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[ir.IntType(32)] * 3])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        read, locality, data = (ir.Constant(ir.IntType(32), value) for value in (0, 4 - cache, 1))
+        self.builder.call(prefetch, [self.builder.inttoptr(address, byte), read, locality, data])
+
     def spread(self, scalar: Any) -> Any:
         empty = ir.Constant(ir.VectorType(scalar.type, VECTOR), ir.Undefined)
         first = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
