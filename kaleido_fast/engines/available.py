@@ -35,20 +35,35 @@ def plan_here(
 def _asks_for_loops(request: SampleRequest, spec: ModelSpec | None, facts: DeviceFacts) -> bool:
     """Whether the plan depends on what the compiled loops can do."""
     wanted = request.kernel == "auto" and request.engine in ("auto", "cpu")
-    computed = request.precision == "fp32" or (request.precision == "bf16" and facts.has_bf16)
+    computed = request.precision in ("fp32", "bf16")
     return spec is not None and facts.kind == "cpu" and facts.has_numba and wanted and computed
 
 
 def _with_loops(facts: DeviceFacts) -> DeviceFacts:
     """Facts with what the compiled loops can do, which are loaded for it."""
     loops, problem = _load_loops()
-    return replace(facts, numba_problem=problem, has_bf16=facts.has_bf16 and not problem and loops.HAS_BF16)
+    if problem:
+        return replace(facts, numba_problem=problem)
+    bf16 = loops.LOOPS[loops.bf16_loops()]
+    return replace(facts, slow_bf16="" if bf16.speed > 1 else bf16.about)
 
 
-def cpu_arithmetic() -> str:
-    """How the loops of engine 'cpu' differ from what they compute elsewhere; empty where they do not."""
+def cpu_arithmetic(precision: str) -> str:
+    """How the loops of engine 'cpu' compute a precision differently elsewhere; empty where they do not."""
     loops, problem = _load_loops()
-    return "" if problem or loops.fuses() else "products are rounded before they are added (no fused multiply-add)"
+    return "" if problem else loops.arithmetic(precision)
+
+
+def has_fast_bf16() -> bool:
+    """Whether engine 'cpu' computes bf16 faster than fp32 here: by AMX, or by AVX512-BF16 on AMD's processors."""
+    loops, problem = _load_loops()
+    return not problem and loops.LOOPS[loops.bf16_loops()].speed > 1
+
+
+def instruction_set() -> str:
+    """The widest instructions that the loops of engine 'cpu' use here, such as "AVX2" or "AMX"; empty without loops."""
+    loops, problem = _load_loops()
+    return "" if problem else loops.instruction_set()
 
 
 @functools.cache

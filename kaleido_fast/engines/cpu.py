@@ -97,7 +97,7 @@ class _Run:
         threads = max(1, torch.get_num_threads())
         self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads)
         self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
-        self.step_flops = spec.flops_per_step
+        self.step_flops = -(-spec.flops_per_step // engine.loops.speed)  # as many in fp32 take as long
         self.flops = self.step_flops * max(1, last_step - first_step)
         self.taken = 0
         self.taking = threading.Lock()

@@ -21,7 +21,7 @@ class DeviceFacts:
         memory: bytes free for the run.
         has_triton, has_numba: whether these libraries are installed.
         numba_problem: why numba cannot be used although it is; empty if it can, as far as is known.
-        has_bf16: whether a CPU multiplies bf16 (AVX512-BF16).
+        slow_bf16: how a CPU's loops compute bf16 where that is no faster than fp32; empty where it is, or is not known.
         gpu: what the kernels need to know of it; of a CPU, of what Triton's interpreter stands for.
         tuned: tiles measured best on this GPU (`kaleido_kernels.tuned.read_tuned`).
         interpreter: whether Triton's interpreter was asked for (TRITON_INTERPRET=1), so that kernels run on a CPU.
@@ -33,7 +33,7 @@ class DeviceFacts:
     has_triton: bool = False
     has_numba: bool = False
     numba_problem: str = ""
-    has_bf16: bool = False
+    slow_bf16: str = ""
     gpu: GpuFacts = INTERPRETED
     tuned: dict[str, Any] = field(default_factory=dict)
     interpreter: bool = False

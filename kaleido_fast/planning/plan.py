@@ -31,7 +31,7 @@ from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.scalars import whole_number
 from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.choice import Choice, choose, force
-from kaleido_kernels.precision import USUAL, DevicePrecision, WeightsRange, device_precision
+from kaleido_kernels.precision import LARGEST_OPERANDS, USUAL, DevicePrecision, WeightsRange, device_precision
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import AnyTile
 from kaleido_kernels.tuned import tile_to_json
@@ -204,6 +204,7 @@ def choose_engine(
     Raises:
         InputError: an engine asked for by name that cannot run this.
     """
+    _refuse_weights(request.precision, weights)
     asked = request.engine if request.kernel == "auto" else "triton"
     plain = _phases(request)
     if spec is None:
@@ -222,6 +223,8 @@ def choose_engine(
         what = f"engine {asked!r}" if request.kernel == "auto" else f"kernel {request.kernel!r}"
         raise InputError(f"{what} cannot run this: {problem}") from problem
     reason = "asked for by name" if asked != "auto" else f"the fastest on {facts.name or facts.kind}"
+    if engine == "cpu" and request.precision == "bf16" and facts.slow_bf16:
+        reason += f"; bf16 by {facts.slow_bf16}, no faster than fp32: this processor multiplies no bf16, or slowly"
     return engine, reason, plain
 
 
@@ -270,6 +273,15 @@ def _with_kernel(
     return replace(phase, kernel=plan_kernel(spec, phase.precision, facts, weights, kernel=request.kernel))
 
 
+def _refuse_weights(precision: str, weights: WeightsRange) -> None:
+    """Refuse a precision that makes infinities of finite weights: `InputError`."""
+    most = LARGEST_OPERANDS.get(precision)
+    if most is not None and weights.largest > most:
+        raise InputError(
+            f"precision {precision!r}: the largest weight is {weights.largest:.4g}, at most {most:.4g} fits; use 'fp32'"
+        )
+
+
 def _refuse_for_module(asked: str, request: SampleRequest, why_general: str) -> None:
     """Refuse what a module that is no plain MLP cannot have: `InputError`."""
     if asked not in ("auto", "reference"):
@@ -303,8 +315,6 @@ def _refuse_engine(engine: str, request: SampleRequest, spec: ModelSpec, facts: 
 def _why_not_cpu(request: SampleRequest, spec: ModelSpec, facts: DeviceFacts) -> str:
     if facts.kind != "cpu":
         return f"the device is {facts.name or facts.kind}: pass device='cpu'"
-    if request.precision == "bf16" and not facts.has_bf16:
-        return "this processor does not multiply bf16: use engine='reference'"
     if request.precision not in ("fp32", "bf16"):
         return f"it computes in fp32 or bf16, not {request.precision}: use engine='reference'"
     if not ACTIVATIONS[spec.activation].on_cpu:

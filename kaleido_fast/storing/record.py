@@ -74,8 +74,9 @@ def stored_record(run: Run, encoding: Encoding, scaling: Scaling | None) -> dict
     }
     if engine == "triton":
         record["kernels"] = run.plan.kernels
-    if engine == "cpu" and cpu_arithmetic():
-        record["arithmetic"] = cpu_arithmetic()
+    arithmetic = cpu_arithmetic(run.request.precision) if engine == "cpu" else ""
+    if arithmetic:
+        record["arithmetic"] = arithmetic
     if engine == "reference" and deciding_threads(device) is not None:
         record["threads"] = deciding_threads(device)
     if subject.spec is None:

@@ -156,7 +156,6 @@ def device_facts(device: torch.device) -> DeviceFacts:
         memory=available_memory(),
         has_triton=has_triton,
         has_numba=has_numba,
-        has_bf16="avx512_bf16" in _cpu_field("flags").split(),
         interpreter=os.environ.get("TRITON_INTERPRET") == "1",
     )
 

@@ -19,7 +19,6 @@ from kaleido_fast.errors import InputError
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.reproducing.models import cache_folder
 from kaleido_fast.storing.sample_to import sample_to
-from kaleido_fast.system import devices
 from kaleido_fast.system.devices import device_facts, resolve_device
 from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.folders import user_cache
@@ -171,15 +170,6 @@ def test_a_plan_is_made_once_and_loads_numba_only_for_its_engine(monkeypatch, op
     assert bool(loaded) == (engine == "cpu")
 
 
-def test_bf16_that_numba_was_not_told_of_takes_the_reference(monkeypatch):
-    """LLVM ends the process where it is to emit an instruction that the processor it was told of has not."""
-    monkeypatch.setattr(devices, "_cpu_field", lambda name: "avx512f avx512_bf16")
-    monkeypatch.setattr(choice, "HAS_BF16", False)
-    assert plan(precision="bf16").engine == "reference"
-    with pytest.raises(InputError, match="does not multiply bf16"):
-        plan(precision="bf16", engine="cpu")
-
-
 def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tmp_path):
     """A processor without fused multiply-add, or numba told to compile for one."""
     model = random_mlp(6, 9, 6)
@@ -194,7 +184,6 @@ def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tm
 TOLD = """
 import numba
 from kaleido_fast import InputError, fast_sample
-from kaleido_fast.engines.loops import choice
 from conftest import random_mlp
 
 model = random_mlp(6, 9, 6)
@@ -204,7 +193,7 @@ try:
     fast_sample(model, n_chains=9, burn_in=2, engine="cpu")
 except InputError as problem:
     print(problem)
-print(numba.config.DISABLE_JIT, choice.HAS_BF16)
+print(numba.config.DISABLE_JIT)
 """
 
 

@@ -13,68 +13,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_states_close, random_mlp
+from cpu_runs import ACTIVATIONS, FP32_RUN, FP32_STEP, MODEL, assert_same_bits, assert_same_run, reference, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaleido_fast.engines.reference import ReferenceEngine
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 from kaleido_fast.planning.request import SampleRequest
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
 from kaleido_fast.engines.cpu import CpuEngine
-from kaleido_fast.engines.loops import choice
-from kaleido_fast.engines.loops.packing import make_tile
+from kaleido_fast.engines.loops.packing import make_fp32_tile
 from kaleido_fast.engines.loops.processor import LANES, VECTOR
-
-needs_bf16 = pytest.mark.skipif(not choice.HAS_BF16, reason="this processor has no AVX512-BF16")
-PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
-
-# (precision, atol, rtol): sums are taken in another order, by one multiply-add each; a step of a random network may
-# double a difference.
-FP32_STEP = ("fp32", 1e-6, 1e-6)
-FP32_RUN = ("fp32", 2e-5, 1e-5)
-# Where two fp32 sums straddle a rounding to bf16, an operand differs by its last place, 2^-8 of it.
-BF16_STEP = ("bf16", 8e-3, 0.0)
-ACTIVATIONS = ["relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh"]
-MODEL = random_mlp(5, 11, 13, 5)
-
-
-def reference(model: KaleidoMLP, request: SampleRequest) -> ReferenceEngine:
-    spec = model.spec
-    return ReferenceEngine(
-        model,
-        request,
-        dim=spec.dim,
-        data_range=(spec.low, spec.high),
-        tile_rows=64,
-        device=torch.device("cpu"),
-    )
-
-
-def run(engine, chains, state=None, first=0, last=None, *, n_draws=None, report=lambda _: None):
-    """(draws, final, residual) of one call; draws that are not reached stay NaN."""
-    request = engine.request
-    dim = engine.spec.dim if isinstance(engine, CpuEngine) else engine.dim
-    draws = torch.full((len(chains), request.n_draws, dim), torch.nan)
-    last = request.schedule.n_steps if last is None else last
-    end = engine.advance(chains, state, first, last, draws, report)
-    return draws, end.state, end.residual
-
-
-def assert_same_run(model: KaleidoMLP, request: SampleRequest, triple: tuple[str, float, float], state=None) -> None:
-    precision, atol, rtol = triple
-    assert precision == request.precision
-    chains = torch.arange(request.n_chains) + request.first_chain
-    got, want = run(CpuEngine(model, request), chains, state), run(reference(model, request), chains, state)
-    for name, a, b in zip(("draws", "final", "residual"), got, want, strict=True):
-        assert_states_close(a, b, atol=atol, rtol=rtol, what=f"{name} of {model.spec.widths} {model.spec.activation}")
-
-
-def assert_same_bits(got, want, what: str) -> None:
-    for name, a, b in zip(("draws", "final", "residual"), got, want, strict=True):
-        same = (a == b) | (a.isnan() & b.isnan())
-        assert same.all(), f"{what}: {name} differ first at {(~same).nonzero()[0].tolist()}"
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -94,45 +44,9 @@ def test_odd_widths_agree_with_the_reference(widths):
     assert_same_run(random_mlp(*widths), SampleRequest(n_chains=131, sampler="flow", steps=3, seed=1), FP32_RUN)
 
 
-@needs_bf16
-@pytest.mark.parametrize("widths", [(1, 1), (1, 10, 1), (5, 11, 13, 5), (2, 50, 50, 2), (67, 13, 67), (7, 1031, 7)])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_bf16_agrees_with_the_rounded_operands_of_the_reference(widths, activation):
-    model = random_mlp(*widths, activation=activation)
-    request = SampleRequest(n_chains=131, burn_in=0, seed=1, precision="bf16")
-    assert_same_run(model, request, BF16_STEP)
-    chains = torch.arange(131)
-    got, want = run(CpuEngine(model, request), chains)[1], run(reference(model, request), chains)[1]
-    assert float((got - want).abs().median()) < 1e-6, "most chains meet no such rounding"
-
-
-@needs_bf16
-@pytest.mark.parametrize("widths", [(1, 1), (5, 11, 13, 5), (67, 13, 67)])
-def test_a_flow_in_bf16_agrees_with_the_reference(widths):
-    model = random_mlp(*widths, activation="silu")
-    request = SampleRequest(n_chains=131, seed=1, precision="bf16", sampler="flow", steps=2)
-    assert_same_run(model, request, ("bf16", 3e-2, 0.0))
-    chains = torch.arange(131)
-    got, want = run(CpuEngine(model, request), chains)[1], run(reference(model, request), chains)[1]
-    assert float((got - want).abs().median()) < 1e-6, "most chains meet no such rounding"
-
-
-@needs_bf16
-def test_bf16_rounds_ties_to_even():
-    """One weight of 1: the output is the rounded input, between two neighbours, at ties and beyond."""
-    model = KaleidoMLP(ModelSpec((1, 1), bias=(False,)))
-    with torch.no_grad():
-        model.linears[0].weight.fill_(1.0)
-    bits = torch.arange(0x3E80_0000, 0x3E88_0000, 0x1000, dtype=torch.int32)
-    x = torch.cat((bits.view(torch.float32), -bits.view(torch.float32), torch.tensor([torch.nan, torch.inf])))[:, None]
-    request = SampleRequest(n_chains=len(x), precision="bf16")
-    got = CpuEngine(model, request).advance(torch.arange(len(x)), x, 0, 1, None, lambda _: None).state
-    assert_states_close(got, torch.tanh(x.to(torch.bfloat16).double()), atol=2e-7, what="rounding")
-
-
 @pytest.mark.parametrize("precision", ["fp64", "tf32", "fp16"])
 def test_other_precisions_are_refused(precision):
-    with pytest.raises(InputError, match=rf"no {precision} on this processor: use precision='fp32'"):
+    with pytest.raises(InputError, match=rf"no {precision}: use precision='fp32'"):
         CpuEngine(MODEL, SampleRequest(n_chains=1, precision=precision))
 
 
@@ -153,7 +67,7 @@ def test_every_register_block_computes_every_output(n_out):
     with torch.no_grad():
         want = model.double()(state.double())
     assert_states_close(got, want, atol=2e-7, what=f"{n_out} hidden")
-    assert make_tile(model.spec, 2 * LANES, "fp32").state.ctypes.data % 64 == 0
+    assert make_fp32_tile(model.spec, 2 * LANES).state.ctypes.data % 64 == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -227,9 +141,8 @@ def test_hidden_activations_are_accurate(activation):
 
 @pytest.mark.parametrize("jitter", [0.0, 0.4])
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 127, 128, 129, 600])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_chain_has_the_same_bits_in_any_company(n, jitter, precision):
-    request = SampleRequest(n_chains=700, burn_in=5, n_draws=2, jitter=jitter, seed=2, precision=precision)
+def test_a_chain_has_the_same_bits_in_any_company(n, jitter):
+    request = SampleRequest(n_chains=700, burn_in=5, n_draws=2, jitter=jitter, seed=2)
     engine = CpuEngine(MODEL, request)
     whole = run(engine, torch.arange(700))
     chosen = torch.randperm(700, generator=torch.Generator().manual_seed(n))[:n]
@@ -316,9 +229,8 @@ def test_residual_is_nan_where_one_value_is():
 
 
 @pytest.mark.parametrize("noise", ["normal", "uniform", "upstream"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_nan_stays_in_its_own_chain(noise, precision):
-    request = SampleRequest(n_chains=100, burn_in=3, jitter=0.1, noise=noise, settle=0, precision=precision)
+def test_nan_stays_in_its_own_chain(noise):
+    request = SampleRequest(n_chains=100, burn_in=3, jitter=0.1, noise=noise, settle=0)
     engine, chains = CpuEngine(MODEL, request), torch.arange(100)
     state = torch.rand(100, 5) - 0.5
     clean = run(engine, chains, state)

@@ -13,7 +13,7 @@ from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_ch
 from kaleido_fast.presets import NETWORKS
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
-from kaleido_fast.engines.loops.packing import make_tile
+from kaleido_fast.engines.loops.packing import make_pairs_tile
 
 
 def test_tiles_are_whole_register_blocks_and_small_runs_occupy_all_threads():
@@ -45,6 +45,6 @@ def test_units_shrink_towards_the_end_and_are_not_many(n, threads, steps):
 
 @pytest.mark.parametrize("widths", [(1, 10, 1), (64, 256, 256, 64), (3072, 2000, 3072)])
 def test_memory_of_a_thread_is_what_is_planned(widths):
-    tile = make_tile(ModelSpec(widths), 128, "bf16")
+    tile = make_pairs_tile(ModelSpec(widths), 128)
     buffers = (tile.state, tile.moved, tile.hidden, tile.other, tile.pairs)
     assert sum(buffer.nbytes for buffer in buffers) == workspace_bytes(widths, 128)

@@ -21,11 +21,6 @@ from kaleido_fast import Outcome, fast_sample
 )
 def test_polished_fixed_points_are_fp32_fixed_points(engine, precision):
     needs(engine)
-    if engine == "cpu":
-        from kaleido_fast.engines.loops import choice
-
-        if not choice.HAS_BF16:
-            pytest.skip("this processor does not multiply bf16")
     model = contracting((16, 48, 16), scale=0.6)
     options = {"n_chains": few_on_triton(engine, 64), "burn_in": 119, "engine": engine}
     exact = fast_sample(model, **options)

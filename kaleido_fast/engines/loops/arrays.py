@@ -14,10 +14,12 @@ class Layers(NamedTuple):
     """A packed network.
 
     Args:
-        weights: all layers one after the other; each is a sequence of blocks [input][output of the block], fp32; or
-            [pair of inputs][output], int32 that hold two bf16, the even input in the low half.
-        biases: all layers one after the other.
+        weights: all layers one after the other; each is a sequence of blocks. Of multiply-adds: [input][output of the
+            block], fp32; or [pair of inputs][output], int32 that hold two bf16, the even input in the low half. Of
+            tiles: [step of 32 inputs][16 or 32 outputs][pair of inputs], int32.
+        biases: all layers one after the other; of tiles, each 16 times, filled up to whole blocks.
         table: (n_layers, 5) int64: inputs, outputs, blocks, first weight, first bias.
+        rounds: whether multiply-adds in fp32 take their operands rounded to bf16.
         activation, slope: code of the hidden activation, and the slope of leaky_relu.
         bound: code of the output bound.
         low, high, mid, half, span: data range, its middle, half its width, its width.
@@ -26,6 +28,7 @@ class Layers(NamedTuple):
     weights: np.ndarray
     biases: np.ndarray
     table: np.ndarray
+    rounds: bool
     activation: int
     slope: np.float32
     bound: int
@@ -60,8 +63,10 @@ class Tile(NamedTuple):
     Args:
         chain_ids: (subs * LANES,) int64 absolute chain ids.
         state, moved: (subs * dim * LANES,) fp32.
-        hidden, other: (subs * widest layer * LANES,) fp32.
-        pairs: the inputs of a layer as pairs of bf16, (subs * half of the widest layer * LANES,) int32; () with fp32.
+        hidden, other: values between layers, (subs * widest layer * LANES,) fp32; of tiles, pairs of bf16 in int32.
+        pairs: the inputs of a layer as pairs of bf16, (subs * half of the widest layer * LANES,) int32, or ().
+        rounded: the state rounded to bf16, (subs * dim * LANES,) fp32, or ().
+        sums: sums of blocks of outputs of tiles, (subs * BLOCK * LANES,) fp32, or ().
         words, noise: (4 * LANES,) uint32 and fp32.
         residual: (subs * LANES,) fp32, of the last step run.
     """
@@ -72,6 +77,8 @@ class Tile(NamedTuple):
     hidden: np.ndarray
     other: np.ndarray
     pairs: np.ndarray
+    rounded: np.ndarray
+    sums: np.ndarray
     words: np.ndarray
     noise: np.ndarray
     residual: np.ndarray

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kaleido_fast.engines.loops.compiling import inner, pasted
+from kaleido_fast.engines.loops.compiling import inner, pasted, wide_vectors
 from kaleido_fast.engines.loops.processor import LANES
-from kaleido_fast.engines.loops.scalars import bits
+from kaleido_fast.engines.loops.scalars import bits, from_bits
 
 _BF16_LAST, _BF16_BELOW_HALF, _BF16_NAN, _16_BITS = np.uint32(1), np.uint32(0x7FFF), np.uint32(0x7FC0), np.uint32(16)
 
@@ -34,3 +34,11 @@ def round_to_pairs(values, subs, n_in, pairs):
             else:
                 for i in range(LANES):
                     out[i] = np.int32(_bf16(low[i]))
+
+
+@inner
+def round_to_bf16(values, n, rounded):
+    """``n`` values in fp32, rounded to the nearest bf16; in place too."""
+    wide_vectors()
+    for i in range(n):
+        rounded[i] = from_bits(np.int32(_bf16(values[i]) << _16_BITS))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.extending import intrinsic as _typed_intrinsic
 
 from kaleido_fast.engines.code_cache import CodeCache, code_folders, config
@@ -35,3 +36,19 @@ def entry(function: Callable[..., Any]) -> Any:
     if IS_COMPILED and Path(__file__).is_file():  # the cache asks whether it has changed
         dispatcher._cache = CodeCache(function, code_folders)
     return dispatcher
+
+
+@intrinsic
+def wide_vectors(typingctx: Any) -> Any:
+    """Let LLVM make vectors of 512 bits, where there are any, of the loops of this function.
+
+    By itself it makes half of that for most processors of Intel, for the clock's sake, which the products need anyway
+    (tanh: 0.44 ns a value, 0.35 with it; gelu 0.73, 0.54).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite's own `add` takes only attributes that are one word
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen

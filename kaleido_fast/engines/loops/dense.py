@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from kaleido_fast.engines.loops.arrays import LEAKY_RELU, NONE, RELU
-from kaleido_fast.engines.loops.bf16 import round_to_pairs
+from kaleido_fast.engines.loops.bf16 import round_to_bf16, round_to_pairs
 from kaleido_fast.engines.loops.compiling import intrinsic, pasted
 from kaleido_fast.engines.loops.processor import CACHE_LINE, LANES, MAX_OUTPUTS, ROW_BYTES, VECTOR, VECTORS
 from kaleido_fast.engines.loops.scalars import activate
@@ -181,8 +181,13 @@ def dense_network(layers, subs, source, target, tile):
     """target = bound(MLP(source))."""
     n_layers = layers.table.shape[0]
     x, hidden, other = source, tile.hidden, tile.other
+    if layers.rounds:
+        x = tile.rounded
+        round_to_bf16(source, subs * layers.table[0, 0] * LANES, x)
     for index in range(n_layers):
         hidden_layer = index < n_layers - 1
         y = hidden if hidden_layer else target
         _layer(layers, index, subs, x, y, tile, layers.activation if hidden_layer else layers.bound)
+        if layers.rounds and hidden_layer:
+            round_to_bf16(y, subs * layers.table[index, 1] * LANES, y)
         x, hidden, other = hidden, other, hidden

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kaleido_fast.engines.loops.arrays import NORMAL, RESTART, START_NORMAL, UNIFORM, UPSTREAM
-from kaleido_fast.engines.loops.compiling import inner, pasted
+from kaleido_fast.engines.loops.compiling import inner, pasted, wide_vectors
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ONE, TWO, cos_sin, floats, log
 
@@ -95,6 +95,7 @@ def _move_row(kind, e, source, target, scale, layers):
 @inner
 def add_noise(kind, layers, steps, tile, dim, step, values):
     """Noise of ``step`` on the values of a tile, in place; the kinds of start noise, and RESTART, overwrite them."""
+    wide_vectors()
     normal = kind in (NORMAL, START_NORMAL, RESTART)
     for sub in range(len(tile.chain_ids) // LANES):
         chain_ids = tile.chain_ids[sub * LANES : (sub + 1) * LANES]

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kaleido_fast.engines.loops import arrays
+from kaleido_fast.engines.loops.amx import BLOCK, TILE
 from kaleido_fast.engines.loops.arrays import Layers, Tile
 from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 
 
-def pack_layers(model: KaleidoMLP, precision: str) -> Layers:
+def pack_fp32(model: KaleidoMLP) -> Layers:
     """Copy the weights into blocks of outputs, [input][output] each; block sizes of a layer differ by one at most."""
-    pack = _bf16_pairs if precision == "bf16" else _fp32
+    return _pack(model, MAX_OUTPUTS, lambda weight: _blocks(_fp32(weight)), _biases)
+
+
+def pack_rounded(model: KaleidoMLP) -> Layers:
+    """`pack_fp32` of weights rounded to bf16."""
+    rounded = _pack(model, MAX_OUTPUTS, lambda weight: _blocks(_fp32(_bf16(weight))), _biases)
+    return rounded._replace(rounds=True)
+
+
+def pack_pairs(model: KaleidoMLP) -> Layers:
+    """`pack_fp32` with pairs of bf16 in place of inputs: [pair of inputs][output], the even input in the low half."""
+    return _pack(model, MAX_OUTPUTS, lambda weight: _blocks(_pairs(_bf16(weight))), _biases)
+
+
+def pack_tiles(model: KaleidoMLP) -> Layers:
+    """Copy the weights into blocks of 32 outputs, the last of a layer perhaps of 16; zeros fill it up.
+
+    A block is [step of 32 inputs][16 or 32 outputs][pair of inputs].
+    """
+    return _pack(model, BLOCK, _tiles, _tile_biases)
+
+
+def _pack(model: KaleidoMLP, block: int, weights_of: Any, biases_of: Any) -> Layers:
     weights: list[Tensor] = []
-    biases: list[np.ndarray] = []
+    biases: list[Tensor] = []
     table, first_weight, first_bias = [], 0, 0
     for layer in model.linears:
         n_out, n_in = layer.weight.shape
-        n_blocks = -(-n_out // MAX_OUTPUTS)
-        table.append((n_in, n_out, n_blocks, first_weight, first_bias))
-        weight = pack(layer.weight)
-        weights.append(torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)]))
-        first_weight, first_bias = first_weight + weight.numel(), first_bias + n_out
-        biases.append(np.zeros(n_out, np.float32) if layer.bias is None else _fp32(layer.bias).numpy())
+        table.append((n_in, n_out, -(-n_out // block), first_weight, first_bias))
+        bias = torch.zeros(n_out) if layer.bias is None else _fp32(layer.bias)
+        weights.append(weights_of(layer.weight))
+        biases.append(biases_of(bias))
+        first_weight, first_bias = first_weight + weights[-1].numel(), first_bias + biases[-1].numel()
     spec = model.spec
     return Layers(
-        weights=torch.cat(weights).numpy(),
-        biases=np.concatenate(biases),
+        weights=_on_lines(torch.cat(weights)),
+        biases=_on_lines(torch.cat(biases)),
         table=np.array(table, np.int64),
+        rounds=False,
         activation=getattr(arrays, spec.activation.upper()),
         slope=np.float32(spec.negative_slope),
         bound=getattr(arrays, spec.bound.upper()),
@@ -47,30 +72,78 @@ def _fp32(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float32)
 
 
-def _bf16_pairs(weight: Tensor) -> Tensor:
-    """(n_out, n_in) -> (n_out, ceil(n_in / 2)) int32, the even input in the low half."""
-    rounded = weight.detach().to("cpu", torch.bfloat16)
-    if rounded.shape[1] % 2:
-        rounded = F.pad(rounded, (0, 1))
-    bits = rounded.view(torch.int16).to(torch.int32)
-    return (bits[:, ::2] & 0xFFFF) | (bits[:, 1::2] << 16)
+def _bf16(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.bfloat16)
 
 
-def make_tile(spec: ModelSpec, chains: int, precision: str) -> Tile:
-    """One thread's buffers for tiles of ``chains`` chains."""
-    state, widest, lanes = chains * spec.dim, chains * max(spec.widths), LANES
-    pairs = chains * ((max(spec.widths) + 1) // 2) if precision == "bf16" else 0
+def _biases(bias: Tensor) -> Tensor:
+    return bias
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """(n_out, inputs) -> blocks of outputs, [input][output] each."""
+    n_blocks = -(-len(weight) // MAX_OUTPUTS)
+    return torch.cat([block.T.reshape(-1) for block in torch.tensor_split(weight, n_blocks)])
+
+
+def _pairs(rounded: Tensor) -> Tensor:
+    """(n_out, n_in) bf16 -> (n_out, ceil(n_in / 2)) int32, the even input in the low half."""
+    return F.pad(rounded, (0, rounded.shape[1] % 2)).contiguous().view(torch.int32)
+
+
+def _tiles(weight: Tensor) -> Tensor:
+    n_out, n_in = weight.shape
+    filled = F.pad(_bf16(weight), (0, -n_in % BLOCK, 0, -n_out % TILE))
+    steps = filled.unflatten(1, (-1, BLOCK)).transpose(0, 1)  # [step][output][input]
+    blocks = steps.split(BLOCK, dim=1)
+    return torch.cat([block.reshape(-1) for block in blocks]).view(torch.int32)
+
+
+def _tile_biases(bias: Tensor) -> Tensor:
+    return F.pad(bias, (0, -len(bias) % BLOCK)).repeat_interleave(TILE)
+
+
+def _on_lines(values: Tensor) -> np.ndarray:
+    """A copy that begins on a cache line's boundary."""
+    copy = aligned(values.numel()).view(np.int32 if values.dtype == torch.int32 else np.float32)
+    copy[:] = values.numpy()
+    return copy
+
+
+def make_fp32_tile(spec: ModelSpec, chains: int) -> Tile:
+    """One thread's buffers for tiles of ``chains`` chains, of multiply-adds in fp32."""
+    state, widest = chains * spec.dim, chains * max(spec.widths)
     return Tile(
         chain_ids=np.zeros(chains, np.int64),
         state=aligned(state),
         moved=aligned(state),
         hidden=aligned(widest),
         other=aligned(widest),
-        pairs=aligned(pairs).view(np.int32),
-        words=np.zeros(4 * lanes, np.uint32),
-        noise=aligned(4 * lanes),
+        pairs=aligned(0).view(np.int32),
+        rounded=aligned(0),
+        sums=aligned(0),
+        words=np.zeros(4 * LANES, np.uint32),
+        noise=aligned(4 * LANES),
         residual=aligned(chains),
     )
+
+
+def make_rounded_tile(spec: ModelSpec, chains: int) -> Tile:
+    """`make_fp32_tile` where the state is rounded to bf16 too."""
+    return make_fp32_tile(spec, chains)._replace(rounded=aligned(chains * spec.dim))
+
+
+def make_pairs_tile(spec: ModelSpec, chains: int) -> Tile:
+    """`make_fp32_tile` with the inputs of a layer as pairs of bf16."""
+    pairs = aligned(chains * ((max(spec.widths) + 1) // 2)).view(np.int32)
+    return make_fp32_tile(spec, chains)._replace(pairs=pairs)
+
+
+def make_tiles_tile(spec: ModelSpec, chains: int) -> Tile:
+    """`make_fp32_tile` for products of tiles: between layers there are only pairs."""
+    pairs = chains * (BLOCK // 2) * -(-max(spec.widths) // BLOCK)
+    hidden, other = (aligned(pairs).view(np.int32) for _ in range(2))
+    return make_fp32_tile(spec, chains)._replace(hidden=hidden, other=other, sums=aligned(chains * BLOCK))
 
 
 def aligned(count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 
 from kaleido_fast.engines.loops.arrays import GELU, GELU_TANH, SIGMOID, SILU, TANH
-from kaleido_fast.engines.loops.compiling import inner, intrinsic
+from kaleido_fast.engines.loops.compiling import inner, intrinsic, wide_vectors
 
 
 @intrinsic
@@ -185,6 +185,7 @@ def activate(values, n, code):
     One loop whose length is known at run time only: loops of `LANES` values, 16 with AVX2, LLVM unrolls before it could
     make vector code of them (tanh: 24 clocks a value, 2.4 in vectors).
     """
+    wide_vectors()
     if code == GELU:
         for i in range(n):
             values[i] = _gelu(values[i])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from kaleido_fast.engines.loops.amx import configure_tiles, release_tiles
 from kaleido_fast.engines.loops.arrays import NORMAL, RESTART, START_NORMAL, START_UNIFORM, UNIFORM, UPSTREAM
-from kaleido_fast.engines.loops.compiling import entry, inner, pasted
+from kaleido_fast.engines.loops.compiling import entry, inner, pasted, wide_vectors
 from kaleido_fast.engines.loops.dense import dense_network
 from kaleido_fast.engines.loops.noise import add_noise
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ZERO, fma
+from kaleido_fast.engines.loops.tiles import tile_network
 
 
 @pasted
@@ -56,7 +58,7 @@ def _write_rows(state, rows, dim):
 
 
 @pasted
-def _advance_tile(layers, steps, tile, first_step, last_step, draws):
+def _advance_tile(network, layers, steps, tile, first_step, last_step, draws):
     """Steps of ``tile.state``, in place; the residual of the last one goes to ``tile.residual``."""
     dim, subs = layers.table[0, 0], len(tile.chain_ids) // LANES
     state, moved = tile.state, tile.moved
@@ -65,7 +67,7 @@ def _advance_tile(layers, steps, tile, first_step, last_step, draws):
         draw_end = steps.burn_in + (draw + 1) * steps.thin
         if steps.noise in (NORMAL, UNIFORM, RESTART) and 0 < step < draw_end - steps.settle:
             add_noise(steps.noise, layers, steps, tile, dim, step, state)
-        dense_network(layers, subs, state, moved, tile)
+        network(layers, subs, state, moved, tile)
         if step == last_step - 1:
             _residual(state, moved, dim, tile.residual)
         if steps.noise == UPSTREAM:
@@ -76,6 +78,26 @@ def _advance_tile(layers, steps, tile, first_step, last_step, draws):
             _write_rows(moved, draws[:, draw], dim)
         state, moved = moved, state
     return state
+
+
+@pasted
+def _advance_rows(network, layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual):
+    dim, size = layers.table[0, 0], len(tile.chain_ids)
+    keep = draws.shape[0] > 0
+    for begin in range(0, len(chain_ids), size):
+        end = min(begin + size, len(chain_ids))
+        n = end - begin
+        for i in range(n):
+            tile.chain_ids[i] = chain_ids[begin + i]
+        if start in (START_UNIFORM, START_NORMAL, RESTART):
+            add_noise(start, layers, steps, tile, dim, first_step, tile.state)
+        else:
+            _read_rows(state[begin:end], tile.state, dim)
+        tile_draws = draws[begin:end] if keep else draws
+        after = _advance_tile(network, layers, steps, tile, first_step, last_step, tile_draws)
+        _write_rows(after, final[begin:end], dim)
+        for i in range(n):
+            residual[begin + i] = tile.residual[i]
 
 
 @entry
@@ -91,22 +113,21 @@ def advance_rows(layers, steps, tile, chain_ids, state, start, first_step, last_
         draws: (n, n_draws, dim) fp32, takes the draws that fall into the range; (0, n_draws, dim) keeps none.
         final, residual: (n, dim) and (n,) fp32 results; ``final`` may be ``state``.
     """
-    dim, size = layers.table[0, 0], len(tile.chain_ids)
-    keep = draws.shape[0] > 0
-    for begin in range(0, len(chain_ids), size):
-        end = min(begin + size, len(chain_ids))
-        n = end - begin
-        for i in range(n):
-            tile.chain_ids[i] = chain_ids[begin + i]
-        if start in (START_UNIFORM, START_NORMAL, RESTART):
-            add_noise(start, layers, steps, tile, dim, first_step, tile.state)
-        else:
-            _read_rows(state[begin:end], tile.state, dim)
-        tile_draws = draws[begin:end] if keep else draws
-        after = _advance_tile(layers, steps, tile, first_step, last_step, tile_draws)
-        _write_rows(after, final[begin:end], dim)
-        for i in range(n):
-            residual[begin + i] = tile.residual[i]
+    wide_vectors()
+    _advance_rows(
+        dense_network, layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual
+    )
+
+
+@entry
+def advance_by_tiles(layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual):
+    """`advance_rows` by products of tiles; the process has permission for them (`tiles_are_permitted`)."""
+    wide_vectors()
+    configure_tiles()
+    _advance_rows(
+        tile_network, layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual
+    )
+    release_tiles()
 
 
 @entry

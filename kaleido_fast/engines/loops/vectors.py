@@ -17,8 +17,6 @@ class Emitter:
         self.builder, self.paired = builder, paired
         self.vector = ir.VectorType(ir.FloatType(), VECTOR)
         self.operand = ir.VectorType(ir.IntType(32), VECTOR) if paired else self.vector
-        if paired:
-            binding.initialize_native_asmparser()
 
     def shift(self, address: Any, n_bytes: int) -> Any:
         return self.builder.add(address, ir.Constant(ir.IntType(64), n_bytes)) if n_bytes else address
@@ -52,7 +50,12 @@ class Emitter:
             fma = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fmuladd.v{VECTOR}f32")
             return self.builder.call(fma, [x, w, total])
         kind = ir.FunctionType(self.vector, [self.operand, self.operand, self.vector])
-        return self.builder.asm(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0", [x, w, total], False)
+        return self.assembler(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0", [x, w, total])
+
+    def assembler(self, kind: Any, text: str, constraints: str, arguments: list[Any], effects: bool = False) -> Any:
+        """Instructions in assembler; with ``effects`` none is dropped, and no access to memory moves across."""
+        binding.initialize_native_asmparser()
+        return self.builder.asm(kind, text, constraints, arguments, effects)
 
     def phi(self, kind: Any, first: Any, entry: Any) -> Any:
         phi = self.builder.phi(kind)
