@@ -127,7 +127,7 @@ def command(
     if result.stats is None:
         _report_finished(result, written, as_json=as_json, quiet=quiet)
     else:
-        cheaper = None if as_json or quiet else _cheaper_line(result, checkpoint, alone=options["alone"])
+        cheaper = None if as_json or quiet else _cheaper_row(result, checkpoint, alone=options["alone"])
         report(result, written, as_json=as_json, quiet=quiet, cheaper=cheaper)
 
 
@@ -210,11 +210,11 @@ def report(
     *,
     as_json: bool,
     quiet: bool,
-    cheaper: str | None = None,
+    cheaper: tuple[str, str] | None = None,
 ) -> None:
     """Print the end figures: a table for people, one JSON object for machines, nothing when quiet.
 
-    The table says as well what the run would have taken in fp16, if ``cheaper`` does.
+    The table says as well what the run would have taken in 16 bits, if ``cheaper`` does.
     """
     if as_json:
         say_json(summary(result, written))
@@ -229,28 +229,51 @@ def summary(result: SampleResult | StreamResult, written: list[Path]) -> dict[st
     return {**stats.as_dict(), **result.record(), "files": [str(path) for path in written]}
 
 
-def _cheaper_line(result: SampleResult | StreamResult, checkpoint: Checkpoint, *, alone: bool) -> str | None:
-    """What the run would have taken in fp16; None where that is not known, as of a run that workers shared."""
+def _cheaper_row(result: SampleResult | StreamResult, checkpoint: Checkpoint, *, alone: bool) -> tuple[str, str] | None:
+    """What the run would have taken in 16 bits; None where that is not known, as of a run that workers shared."""
+    from kaleido_fast.system.workers import started_together
+
+    assert result.stats is not None
+    if not (alone or started_together() == 1):
+        return None
+    if result.plan.engine == "triton" and result.stats.device.startswith("cuda"):
+        return _row("in fp16", _in_fp16(result, checkpoint))
+    return _row("in bf16", _in_bf16(result, checkpoint)) if result.plan.engine == "cpu" else None
+
+
+def _row(name: str, text: str | None) -> tuple[str, str] | None:
+    return None if text is None else (name, text)
+
+
+def _in_fp16(result: SampleResult | StreamResult, checkpoint: Checkpoint) -> str | None:
     import torch
 
     from kaleido_fast.planning.in_fp16 import in_fp16
     from kaleido_fast.running.subject import resolve_subject
     from kaleido_fast.system import devices
-    from kaleido_fast.system.workers import started_together
 
-    stats, spec = result.stats, checkpoint.model.spec
+    stats = result.stats
     assert stats is not None
-    if result.plan.engine != "triton" or not stats.device.startswith("cuda") or not (alone or started_together() == 1):
-        return None
     return in_fp16(
         result.request,
         result.plan,
-        spec,
+        checkpoint.model.spec,
         devices.device_facts(torch.device(stats.device)),
         resolve_subject(checkpoint).weights_range,
         n_chains=getattr(stats, "new_chains", stats.n_chains),
         seconds=stats.seconds - stats.compile_seconds,
     )
+
+
+def _in_bf16(result: SampleResult | StreamResult, checkpoint: Checkpoint) -> str | None:
+    from kaleido_fast.engines import available
+    from kaleido_fast.planning.in_bf16 import in_bf16
+
+    stats = result.stats
+    assert stats is not None
+    if available.instruction_set() != "AMX":
+        return None
+    return in_bf16(result.request, checkpoint.model.spec, seconds=stats.seconds - stats.compile_seconds)
 
 
 def _kept_rows(result: SampleResult | StreamResult) -> list[tuple[str, str]]:
@@ -293,7 +316,7 @@ def mixing_line(mixing: Mixing | None, *, jittered: bool = True) -> str:
     return "; ".join(parts)
 
 
-def _print_table(result: SampleResult | StreamResult, written: list[Path], cheaper: str | None) -> None:
+def _print_table(result: SampleResult | StreamResult, written: list[Path], cheaper: tuple[str, str] | None) -> None:
     from kaleido_fast.planning.jitter import jitter_words
 
     stats, request = result.stats, result.request
@@ -313,7 +336,7 @@ def _print_table(result: SampleResult | StreamResult, written: list[Path], cheap
         ("engine", f"{stats.engine} on {stats.device}, {stats.precision}: {result.plan.reason}"),
         ("time", f"{stats.seconds:.2f} s + {stats.setup_seconds:.2f} s setup{compiling}"),
         ("speed", f"{stats.chain_steps_per_second:,.0f} chain-steps/s"),
-        *([("in fp16", cheaper)] if cheaper else []),
+        *([cheaper] if cheaper else []),
         ("residual", f"quantiles {residuals}"),
         *([("steps", f"quantiles {settled}; {stats.work_saved:.0%} of the work saved")] if request.freezes else []),
         *([("settled", _histogram(stats.steps_histogram, stats.n_chains))] if stats.steps_histogram else []),

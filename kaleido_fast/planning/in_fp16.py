@@ -7,23 +7,17 @@ kernels becomes less; writing, noise, and whatever else took time is left as it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.planning.facts import DeviceFacts
+from kaleido_fast.planning.low_precision import CLEARLY_FASTER, low_request, low_words
 from kaleido_fast.planning.plan import PlannedPhase, SamplePlan, choose_engine
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_kernels.precision import WeightsRange
 from kaleido_kernels.proving.trials import expected_milliseconds
 from kaleido_kernels.tile import GpuFacts
 
-MOST_POLISH = 50
-"""Steps in fp32 that are enough for a chain to come to rest: most arrive in 10 to 60."""
-POLISH_SHARE = 4
-"""One step of so many before the first draw is polish at most, so that short runs gain as well."""
-CLEARLY_FASTER = 1.3
-"""Below this the estimate may be wrong by more than it promises."""
 BY_PARTS = 1.25
 """How much longer than the model says a flow takes in fp16, against fp32: an H200 took 1.34 times as long for digits by
 parts in fp16, and 1.07 times in fp32, of which the model knows nothing."""
@@ -60,7 +54,7 @@ def in_fp16(
     modelled = facts.kind == "cuda" and facts.gpu.capability == MODELLED_GPU
     if not modelled or request.freezes or n_chains < 1 or seconds <= 0:
         return None
-    other = fp16_request(request)
+    other = low_request(request, "fp16")
     phases = None if other is None else _fp16_phases(other, spec, facts, weights)
     if other is None or phases is None:
         return None
@@ -72,30 +66,7 @@ def in_fp16(
     if request.sampler == "flow":
         polished *= BY_PARTS
     expected = seconds - min(1.0, seconds / exact) * (exact - polished)
-    return fp16_words(other, expected) if seconds >= CLEARLY_FASTER * expected else None
-
-
-def fp16_request(request: SampleRequest) -> SampleRequest | None:
-    """The same run in fp16, with polish where the sampler has it; None for one that is not in fp32 or is too short."""
-    if request.precision != "fp32":
-        return None
-    if request.sampler == "flow":  # a draw does not depend on a state that could come to rest
-        return replace(request, precision="fp16")
-    polish = min(MOST_POLISH, (request.burn_in + request.thin) // POLISH_SHARE)
-    return replace(request, precision="fp16", polish=polish) if polish else None
-
-
-def fp16_words(request: SampleRequest, seconds: float) -> str:
-    """The estimate of a run in fp16, the flags that ask for it, and what changes."""
-    time = f"about {seconds:,.0f} s" if seconds >= 10 else f"about {seconds:.2g} s"
-    if not request.polish:
-        return f"{time}, estimated, by --precision fp16: draws then differ from those in fp32"
-    polish = request.polish
-    steps = "the last step" if polish == 1 else f"the last {polish} steps"
-    return (
-        f"{time}, estimated, by --precision fp16 --polish {polish} ({steps} before the first draw, and all after it, "
-        "in fp32): chains then differ from those in fp32"
-    )
+    return low_words(other, expected) if seconds >= CLEARLY_FASTER * expected else None
 
 
 def kernel_seconds(

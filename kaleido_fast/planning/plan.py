@@ -31,7 +31,14 @@ from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.scalars import whole_number
 from kaleido_kernels.activations import ACTIVATIONS
 from kaleido_kernels.choice import Choice, choose, force
-from kaleido_kernels.precision import LARGEST_OPERANDS, USUAL, DevicePrecision, WeightsRange, device_precision
+from kaleido_kernels.precision import (
+    FP32_LARGEST,
+    LARGEST_OPERANDS,
+    USUAL,
+    DevicePrecision,
+    WeightsRange,
+    device_precision,
+)
 from kaleido_kernels.shapes import NetShape
 from kaleido_kernels.tile import AnyTile
 from kaleido_kernels.tuned import tile_to_json
@@ -277,8 +284,9 @@ def _refuse_weights(precision: str, weights: WeightsRange) -> None:
     """Refuse a precision that makes infinities of finite weights: `InputError`."""
     most = LARGEST_OPERANDS.get(precision)
     if most is not None and weights.largest > most:
+        remedy = "scale the network" if most == FP32_LARGEST else "use precision='fp32'"
         raise InputError(
-            f"precision {precision!r}: the largest weight is {weights.largest:.4g}, at most {most:.4g} fits; use 'fp32'"
+            f"precision {precision!r}: the largest weight is {weights.largest:.4g}, at most {most:.4g} fits; {remedy}"
         )
 
 

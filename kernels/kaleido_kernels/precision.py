@@ -15,7 +15,8 @@ OPERAND_BYTES: dict[str, int] = {"fp16x3": 2, "ieee": 4, "tf32": 4, "fp16": 2, "
 
 FP16_LARGEST = 65504.0
 BF16_LARGEST = 3.3895313892515355e38
-LARGEST_OPERANDS = {"fp32": 3.4028234663852886e38, "fp16": FP16_LARGEST, "bf16": BF16_LARGEST}
+FP32_LARGEST = 3.4028234663852886e38
+LARGEST_OPERANDS = {"fp32": FP32_LARGEST, "tf32": FP32_LARGEST, "fp16": FP16_LARGEST, "bf16": BF16_LARGEST}
 """Beyond them a value of fp32 or fp64 rounds to infinity, but for half a last place."""
 SPLIT_LARGEST = 6e4  # fp16x3: the high half must not round to infinity
 SPLIT_SMALLEST = 2.0**-6  # fp16x3: a layer whose largest weight is below loses bits of the low half (spacing 6e-8)

@@ -17,13 +17,10 @@ from kaleido_fast.cli import sample
 from kaleido_fast.planning.facts import H200, DeviceFacts
 from kaleido_fast.planning.in_fp16 import (
     BY_PARTS,
-    CLEARLY_FASTER,
-    MOST_POLISH,
-    fp16_request,
-    fp16_words,
     in_fp16,
     kernel_seconds,
 )
+from kaleido_fast.planning.low_precision import CLEARLY_FASTER, MOST_POLISH, low_request, low_words
 from kaleido_fast.planning.plan import make_plan
 from kaleido_fast.presets import NETWORKS
 from kaleido_fast.system import devices
@@ -137,7 +134,7 @@ def test_a_run_that_spent_its_time_elsewhere_says_nothing():
 @given(st.integers(0, 1000), st.integers(1, 50), st.integers(1, 5))
 def test_the_run_that_is_proposed_can_be_asked_for(burn_in, thin, n_draws):
     request = SampleRequest(n_chains=7, burn_in=burn_in, thin=thin, n_draws=n_draws, tol=None)
-    other = fp16_request(request)
+    other = low_request(request, "fp16")
     if burn_in + thin < 4:
         assert other is None
         return
@@ -147,8 +144,8 @@ def test_the_run_that_is_proposed_can_be_asked_for(burn_in, thin, n_draws):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp64"])
 def test_nothing_is_proposed_for_runs_in_another_precision(precision):
-    assert fp16_request(SampleRequest(n_chains=7, tol=None)) is not None
-    assert fp16_request(SampleRequest(n_chains=7, tol=None, precision=precision)) is None
+    assert low_request(SampleRequest(n_chains=7, tol=None), "fp16") is not None
+    assert low_request(SampleRequest(n_chains=7, tol=None, precision=precision), "fp16") is None
 
 
 def test_blocks_are_launches_of_their_own():
@@ -167,14 +164,14 @@ def test_blocks_are_launches_of_their_own():
 
 
 def test_one_step_of_polish_is_one_step():
-    assert "--polish 1 (the last step before" in fp16_words(SampleRequest(n_chains=1, precision="fp16", polish=1), 1.0)
+    assert "--polish 1 (the last step before" in low_words(SampleRequest(n_chains=1, precision="fp16", polish=1), 1.0)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.0314, "0.031 s"), (0.59, "0.59 s"), (2.94, "2.9 s"), (72.6, "73 s"), (5400.0, "5,400 s")]
 )
 def test_seconds_are_said_with_two_digits_or_whole(seconds, words):
-    assert fp16_words(SampleRequest(n_chains=1), seconds).startswith(f"about {words}, estimated")
+    assert low_words(SampleRequest(n_chains=1), seconds).startswith(f"about {words}, estimated")
 
 
 @pytest.fixture
@@ -195,13 +192,17 @@ def test_the_command_asks_about_the_gpu_that_ran_it_and_leaves_compiling_out(fin
         return H200
 
     monkeypatch.setattr(devices, "device_facts", facts_of)
-    line = sample._cheaper_line(result, checkpoint, alone=False)
+    line = sample._cheaper_row(result, checkpoint, alone=False)
     assert asked == [torch.device("cuda:0")]
     spec = checkpoint.model.spec
     size: dict[str, Any] = {"n_chains": 100_000, "seconds": 0.5}
-    assert line is not None and line == in_fp16(result.request, result.plan, spec, H200, USUAL, **size)
+    assert (
+        line is not None
+        and line[0] == "in fp16"
+        and line[1] == in_fp16(result.request, result.plan, spec, H200, USUAL, **size)
+    )
     result.stats.new_chains = 100  # the others were there before
-    assert sample._cheaper_line(result, checkpoint, alone=False) is None
+    assert sample._cheaper_row(result, checkpoint, alone=False) is None
 
 
 def test_the_command_says_nothing_of_shared_runs_and_without_a_gpu(finished, monkeypatch):
@@ -209,17 +210,17 @@ def test_the_command_says_nothing_of_shared_runs_and_without_a_gpu(finished, mon
     monkeypatch.setattr(devices, "device_facts", lambda device: H200)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sample._cheaper_line(result, checkpoint, alone=False) is None
-    assert sample._cheaper_line(result, checkpoint, alone=True) is not None
+    assert sample._cheaper_row(result, checkpoint, alone=False) is None
+    assert sample._cheaper_row(result, checkpoint, alone=True) is not None
     result.stats.device = "cpu"  # the interpreter, or the emulator
-    assert sample._cheaper_line(result, checkpoint, alone=True) is None
+    assert sample._cheaper_row(result, checkpoint, alone=True) is None
 
 
 def test_the_table_has_the_line_beside_the_speed(tmp_path, capsys):
     from kaleido_fast import fast_sample
 
     result = fast_sample(random_mlp(3, 5, 3), n_chains=4, burn_in=2, device="cpu")
-    sample.report(result, [tmp_path / "x.npy"], as_json=False, quiet=False, cheaper="about 3 s, estimated")
+    sample.report(result, [tmp_path / "x.npy"], as_json=False, quiet=False, cheaper=("in fp16", "about 3 s, estimated"))
     lines = capsys.readouterr().out.splitlines()
     (place,) = [place for place, line in enumerate(lines) if line.startswith("in fp16")]
     assert lines[place].endswith(" about 3 s, estimated") and lines[place - 1].startswith("speed")

@@ -67,7 +67,6 @@ def test_auto_takes_the_fastest_that_can_run_and_says_why(facts, options, engine
         (BARE, {"engine": "cpu"}, r"pip install 'kaleido-fast\[cpu\]'"),
         (H200, {"engine": "cpu"}, "pass device='cpu'"),
         (LAPTOP, {"engine": "cpu", "precision": "fp16"}, "computes in fp32 or bf16, not fp16"),
-        (LAPTOP, {"engine": "cpu", "precision": "bf16"}, "does not multiply bf16"),
         (OLD, {"engine": "triton"}, r"has 6\.0"),
         (LAPTOP, {"n_chains": 10**10}, "pass at most about"),
     ],
@@ -191,17 +190,24 @@ def test_one_plan_says_what_runs_and_runs():
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("largest", [1.0, 1e6, float("inf")])
-def test_auto_falls_back_where_weights_do_not_fit_and_a_name_is_refused(precision, largest):
+@pytest.mark.parametrize("engine", ["auto", "triton", "reference"])
+def test_weights_that_round_to_infinity_are_refused_by_every_engine(precision, largest, engine):
     spec = spec_of("points2d")
-    request = SampleRequest(n_chains=100, precision=precision)
-    plan = make_plan(request, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
-    fits = largest < (6e4 if precision == "fp16" else float("inf"))
-    assert plan.engine == ("triton" if fits else "reference")
-    if not fits:
-        assert "triton cannot run this" in plan.reason and "weight" in plan.reason
-        with pytest.raises(InputError, match="engine 'triton' cannot run this"):
-            named = replace(request, engine="triton")
-            make_plan(named, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
+    request = SampleRequest(n_chains=100, precision=precision, engine=engine)
+    if largest < (6e4 if precision == "fp16" else float("inf")):
+        make_plan(request, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
+        return
+    with pytest.raises(InputError, match=f"precision '{precision}': the largest weight is .*, at most .* fits"):
+        make_plan(request, spec, H200, spec.dim, weights=WeightsRange(largest, 1.0))
+
+
+def test_auto_falls_back_where_a_kernel_would_lose_bits_and_a_name_is_refused():
+    spec, request = spec_of("points2d"), SampleRequest(n_chains=100, precision="fp16")
+    small = WeightsRange(1.0, 1e-7)
+    plan = make_plan(request, spec, H200, spec.dim, weights=small)
+    assert plan.engine == "reference" and "triton cannot run this" in plan.reason and "weight" in plan.reason
+    with pytest.raises(InputError, match="engine 'triton' cannot run this"):
+        make_plan(replace(request, engine="triton"), spec, H200, spec.dim, weights=small)
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 3), st.integers(1, 5))
