@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,9 @@ class UnknownModuleError(InputError):
 # What runs when a module is called.
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "activate", "before_bound")
 # What a forward reads of a module besides its registered parts: of a subclass it may be a property.
-_READ = ("weight", "bias", "negative_slope", "approximate", "start_dim", "end_dim", "layers", "spec", "training")
+_READ = dict.fromkeys(
+    ("weight", "bias", "negative_slope", "approximate", "start_dim", "end_dim", "layers", "spec", "training")
+).keys()
 
 
 def why_not_exactly(module: nn.Module, kind: type[nn.Module]) -> str:
@@ -88,12 +91,14 @@ def _of_class(cls: type, name: str) -> Any:
 
 def _is_replaced(kind: type[nn.Module], name: str) -> bool:
     """Whether a method is no longer the one that the class was written with: another was set on the class."""
-    owner = next((cls for cls in kind.__mro__ if name in vars(cls)), None)
-    if owner is None:
+    for owner in kind.__mro__:
+        if name in owner.__dict__:
+            break
+    else:
         return False
     # What `functools.wraps` has copied says nothing of where a function is from; its namespace does.
-    namespace = getattr(vars(owner)[name], "__globals__", {})
-    if namespace is vars(sys.modules[owner.__module__]):
+    namespace = getattr(owner.__dict__[name], "__globals__", {})
+    if namespace is sys.modules[owner.__module__].__dict__:
         return False
     # Torch itself replaces how modules are called while it exports a program.
     return not (owner is nn.Module and str(namespace.get("__name__")).startswith("torch."))
@@ -101,13 +106,20 @@ def _is_replaced(kind: type[nn.Module], name: str) -> bool:
 
 def _read_otherwise(cls: type) -> list[str]:
     """What a forward reads that a class computes at each time, perhaps by the mode: properties and the like."""
-    return [name for name in _READ if hasattr(type(_of_class(cls, name)), "__get__")]
+    held = _names_held(cls, _READ)
+    return [name for name in _READ if name in held and hasattr(type(_of_class(cls, name)), "__get__")]
 
 
 def own_methods(module: nn.Module) -> list[str]:
     """Methods of a module's class that were replaced on the module itself."""
     cls = type(module)
-    return [name for name in vars(module) if callable(_of_class(cls, name))]
+    held = _names_held(cls, vars(module).keys())
+    return [name for name in vars(module) if name in held and callable(_of_class(cls, name))]
+
+
+def _names_held(cls: type, names: AbstractSet[str]) -> set[str]:
+    """Those of some names that a class or one of its bases holds: mostly none, which is found out at once."""
+    return {name for owner in cls.__mro__ for name in names & vars(owner).keys()}
 
 
 def why_hooked(module: nn.Module, pre_hooks: Any) -> str:

@@ -28,6 +28,10 @@ def test_weights_are_packed_once_and_again_when_they_change():
         with torch.no_grad():
             model.linears[0].weight.add_(0.25)
 
+    def gradients() -> bool:
+        model(torch.rand(2, 4)).sum().backward()
+        return True
+
     changes = [
         step,
         lambda: model.linears[0].bias.data.add_(0.25),
@@ -35,6 +39,11 @@ def test_weights_are_packed_once_and_again_when_they_change():
         lambda: setattr(model.linears[1], "weight", nn.Parameter(torch.ones(4, 9))),
         lambda: setattr(model.linears[1].weight, "data", torch.full((4, 9), 2.0)),
         lambda: model.linears[1].weight.detach().numpy().fill(0.5),
+        lambda: model.linears[1].weight.data.mul_(-1),
+        lambda: model.linears[0].bias.data.zero_(),
+        lambda: model.linears[0].bias.data.neg_(),  # -0.0
+        lambda: model.linears[0].weight.detach().numpy().view("uint32").__setitem__((8, 3), 7),
+        lambda: torch.optim.SGD(model.parameters(), lr=0.1).step() if gradients() else None,
     ]
     for change in changes:
         before = packed(model)
