@@ -48,3 +48,19 @@ def test_steps_that_are_known_are_not_read(options, monkeypatch):
 
 def test_a_jittered_run_has_no_histogram_of_steps():
     assert fast_sample(contracting(), n_chains=5, jitter=0.3).stats.steps_histogram == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_enough(dtype, bad):
+    for at in range(9):
+        final = torch.linspace(-3, 3, 36, dtype=dtype).reshape(4, 9)
+        final[2, at] = bad
+        still = torch.zeros(4)
+        outcome, period = result_module.find_outcomes(final, still, torch.ones(4, dtype=torch.int32), 1e-4)
+        want = [Outcome.FIXED_POINT, Outcome.FIXED_POINT, Outcome.NON_FINITE, Outcome.FIXED_POINT]
+        assert outcome.tolist() == want
+        assert period.tolist() == [1, 1, 0, 1]
+    largest = torch.full((2, 3), torch.finfo(dtype).max, dtype=dtype)
+    outcome, _ = result_module.find_outcomes(-largest, torch.ones(2), torch.zeros(2, dtype=torch.int32), None)
+    assert outcome.tolist() == [Outcome.MOVING] * 2
