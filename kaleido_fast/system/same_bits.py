@@ -8,7 +8,6 @@ changed.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import itertools
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.system.cores import useful_threads
+from kaleido_fast.system.crew import helped
 
 PIECE = 2**20  # bytes compared at a time: a thread that is held up holds up the others for no more than that
-_FOR_A_THREAD = 2**22  # bytes that are worth a thread: starting one takes as long as comparing 1 MB
+_FOR_A_THREAD = 2**21  # bytes that are worth a thread: comparing them takes ten times as long as waking one
 
 Compare = Callable[[int, int, int], int]
 Piece = tuple[int, int, int]
@@ -71,18 +71,11 @@ def _all_same(compare: Compare, pieces: Sequence[Piece], held: object) -> bool:
                 n_same += 1
         same.append(n_same)
 
-    others: list[threading.Thread] = []
-    try:
-        with contextlib.suppress(RuntimeError):  # the system gives no more threads: fewer do the same
-            for _ in range(n_threads - 1):
-                other = threading.Thread(target=work, args=(held,), name="kaleido")
-                other.start()
-                others.append(other)
-        work(held)
-    finally:
-        stopped.set()  # also at Ctrl-C
-        for other in others:
-            other.join()
+    with helped(lambda: work(held), n_threads - 1):
+        try:
+            work(held)
+        finally:
+            stopped.set()  # also at Ctrl-C
     return sum(same) == len(pieces)
 
 
