@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 # Measured on one Zen 4 core, in GFLOP/s at 32, 128 and 256 chains a tile. With some hundred values a layer at most, 128
@@ -13,6 +14,8 @@ _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
 _CALL_FLOPS_LEAST = 2e7  # below it the call itself, some 50 us, would be felt
+_THREAD_FLOPS = 2e7  # about 0.2 ms on one core: waking a thread takes a tenth of it, and starting one a quarter
+_VALUE_FLOPS = 50  # a value's activation, and its way into and out of a layer, count as so many
 _SHARE = 2  # units shrink towards the end, so that a core that is slowed down does not hold up the others
 
 
@@ -37,6 +40,18 @@ def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, 
     if n_chains is not None:
         chains = min(chains, -(-n_chains // n_threads))
     return max(1, -(-chains // lanes)) * lanes
+
+
+def working_threads(widths: Sequence[int], chain_steps: int, n_threads: int) -> int:
+    """Threads that a call is worth, 1 to ``n_threads``: a little work is done before others have begun.
+
+    Args:
+        widths: sizes between the layers.
+        chain_steps: chains times steps of the call.
+        n_threads: as many as there are.
+    """
+    flops = 2 * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths)) + _VALUE_FLOPS * sum(widths)
+    return max(1, min(n_threads, int(flops * chain_steps / _THREAD_FLOPS)))
 
 
 def unit_chains(left: int, tile: int, n_threads: int, flops: int) -> int:

@@ -45,18 +45,16 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def helped(work: Callable[[], None], helpers: int) -> Iterator[None]:
+def helped(work: Callable[[], None], helpers: int) -> Iterator[Callable[[], None]]:
     """Run ``work`` in some threads while the block does its own part, on the cores that the calling thread may use.
 
-    Leaving the block waits for the threads. Those that have not begun by then never do: at the end of the block nothing
-    may be left to take. Where the system gives no more threads, fewer help.
+    The block gets a function that waits for the threads and raises what one of them raised; it is called at the latest
+    when the block is left. Threads that have not begun by then never do: nothing may be left to take. Where the system
+    gives no more threads, fewer help.
 
     Args:
-        work: the same in each thread; it returns when there is nothing left, or when the block has failed.
+        work: the same in each thread; it returns when there is nothing left, and soon after the block has failed.
         helpers: number of threads.
-
-    Raises:
-        Exception: what ``work`` raised, unless the block itself failed.
     """
     mask = _mask()
 
@@ -65,16 +63,22 @@ def helped(work: Callable[[], None], helpers: int) -> Iterator[None]:
         work()
 
     others: list[Future[None]] = []
+
+    def finish() -> None:
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+        for other in begun:
+            other.result()
+
     try:
         with contextlib.suppress(RuntimeError):  # no new thread can be started
             for _ in range(helpers):
                 others.append(_crew.submit(placed))
-        yield
-    finally:
-        begun = [other for other in others if not other.cancel()]
-        wait(begun)
-    for other in begun:
-        other.result()
+        yield finish
+    except BaseException:
+        wait([other for other in others if not other.cancel()])
+        raise
+    finish()
 
 
 def _neutral() -> None:

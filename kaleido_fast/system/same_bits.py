@@ -71,9 +71,10 @@ def _all_same(compare: Compare, pieces: Sequence[Piece], held: object) -> bool:
                 n_same += 1
         same.append(n_same)
 
-    with helped(lambda: work(held), n_threads - 1):
+    with helped(lambda: work(held), n_threads - 1) as finish:
         try:
             work(held)
+            finish()
         finally:
             stopped.set()  # also at Ctrl-C
     return sum(same) == len(pieces)

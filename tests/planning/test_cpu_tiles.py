@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaleido_fast.model import ModelSpec
-from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains, workspace_bytes
+from kaleido_fast.planning.cpu_tiles import (
+    steps_per_call,
+    tile_chains,
+    unit_chains,
+    working_threads,
+    workspace_bytes,
+)
 from kaleido_fast.presets import NETWORKS
 
 pytest.importorskip("numba", reason="the CPU engine needs numba")
@@ -48,3 +54,14 @@ def test_memory_of_a_thread_is_what_is_planned(widths):
     tile = make_pairs_tile(ModelSpec(widths), 128)
     buffers = (tile.state, tile.moved, tile.hidden, tile.other, tile.pairs)
     assert sum(buffer.nbytes for buffer in buffers) == workspace_bytes(widths, 128)
+
+
+def test_little_work_is_not_divided():
+    tiny, wide = (7, 31, 7), (784, 500, 784)
+    assert working_threads(tiny, 408 * 20, 64) == 1
+    assert working_threads(tiny, 408 * 200, 2) == 2
+    assert working_threads(tiny, 408 * 2000, 64) > working_threads(tiny, 408 * 200, 64)
+    assert working_threads(wide, 1, 64) == 1
+    assert working_threads(wide, 10_000, 64) == 64
+    assert working_threads((1, 1), 10**9, 3) == 3
+    assert working_threads((1, 1), 0, 3) == 1, "a call that makes start noise alone"

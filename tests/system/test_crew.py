@@ -77,6 +77,11 @@ def test_what_a_thread_raises_is_told():
 
     with pytest.raises(ValueError, match="broken"), helped(work, 1):
         assert begun.wait(10)
+    begun.clear()
+    with pytest.raises(ValueError, match="broken"), helped(work, 1) as finish:
+        assert begun.wait(10)
+        with pytest.raises(ValueError, match="broken"):
+            finish()
     with pytest.raises(KeyError), helped(work, 1):  # the block's own comes first
         raise KeyError
 
