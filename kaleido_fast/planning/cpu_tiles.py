@@ -10,6 +10,8 @@ from collections.abc import Sequence
 # stream from main memory, and more chains make more of them (2000 values: 95, 110, 114).
 _NARROW_CHAINS, _WIDE_CHAINS = 128, 256
 _WIDE = 1024
+# By the same figures a tile costs as much as so many chains more: where weights wait for nobody, the layers' starts.
+_NARROW_EXTRA, _WIDE_EXTRA = 46, 10
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
@@ -31,15 +33,22 @@ def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, 
     Args:
         widths: sizes between the layers.
         lanes: chains of one register block.
-        n_chains: if given, tiles shrink so that a small run still occupies every thread.
+        n_chains: if given, tiles shrink so that threads share a small run evenly and few places of tiles stay empty,
+            which take as long as full ones.
         n_threads: see n_chains.
 
     A chain's bits do not depend on it.
     """
-    chains = full_tile(widths)
-    if n_chains is not None:
-        chains = min(chains, -(-n_chains // n_threads))
-    return max(1, -(-chains // lanes)) * lanes
+    most = max(1, -(-full_tile(widths) // lanes))
+    if n_chains is None:
+        return most * lanes
+    extra = _WIDE_EXTRA if max(widths) > _WIDE else _NARROW_EXTRA
+
+    def cost(blocks: int) -> tuple[int, int]:
+        tiles_in_turn = -(-n_chains // (blocks * lanes * n_threads))
+        return tiles_in_turn * (blocks * lanes + extra), -blocks
+
+    return min(range(1, most + 1), key=cost) * lanes
 
 
 def working_threads(widths: Sequence[int], chain_steps: int, n_threads: int) -> int:

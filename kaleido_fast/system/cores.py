@@ -1,8 +1,7 @@
 """How many threads can compute at once here: torch's number, but no more than there are cores to run them.
 
-Threads beyond the cores take turns on them, and whoever waits for the slowest waits longer. Torch counts the cores
-that the process may be placed on, but not the limit of a container on processor time, and takes ``OMP_NUM_THREADS`` as
-it is.
+Threads beyond the cores take turns on them, and whoever waits for the slowest waits longer. Torch counts cores when it
+is imported, not the limit of a container on processor time, and takes any number that it is told.
 """
 
 from __future__ import annotations

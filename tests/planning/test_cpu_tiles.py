@@ -29,6 +29,34 @@ def test_tiles_are_whole_register_blocks_and_small_runs_occupy_all_threads():
     assert [tile_chains((8, 8), 32, n, 4) for n in (1, 128, 129, 10_000)] == [32, 32, 64, 128]
 
 
+def test_threads_share_a_small_run_evenly():
+    """Measured on 592 chains of 15 layers up to 1,955 wide: 113 to 138 GFLOP/s on one core, 181 to 296 on two."""
+    wide = (1536, 1955, 1536)
+    assert tile_chains(wide, 32, 592) == 160, "4 x 160 places for 592 chains, not 3 x 256"
+    assert tile_chains(wide, 32, 592, 2) == 160, "two tiles for each, not two for one and one for the other"
+    assert tile_chains(wide, 32, 512, 2) == 256
+    assert tile_chains(wide, 32, 100_000, 2) >= 224
+    assert tile_chains((2, 50, 2), 32, 100_000, 2) == 128
+
+
+@given(
+    n=st.integers(1, 10**6),
+    width=st.sampled_from([8, 1025]),
+    lanes=st.sampled_from([8, 32]),
+    threads=st.integers(1, 64),
+)
+def test_no_thread_waits_longer_than_with_full_tiles(n, width, lanes, threads):
+    widths = (width, width)
+    tile, full = tile_chains(widths, lanes, n, threads), tile_chains(widths, lanes)
+
+    def longest(tile: int) -> int:
+        return math.ceil(n / (tile * threads)) * tile
+
+    assert tile % lanes == 0 and lanes <= tile <= full
+    assert longest(tile) <= longest(full)
+    assert longest(tile) >= n / threads
+
+
 @given(
     n=st.integers(1, 10**6), tile=st.sampled_from([16, 128]), threads=st.integers(1, 64), flops=st.integers(1, 10**15)
 )
