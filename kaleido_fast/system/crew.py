@@ -28,7 +28,7 @@ class _Crew:
         """Let a waiting thread do ``work``, or a new one where none waits."""
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="kaleido", initializer=_neutral)
+                self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="helper-kaleido", initializer=_neutral)
             return self._pool.submit(work)
 
 

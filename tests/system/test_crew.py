@@ -27,7 +27,7 @@ def test_threads_help_and_are_taken_again():
         with helped(work, 3):
             work()
         assert len(threads) == 4
-    staying = [thread for thread in threading.enumerate() if thread.name.startswith("kaleido")]
+    staying = [thread for thread in threading.enumerate() if thread.name.startswith("helper-kaleido")]
     assert 3 <= len(staying) < 20
 
 
