@@ -6,7 +6,6 @@ import copy
 import queue
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,8 +15,10 @@ from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.engines.loops.arrays import NONE, Tile
 from kaleido_fast.engines.loops.schedule import pack_steps, start_kind
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains
+from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains, working_threads
 from kaleido_fast.planning.request import SampleRequest
+from kaleido_fast.system.cores import useful_threads
+from kaleido_fast.system.crew import helped
 
 
 class CpuEngine:
@@ -94,11 +95,12 @@ class _Run:
         self.engine, self.chain_ids, self.draws, self.final, self.residual = engine, chain_ids, draws, final, residual
         self.first_step, self.last_step = first_step, last_step
         self.start = start_kind(engine.request) if from_start else NONE
-        threads = max(1, torch.get_num_threads())
+        steps = max(1, last_step - first_step)
+        threads = working_threads(spec.widths, len(chain_ids) * steps // engine.loops.speed, useful_threads())
         self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads)
         self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
         self.step_flops = -(-spec.flops_per_step // engine.loops.speed)  # as many in fp32 take as long
-        self.flops = self.step_flops * max(1, last_step - first_step)
+        self.flops = self.step_flops * steps
         self.taken = 0
         self.taking = threading.Lock()
         self.done: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -110,14 +112,12 @@ class _Run:
             for chain_steps in self._work():
                 report(chain_steps)
             return
-        with ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="kaleido") as pool:
-            others = [pool.submit(self._work_quietly) for _ in range(self.n_threads - 1)]
+        with helped(self._work_quietly, self.n_threads - 1) as finish:
             try:
                 for chain_steps in self._work():
                     report(chain_steps)
                     self._report_others(report)
-                for other in others:
-                    other.result()
+                finish()
             finally:
                 self.stopped = True
         self._report_others(report)

@@ -170,9 +170,7 @@ def test_weights_that_round_to_infinity_are_refused(engine, precision, weight):
         model.linears[1].weight[2, 1] = weight
     if engine == "cpu" and precision == "fp16":
         pytest.skip("engine cpu has no fp16")
-    with pytest.raises(
-        InputError, match=f"precision '{precision}': the largest weight is .* fits; use"
-    ):
+    with pytest.raises(InputError, match=f"precision '{precision}': the largest weight is .* fits; use"):
         fast_sample(model, n_chains=3, burn_in=1, precision=precision, engine=engine)
 
 
