@@ -15,7 +15,7 @@ from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.engines.loops.arrays import NONE, Tile
 from kaleido_fast.engines.loops.schedule import pack_steps, start_kind
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.cpu_tiles import steps_per_call, tile_chains, unit_chains, working_threads
+from kaleido_fast.planning.cpu_tiles import few_chains, steps_per_call, tile_chains, unit_chains, working_threads
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.cores import useful_threads
 from kaleido_fast.system.crew import helped
@@ -98,7 +98,8 @@ class _Run:
         steps = max(1, last_step - first_step)
         threads = working_threads(spec.widths, len(chain_ids) * steps // engine.loops.speed, useful_threads())
         self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads)
-        self.n_threads = min(threads, -(-len(chain_ids) // self.tile))
+        self.few = few_chains(len(chain_ids), threads, engine.loops.few)
+        self.n_threads = min(threads, -(-len(chain_ids) // (self.few or self.tile)))
         self.step_flops = -(-spec.flops_per_step // engine.loops.speed)  # as many in fp32 take as long
         self.flops = self.step_flops * steps
         self.taken = 0
@@ -146,7 +147,8 @@ class _Run:
             if not left:
                 return None
             first = self.taken
-            self.taken += min(left, unit_chains(left, self.tile, self.n_threads, self.flops))
+            unit = self.few or unit_chains(left, self.tile, self.n_threads, self.flops)
+            self.taken += min(left, unit)
             return slice(first, self.taken)
 
     def _run_unit(self, rows: slice, tile: Tile) -> Iterator[int]:

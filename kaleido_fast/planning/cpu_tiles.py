@@ -77,6 +77,18 @@ def unit_chains(left: int, tile: int, n_threads: int, flops: int) -> int:
     return tile * max(1, min(fair, most, max(least, fair // _SHARE)))
 
 
+def few_chains(n_chains: int, n_threads: int, few: int) -> int:
+    """Chains that a thread takes where there are ``few`` or less for each; 0 where there are more.
+
+    Args:
+        n_chains: of the call.
+        n_threads: threads that share them.
+        few: so many are computed in less time than the lanes of a vector.
+    """
+    share = -(-n_chains // n_threads)
+    return share if share <= few else 0
+
+
 def steps_per_call(flops_per_step: int, unit: int) -> int:
     """Steps of one unit after which a thread reports and may be interrupted."""
     return max(1, int(_CALL_FLOPS / (flops_per_step * unit)))

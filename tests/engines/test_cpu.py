@@ -150,6 +150,22 @@ def test_a_chain_has_the_same_bits_in_any_company(n, jitter):
     assert_same_bits(run(engine, chosen), [values[chosen] for values in whole], f"{n} chains, shuffled")
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 130), min_size=1, max_size=4),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    n=st.integers(1, 70),
+)
+def test_few_chains_have_the_bits_of_many(widths, activation, bias, n):
+    """Up to eight chains are computed with outputs in the lanes of vectors, more with chains in them."""
+    model = random_mlp(*widths, widths[0], activation=activation, bias=(bias,) * len(widths))
+    request = SampleRequest(n_chains=128, burn_in=1, n_draws=2, jitter=0.1, seed=6)
+    engine = CpuEngine(model, request)
+    whole, few = run(engine, torch.arange(128)), run(engine, torch.arange(n))
+    assert_same_bits(few, [values[:n] for values in whole], f"{n} chains of {model.spec.widths} {activation}")
+
+
 @settings(max_examples=20, deadline=None)
 @given(first=st.integers(1, 7), jitter=st.sampled_from([0.0, 0.3]), noise=st.sampled_from(["normal", "upstream"]))
 def test_any_split_in_time_gives_the_same_bits(first, jitter, noise):

@@ -66,7 +66,7 @@ class Tile(NamedTuple):
         hidden, other: values between layers, (subs * widest layer * LANES,) fp32; of tiles, pairs of bf16 in int32.
         pairs: the inputs of a layer as pairs of bf16, (subs * half of the widest layer * LANES,) int32, or ().
         rounded: the state rounded to bf16, (subs * dim * LANES,) fp32, or ().
-        sums: sums of blocks of outputs of tiles, (subs * BLOCK * LANES,) fp32, or ().
+        sums: sums of blocks of outputs, fp32: of tiles (subs * BLOCK * LANES,), of few chains (SUMS_VALUES,).
         words, noise: (4 * LANES,) uint32 and fp32.
         residual: (subs * LANES,) fp32, of the last step run.
     """

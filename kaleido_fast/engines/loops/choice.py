@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kaleido_fast.engines.loops import packing
 from kaleido_fast.engines.loops.arrays import Layers, Tile
 from kaleido_fast.engines.loops.compiling import IS_COMPILED
+from kaleido_fast.engines.loops.few import MOST_CHAINS
 from kaleido_fast.engines.loops.processor import LANES, instruction_set, multiplies_pairs_fast, tiles_are_permitted
 from kaleido_fast.engines.loops.steps import advance_by_tiles, advance_rows, fuses
 from kaleido_fast.errors import InputError
@@ -28,6 +29,7 @@ class Loops:
         advance: the entry, see `kaleido_fast.engines.loops.steps.advance_rows`.
         speed: about how many times as fast as fp32 it is.
         lanes: chains of a tile are a multiple of it.
+        few: up to so many chains are computed in less time than ``lanes``; 0 where they are not.
     """
 
     about: str
@@ -36,11 +38,12 @@ class Loops:
     advance: Callable[..., None]
     speed: int = 1
     lanes: int = LANES
+    few: int = MOST_CHAINS
 
 
 LOOPS = {
     "fp32": Loops("fp32", packing.pack_fp32, packing.make_fp32_tile, advance_rows),
-    "tiles": Loops("bf16 by AMX", packing.pack_tiles, packing.make_tiles_tile, advance_by_tiles, speed=8),
+    "tiles": Loops("bf16 by AMX", packing.pack_tiles, packing.make_tiles_tile, advance_by_tiles, speed=8, few=0),
     "pairs": Loops("bf16 by AVX512-BF16", packing.pack_pairs, packing.make_pairs_tile, advance_rows, speed=2),
     "rounded": Loops("fp32 of operands in bf16", packing.pack_rounded, packing.make_rounded_tile, advance_rows),
 }

@@ -11,6 +11,7 @@ from numba import types
 from kaleido_fast.engines.loops.arrays import LEAKY_RELU, NONE, RELU
 from kaleido_fast.engines.loops.bf16 import round_to_bf16, round_to_pairs
 from kaleido_fast.engines.loops.compiling import intrinsic, pasted
+from kaleido_fast.engines.loops.few import LEAST_INPUTS, MOST_CHAINS, few_layer
 from kaleido_fast.engines.loops.processor import CACHE_LINE, LANES, MAX_OUTPUTS, ROW_BYTES, VECTOR, VECTORS
 from kaleido_fast.engines.loops.scalars import activate
 from kaleido_fast.engines.loops.vectors import Emitter
@@ -141,13 +142,17 @@ def _dense_block(
 
 
 @pasted
-def _layer(layers, index, subs, source, target, tile, activation):
+def _layer(layers, index, n_chains, source, target, tile, activation):
     """One layer of a tile; a block of weights serves all sub-tiles before the next one is read."""
     n_in, n_out, n_blocks, first_weight, first_bias = layers.table[index]
+    subs = (n_chains + LANES - 1) // LANES
     x, y = np.int64(source.ctypes.data), np.int64(target.ctypes.data)
     if len(tile.pairs) > 0:
         round_to_pairs(source, subs, n_in, tile.pairs)
         x, n_in = np.int64(tile.pairs.ctypes.data), (n_in + 1) // 2
+    if n_chains <= MOST_CHAINS and n_in >= LEAST_INPUTS:
+        few_layer(layers, index, n_chains, x, n_in, target, tile.sums, activation)
+        return
     w = np.int64(layers.weights.ctypes.data) + 4 * first_weight
     b = np.int64(layers.biases.ctypes.data) + 4 * first_bias
     least, n_larger = n_out // n_blocks, n_out % n_blocks
@@ -177,8 +182,9 @@ def _layer(layers, index, subs, source, target, tile, activation):
 
 
 @pasted
-def dense_network(layers, subs, source, target, tile):
-    """target = bound(MLP(source))."""
+def dense_network(layers, n_chains, source, target, tile):
+    """target = bound(MLP(source)) of the first ``n_chains`` chains of a tile; what others hold is of no meaning."""
+    subs = (n_chains + LANES - 1) // LANES
     n_layers = layers.table.shape[0]
     x, hidden, other = source, tile.hidden, tile.other
     if layers.rounds:
@@ -187,7 +193,7 @@ def dense_network(layers, subs, source, target, tile):
     for index in range(n_layers):
         hidden_layer = index < n_layers - 1
         y = hidden if hidden_layer else target
-        _layer(layers, index, subs, x, y, tile, layers.activation if hidden_layer else layers.bound)
+        _layer(layers, index, n_chains, x, y, tile, layers.activation if hidden_layer else layers.bound)
         if layers.rounds and hidden_layer:
             round_to_bf16(y, subs * layers.table[index, 1] * LANES, y)
         x, hidden, other = hidden, other, hidden

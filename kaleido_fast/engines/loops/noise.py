@@ -93,11 +93,11 @@ def _move_row(kind, e, source, target, scale, layers):
 
 
 @inner
-def add_noise(kind, layers, steps, tile, dim, step, values):
+def add_noise(kind, layers, steps, tile, dim, subs, step, values):
     """Noise of ``step`` on the values of a tile, in place; the kinds of start noise, and RESTART, overwrite them."""
     wide_vectors()
     normal = kind in (NORMAL, START_NORMAL, RESTART)
-    for sub in range(len(tile.chain_ids) // LANES):
+    for sub in range(subs):
         chain_ids = tile.chain_ids[sub * LANES : (sub + 1) * LANES]
         for group in range((dim + 3) // 4):
             n_rows = min(4, dim - 4 * group)

@@ -12,7 +12,8 @@ from torch import Tensor
 from kaleido_fast.engines.loops import arrays
 from kaleido_fast.engines.loops.amx import BLOCK, TILE
 from kaleido_fast.engines.loops.arrays import Layers, Tile
-from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS
+from kaleido_fast.engines.loops.few import SUMS_VALUES
+from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS, VECTOR
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 
 
@@ -104,9 +105,9 @@ def _tile_biases(bias: Tensor) -> Tensor:
 
 
 def _on_lines(values: Tensor) -> np.ndarray:
-    """A copy that begins on a cache line's boundary."""
-    copy = aligned(values.numel()).view(np.int32 if values.dtype == torch.int32 else np.float32)
-    copy[:] = values.numpy()
+    """A copy that begins on a cache line's boundary, and behind which a vector may be read."""
+    copy = aligned(values.numel() + VECTOR).view(np.int32 if values.dtype == torch.int32 else np.float32)
+    copy[: values.numel()] = values.numpy()
     return copy
 
 
@@ -121,7 +122,7 @@ def make_fp32_tile(spec: ModelSpec, chains: int) -> Tile:
         other=aligned(widest),
         pairs=aligned(0).view(np.int32),
         rounded=aligned(0),
-        sums=aligned(0),
+        sums=aligned(SUMS_VALUES),
         words=np.zeros(4 * LANES, np.uint32),
         noise=aligned(4 * LANES),
         residual=aligned(chains),

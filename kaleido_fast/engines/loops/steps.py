@@ -15,9 +15,9 @@ from kaleido_fast.engines.loops.tiles import tile_network
 
 
 @pasted
-def _residual(before, after, dim, residual):
+def _residual(before, after, dim, subs, residual):
     """max over dims of |after - before| of every lane; NaN stays NaN."""
-    for sub in range(len(residual) // LANES):
+    for sub in range(subs):
         most = residual[sub * LANES : (sub + 1) * LANES]
         most[:] = ZERO
         for d in range(dim):
@@ -58,20 +58,20 @@ def _write_rows(state, rows, dim):
 
 
 @pasted
-def _advance_tile(network, layers, steps, tile, first_step, last_step, draws):
+def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step, draws):
     """Steps of ``tile.state``, in place; the residual of the last one goes to ``tile.residual``."""
-    dim, subs = layers.table[0, 0], len(tile.chain_ids) // LANES
+    dim, subs = layers.table[0, 0], (n_chains + LANES - 1) // LANES
     state, moved = tile.state, tile.moved
     for step in range(first_step, last_step):
         draw = max(0, (step - steps.burn_in) // steps.thin)
         draw_end = steps.burn_in + (draw + 1) * steps.thin
         if steps.noise in (NORMAL, UNIFORM, RESTART) and 0 < step < draw_end - steps.settle:
-            add_noise(steps.noise, layers, steps, tile, dim, step, state)
-        network(layers, subs, state, moved, tile)
+            add_noise(steps.noise, layers, steps, tile, dim, subs, step, state)
+        network(layers, n_chains, state, moved, tile)
         if step == last_step - 1:
-            _residual(state, moved, dim, tile.residual)
+            _residual(state, moved, dim, subs, tile.residual)
         if steps.noise == UPSTREAM:
-            add_noise(steps.noise, layers, steps, tile, dim, step + 1, moved)
+            add_noise(steps.noise, layers, steps, tile, dim, subs, step + 1, moved)
         if steps.noise == RESTART and step + 1 < draw_end:  # the last step of a draw goes all the way
             _step_back(state, moved, subs * dim * LANES, steps.kept[step + steps.thin - draw_end])
         if step + 1 == draw_end and draws.shape[0] > 0:
@@ -90,11 +90,11 @@ def _advance_rows(network, layers, steps, tile, chain_ids, state, start, first_s
         for i in range(n):
             tile.chain_ids[i] = chain_ids[begin + i]
         if start in (START_UNIFORM, START_NORMAL, RESTART):
-            add_noise(start, layers, steps, tile, dim, first_step, tile.state)
+            add_noise(start, layers, steps, tile, dim, (n + LANES - 1) // LANES, first_step, tile.state)
         else:
             _read_rows(state[begin:end], tile.state, dim)
         tile_draws = draws[begin:end] if keep else draws
-        after = _advance_tile(network, layers, steps, tile, first_step, last_step, tile_draws)
+        after = _advance_tile(network, layers, steps, tile, n, first_step, last_step, tile_draws)
         _write_rows(after, final[begin:end], dim)
         for i in range(n):
             residual[begin + i] = tile.residual[i]

@@ -142,8 +142,9 @@ def _tile_layer(layers, index, subs, source, pairs, target, sums):
 
 
 @pasted
-def tile_network(layers, subs, source, target, tile):
-    """target = bound(MLP(source)), the operands of products rounded to bf16."""
+def tile_network(layers, n_chains, source, target, tile):
+    """target = bound(MLP(source)) of a tile's first ``n_chains`` chains, the operands of products rounded to bf16."""
+    subs = (n_chains + LANES - 1) // LANES
     dim = layers.table[0, 0]
     x, y = tile.hidden, tile.other
     _round_state(source, subs, dim, (dim + BLOCK - 1) // BLOCK, tile.sums, x)
