@@ -6,6 +6,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from kaleido_fast.model import ModelSpec
 from kaleido_fast.planning.facts import DeviceFacts
 from kaleido_fast.planning.plan import NOT_COMPILED, SamplePlan, make_plan
@@ -48,10 +50,16 @@ def _with_loops(facts: DeviceFacts) -> DeviceFacts:
     return replace(facts, slow_bf16="" if bf16.speed > 1 else bf16.about)
 
 
-def cpu_arithmetic(precision: str) -> str:
-    """How the loops of engine 'cpu' compute a precision differently elsewhere; empty where they do not."""
+def cpu_arithmetic(engine: str, precision: str) -> str:
+    """What the last bits of an engine's results on this processor depend on; empty for nothing.
+
+    Loops in fp32 give the same bits wherever multiply-adds are fused; torch's products depend on the processor, or on
+    the instructions that it was told to use (ATEN_CPU_CAPABILITY).
+    """
+    if engine == "reference":
+        return f"torch's kernels for {torch.backends.cpu.get_cpu_capability()}"
     loops, problem = _load_loops()
-    return "" if problem else loops.arithmetic(precision)
+    return "" if problem or engine != "cpu" else loops.arithmetic(precision)
 
 
 def has_fast_bf16() -> bool:

@@ -74,7 +74,7 @@ def stored_record(run: Run, encoding: Encoding, scaling: Scaling | None) -> dict
     }
     if engine == "triton":
         record["kernels"] = run.plan.kernels
-    arithmetic = cpu_arithmetic(run.request.precision) if engine == "cpu" else ""
+    arithmetic = cpu_arithmetic(engine, run.request.precision) if device.type == "cpu" else ""
     if arithmetic:
         record["arithmetic"] = arithmetic
     if engine == "reference" and deciding_threads(device) is not None:
@@ -102,7 +102,10 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     earlier = names_no_kernel(stored), names_no_kernel(asked)
     if earlier[0] != earlier[1] and stored["request"]["precision"] == "tf32":
         return "an earlier version rounded its tf32 weights in another way"
-    compared = [name for name in _COMPARED if name != "kernels" or not any(earlier)]
+    unknown = {"kernels"} if any(earlier) else set()
+    if stored.get("engine") == "reference" and "arithmetic" not in stored:  # an earlier version did not say
+        unknown.add("arithmetic")
+    compared = [name for name in _COMPARED if name not in unknown]
     left, right = (_flat({name: _stated(record).get(name) for name in compared}) for record in (stored, asked))
     keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
     keys = [key for key in keys if key not in _NOT_COMPARED]

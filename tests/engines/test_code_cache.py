@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from kaleido_fast.engines import available
 from kaleido_fast.engines.available import plan_here
@@ -179,6 +180,21 @@ def test_a_store_is_not_continued_where_products_round_otherwise(monkeypatch, tm
     monkeypatch.setattr(choice, "fuses", lambda: False)
     with pytest.raises(InputError, match="arithmetic was None, is now products are rounded before"):
         sample_to(path, model, **options)
+
+
+def test_a_store_of_the_reference_is_not_continued_with_other_instructions(monkeypatch, tmp_path):
+    """A store that an earlier version began says nothing of them, and is continued."""
+    model = random_mlp(6, 9, 6)
+    path, options = tmp_path / "a.npy", {"n_chains": 20, "burn_in": 2, "engine": "reference", "device": "cpu"}
+    sample_to(path, model, **options)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SOMETHING ELSE")
+    with pytest.raises(InputError, match=r"arithmetic was torch's kernels for .*, is now .* SOMETHING ELSE"):
+        sample_to(path, model, **options)
+    record = path.with_suffix(".json")
+    content = json.loads(record.read_text())
+    del content["arithmetic"]
+    record.write_text(json.dumps(content))
+    sample_to(path, model, **options)
 
 
 TOLD = """

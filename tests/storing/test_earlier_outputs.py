@@ -39,7 +39,7 @@ def as_then(monkeypatch):
 
     def pretend(stored: dict[str, Any]) -> None:
         monkeypatch.setattr(record, "library_versions", lambda *names: stored["versions"])
-        monkeypatch.setattr(record, "cpu_arithmetic", lambda: "")  # these outputs do not depend on it
+        monkeypatch.setattr(record, "cpu_arithmetic", lambda *_: "")  # these outputs do not depend on it
 
     return pretend
 
