@@ -1,8 +1,9 @@
 """Prints the precision table of docs/kernels.md: ``python benchmarks/precision_table.py``.
 
 Errors are of one step of the bundled digits model from 4096 random starts against fp64: fp32 by products of split
-operands, as the kernels compute it; the others on the reference engine, which rounds operands as the kernels do.
-Relative costs come from the cost model of ``kaleido_kernels.inspect``, not a GPU.
+operands, as the kernels compute it; the others on the reference engine, which rounds operands as the kernels do; and
+those of engine cpu by the instructions of this processor. Relative costs come from the cost model of
+``kaleido_kernels.inspect``, not a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from kaleido_fast import fast_sample, load_checkpoint
 from kaleido_fast.benchmarking.costs.planned import DEVICE_PRECISIONS
+from kaleido_fast.engines.available import instruction_set
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.noise import start_noise
 from kaleido_kernels.packing import split_operand
@@ -36,6 +38,13 @@ def one_step_error(precision: str) -> float:
     else:
         rounded = fast_sample("attractors", precision=precision, **options).final
     return float((rounded.double() - exact).abs().max())
+
+
+def loops_error(precision: str) -> float:
+    """`one_step_error` of engine cpu."""
+    options: dict[str, Any] = {"n_chains": CHAINS, "burn_in": 0, "jitter": 0.0, "device": "cpu"}
+    exact = fast_sample("attractors", precision="fp64", engine="reference", **options).final
+    return float((fast_sample("attractors", precision=precision, engine="cpu", **options).final - exact).abs().max())
 
 
 @torch.no_grad()
@@ -68,6 +77,9 @@ def main() -> None:
         on_gpu = DEVICE_PRECISIONS.get(precision)
         costs = [f"{ms[net, on_gpu] / ms[net, 'fp16']:.1f}" if on_gpu else "-" for net in NETS]
         print(f"| {precision} | {one_step_error(precision):.1e} | {' | '.join(costs)} |")
+    for precision in ("fp32", "bf16"):
+        name = f"{precision}, engine `cpu`" + (f" by {instruction_set()}" if precision == "bf16" else "")
+        print(f"| {name} | {loops_error(precision):.1e} | {' | '.join('-' for _ in NETS)} |")
 
 
 if __name__ == "__main__":
