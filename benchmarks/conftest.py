@@ -1,7 +1,7 @@
 """pytest-benchmark suites over `kaleido_fast.benchmarking`.
 
-    pytest benchmarks/ --quick                 short timings, about three minutes on two cores
-    pytest benchmarks/                         100,000 chains, about half an hour on two cores
+    pytest benchmarks/ --quick                 few chains and steps, about a minute on two cores
+    pytest benchmarks/                         the sizes of `kaleido-fast bench`, about half an hour on two cores
     pytest benchmarks/ -k "digits and cpu"     one network, one contestant
     pytest benchmarks/ --benchmark-autosave    keep the figures under benchmarks/results/
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
+from kaleido_fast.benchmarking.results import BenchReport, NetworkResult
 from kaleido_fast.errors import InputError
 from kaleido_fast.showing.plots import can_plot
 from kaleido_fast.system.files import atomic_path, check_writable
@@ -54,6 +54,7 @@ def _draw(axes: Any, result: NetworkResult) -> None:
         error_kw={"lw": 1},
     )
     axes.axvline(result.ceiling() / 1e9, color="tab:red", lw=1, ls="--")
-    axes.set_title(f"{result.network.name}: {result.size.n_chains:,} chains x {result.size.n_steps} steps", fontsize=9)
+    title = f"{result.network.name}, {result.precision}: {result.n_chains:,} chains x {result.n_steps} steps"
+    axes.set_title(title, fontsize=9)
     axes.set_xlabel("GFLOP/s (dashed: large matrix product)", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -23,26 +23,31 @@ class Size:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a network's timings on two CPU cores; more cores and GPUs take more steps, see `scaled`."""
+    """Sizes of a network's timings.
 
-    quick: Size
-    full: Size
+    Args:
+        n_chains: on a CPU; the steps there follow from the machine's speed, see `steps_for`.
+        gpu_quick, gpu_full: steps of 100,000 chains on a GPU.
+    """
+
+    n_chains: int
+    gpu_quick: int
+    gpu_full: int
 
 
-# Eager torch takes about 0.2 to 0.7 s for a quick timing on two cores, 1 to 7 s for a full one. The two widest
-# networks do not get their 100,000 chains: one step of cifar takes 75 s there, and the speed per chain is the same from
-# some thousand on.
+# The three widest networks do not get 100,000 chains on a CPU: one step of cifar would take more than a minute on two
+# cores, and the speed per chain is the same from some hundred on.
 SIZES = {
-    "points1d": Sizes(Size(100_000, 24), Size(100_000, 100)),
-    "points2d": Sizes(Size(100_000, 8), Size(100_000, 30)),
-    "digits": Sizes(Size(8_000, 3), Size(100_000, 3)),
-    "deep128": Sizes(Size(16_000, 3), Size(100_000, 6)),
-    "mnist": Sizes(Size(1_280, 3), Size(50_000, 2)),
-    "cifar": Sizes(Size(288, 1), Size(5_000, 2)),
+    "points1d": Sizes(100_000, 4800, 20_000),
+    "points2d": Sizes(100_000, 1600, 6000),
+    "digits": Sizes(100_000, 48, 600),
+    "deep128": Sizes(20_000, 96, 1200),
+    "mnist": Sizes(4096, 8, 200),
+    "cifar": Sizes(512, 2, 20),
 }
-_CPU_CORES = 2
-_GPU_SPEED = 200  # a data-centre GPU does the work of about 400 such cores
 _GPU_CHAINS = 100_000
+LEAST_STEPS = {True: 20, False: 60}  # by quick: a timing is of so many steps,
+LEAST_SECONDS = {True: 1.0, False: 3.0}  # or of so many seconds, whichever is less
 
 
 @dataclass(frozen=True)
@@ -66,22 +71,6 @@ class BenchNetwork:
 
             return load_checkpoint(self.path).model.eval()
         return random_network(self.name)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table of results."""
-
-    network: BenchNetwork
-    spec: ModelSpec
-    size: Size
-    engine: str
-    precision: str
-
-    @property
-    def chain_steps(self) -> int:
-        """Chains x steps of one timing."""
-        return self.size.n_chains * self.size.n_steps
 
 
 def network_spec(name: str) -> ModelSpec:
@@ -131,38 +120,31 @@ def make_size(
     *,
     quick: bool,
     kind: str,
-    threads: int,
     n_chains: int | None = None,
     n_steps: int | None = None,
-) -> Size:
-    """Chains and steps of a timing: the table's for this kind of device, where nothing else is asked for.
+) -> tuple[int, int | None]:
+    """(chains, steps) of a timing: the table's for this kind of device, where nothing else is asked for.
+
+    Steps are None where `steps_for` is to be asked, once the speed of a step is known.
 
     Args:
         network, spec: the network; a checkpoint takes the sizes of the reference network nearest in work per step.
         quick: the short timings.
         kind: "cpu" or "cuda".
-        threads: CPU threads in use.
         n_chains, n_steps: override the table.
     """
     for name, value in (("chains", n_chains), ("steps", n_steps)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
-    base = scaled(_table_size(network, spec, quick), kind, threads)
-    return Size(n_chains or base.n_chains, n_steps or base.n_steps)
-
-
-def _table_size(network: BenchNetwork, spec: ModelSpec, quick: bool) -> Size:
-    """The table's entry; for a checkpoint, the nearest network's chains with steps that make up the same work."""
     flops = {name: network_spec(name).flops_per_step for name in SIZES}
     nearest = min(SIZES, key=lambda name: abs(math.log(flops[name] / spec.flops_per_step)))
     name = network.network or nearest
-    size = SIZES[name].quick if quick else SIZES[name].full
-    return Size(size.n_chains, max(1, round(size.n_steps * flops[name] / spec.flops_per_step)))
+    if kind == "cpu":
+        return n_chains or SIZES[name].n_chains, n_steps
+    steps = SIZES[name].gpu_quick if quick else SIZES[name].gpu_full
+    return n_chains or _GPU_CHAINS, n_steps or max(2, round(steps * flops[name] / spec.flops_per_step))
 
 
-def scaled(size: Size, kind: str, threads: int) -> Size:
-    """A size for two cores as one for this device: about the same seconds."""
-    if kind == "cuda":
-        work = size.n_chains * size.n_steps * _GPU_SPEED
-        return Size(_GPU_CHAINS, max(2, round(work / _GPU_CHAINS)))
-    return Size(size.n_chains, max(1, round(size.n_steps * max(1.0, threads / _CPU_CORES))))
+def steps_for(step_seconds: float, *, quick: bool) -> int:
+    """Steps of a timing on a CPU: the fewest that make up `LEAST_STEPS` or `LEAST_SECONDS` of a step's seconds."""
+    return min(LEAST_STEPS[quick], max(1, math.ceil(LEAST_SECONDS[quick] / max(step_seconds, 1e-9))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kaleido_fast
+from kaleido_fast.benchmarking.environment import child_environment
 from kaleido_fast.errors import InputError
 
 _CACHES = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -51,11 +50,7 @@ def measure_first_call(task: dict[str, Any], caches: Path | None = None) -> Firs
         InputError: the process failed; with its last line of error text.
     """
     cached = caches is None or any(caches.iterdir())
-    folder = str(Path(kaleido_fast.__file__).parent.parent)
-    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if caches is not None:
-        environment |= dict.fromkeys(_CACHES, str(caches))
+    environment = child_environment(None if caches is None else dict.fromkeys(_CACHES, str(caches)))
     command = [sys.executable, "-m", "kaleido_fast.benchmarking.cold"]
     try:
         result = subprocess.run(

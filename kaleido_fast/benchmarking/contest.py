@@ -143,24 +143,26 @@ def check_contestant(contestant: Contestant, z0: Tensor, expected: list[Tensor],
     return max(found, key=lambda deviation: deviation.error)
 
 
-class Checker:
-    """Checks contestants on one network; the reference's states are computed once for all with the same options.
+class References:
+    """The reference's states on one network, computed once for all contestants with the same options.
 
     Args:
         model: the network.
+        z0: start states (n, D).
     """
 
-    def __init__(self, model: KaleidoMLP) -> None:
-        self.model = model
-        self.expected: dict[str, list[Tensor]] = {}
+    def __init__(self, model: KaleidoMLP, z0: Tensor) -> None:
+        self._model, self._z0 = model, z0
+        self._known: dict[tuple[str, int], list[Tensor]] = {}
 
-    def check(self, contestant: Contestant, z0: Tensor) -> Deviation:
-        """`check_contestant` on start states (n, D), which must be the same ones in each call with the same n."""
-        key = f"{contestant.precision} {sorted(contestant.proof_request.items())} {len(z0)}"
-        if key not in self.expected:
-            states = reference_states(self.model, z0, contestant.precision, **contestant.proof_request)
-            self.expected[key] = states
-        return check_contestant(contestant, z0, self.expected[key], self.model.spec.n_layers)
+    def states(self, precision: str, options: Mapping[str, Any], rows: int) -> list[Tensor]:
+        """`reference_states` of the first ``rows`` chains, with the options of a contestant's ``proof_request``."""
+        kind = f"{precision} {sorted(options.items())}"
+        if (kind, rows) not in self._known:
+            whole = self._known.get((kind, len(self._z0)))
+            states = reference_states(self._model, self._z0[:rows], precision, **options) if whole is None else whole
+            self._known[kind, rows] = [one[:rows] for one in states]
+        return self._known[kind, rows]
 
 
 def one_line(problem: BaseException) -> str:

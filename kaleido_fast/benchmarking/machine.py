@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 import kaleido_fast
+from kaleido_fast.benchmarking.busy import allowed_cores
+from kaleido_fast.engines.available import instruction_set
 from kaleido_fast.system.devices import cpu_name
 from kaleido_fast.system.memory import available_memory
 from kaleido_fast.system.versions import library_versions
@@ -23,11 +25,11 @@ PEER_LIBRARIES = ("numba", "triton", "jax", "onnxruntime", "openvino")
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, threads, memory, load and the device, as plain values."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cores": cores,
+        "cores": len(allowed_cores()),
         "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_free_bytes": available_memory(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],

@@ -1,4 +1,4 @@
-"""Results as a table on the terminal, as Markdown, and as JSON with every raw timing."""
+"""Results as a table on the terminal, and as JSON with every raw timing; `readme` makes Markdown of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from kaleido_fast.benchmarking.busy import is_busy
 from kaleido_fast.benchmarking.peers import PEERS
-from kaleido_fast.benchmarking.runner import BenchReport, NetworkResult
+from kaleido_fast.benchmarking.results import BenchReport, NetworkResult
 from kaleido_fast.benchmarking.timing import Ratio, spread
-from kaleido_fast.errors import InputError
-from kaleido_fast.system.files import atomic_path, check_writable
+from kaleido_fast.system.files import atomic_path
 from kaleido_fast.system.valid_json import json_text
 
-FORMAT_VERSION = 1
-BEGIN = "<!-- kaleido-fast bench: begin -->"
-END = "<!-- kaleido-fast bench: end -->"
+FORMAT_VERSION = 2  # 1: one precision, contestants in one process
 
 
 def as_record(report: BenchReport) -> dict[str, Any]:
@@ -31,6 +29,7 @@ def as_record(report: BenchReport) -> dict[str, Any]:
         "results": [_result_record(result) for result in report.results],
         "lost": report.lost,
         "unmeasured": report.unmeasured,
+        "failures": report.failures,
     }
 
 
@@ -38,10 +37,11 @@ def _result_record(result: NetworkResult) -> dict[str, Any]:
     return {
         "network": result.network.name,
         "model": result.network.path,
-        "n_chains": result.size.n_chains,
-        "n_steps": result.size.n_steps,
+        "n_chains": result.n_chains,
+        "n_steps": result.n_steps,
         "precision": result.precision,
         "flops_per_step": result.flops_per_step,
+        "others_share": result.others_share,
         "ceiling": {
             "seconds": result.ceiling_seconds,
             "flops": result.ceiling_flops,
@@ -94,9 +94,10 @@ def _speed_table(report: BenchReport) -> Table:
     for name in ("network", "engine", "median", "p20", "p80", "GFLOP/s", "ceiling", *(f"{x}\nis x" for x in engines)):
         table.add_column(name, justify="left" if name in ("network", "engine") else "right")
     for result in report.results:
-        size = f"{result.size.n_chains:,} x {result.size.n_steps}"
+        size = f"{result.n_chains:,} x {result.n_steps}"
         names = [*result.engines, *result.peers]
-        labels = [result.network.name, size] if len(names) > 1 else [f"{result.network.name}\n{size}"]
+        title = result.network.name if result.precision == "fp32" else f"{result.network.name} {result.precision}"
+        labels = [title, size] if len(names) > 1 else [f"{title}\n{size}"]
         labels += [""] * (len(names) - len(labels))
         for label, name in zip(labels, names, strict=True):
             speed = result.speed(name)
@@ -106,7 +107,7 @@ def _speed_table(report: BenchReport) -> Table:
                 *(short(value) for value in (speed.median, speed.p20, speed.p80)),
                 f"{result.flops(name) / 1e9:,.1f}",
                 f"{result.flops(name) / result.ceiling():.0%}",
-                *(_ratio_cell(result, engine, name) for engine in engines),
+                *(ratio_cell(result, engine, name) for engine in engines),
             )
     return table
 
@@ -126,8 +127,9 @@ def _first_call_table(report: BenchReport) -> Table:
     for result in report.results:
         for engine, calls in result.first_calls.items():
             for kind, call in calls.items():
+                name = engine if result.precision == "fp32" else f"{engine} {result.precision}"
                 seconds = (call.import_seconds, call.compile_seconds, call.pack_seconds)
-                table.add_row(result.network.name, engine, kind, *(f"{x:.3f}" for x in seconds), _mib(call.peak_bytes))
+                table.add_row(result.network.name, name, kind, *(f"{x:.3f}" for x in seconds), _mib(call.peak_bytes))
     return table
 
 
@@ -137,7 +139,7 @@ def peer_names(report: BenchReport) -> list[str]:
     return [name for name in PEERS if name in timed]
 
 
-def _ratio_cell(result: NetworkResult, engine: str, other: str) -> str:
+def ratio_cell(result: NetworkResult, engine: str, other: str) -> str:
     """How many times faster an engine is; empty where either was not timed, or they are the same."""
     if engine == other or not {engine, other} <= result.timings.keys():
         return "-"
@@ -149,7 +151,7 @@ def ratio_text(ratio: Ratio) -> str:
     return f"{ratio.value:.2f}{' tie' if ratio.tie else ''}"
 
 
-def _peak(result: NetworkResult, name: str) -> str:
+def peak_text(result: NetworkResult, name: str) -> str:
     calls = result.first_calls.get(name)
     return _mib(calls["cached"].peak_bytes) if calls else "-"
 
@@ -165,19 +167,33 @@ def remarks(report: BenchReport) -> list[str]:
         for name, reason in result.skipped.items():
             left_out.setdefault(reason, {})[name] = None
     lines = [f"not timed: {', '.join(names)}: {reason}" for reason, names in left_out.items()]
-    ceilings = [result.ceiling() / 1e9 for result in report.results]
-    lines.append(f"ceiling: a 2048 x 2048 x 2048 product ran at {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s")
-    lines.append(_made_with(report))
-    load = report.about["machine"]["load_average"]
-    if load and load[0] > 0.5 * report.about["machine"]["cores"]:
-        lines.append(f"the machine was busy when this began (load {load[0]:.1f}): do not quote these figures")
+    for precision in dict.fromkeys(result.precision for result in report.results):
+        found = [result.ceiling() / 1e9 for result in report.results if result.precision == precision]
+        speeds = f"{min(found):,.0f} to {max(found):,.0f} GFLOP/s"
+        lines.append(f"ceiling: a 2048 x 2048 x 2048 product in {precision} ran at {speeds}")
+    lines.append(made_with(report))
+    if busy := busy_text(report):
+        lines.append(f"{busy}: do not quote these figures")
     return lines
 
 
-def _made_with(report: BenchReport) -> str:
+def busy_text(report: BenchReport) -> str:
+    """When others used the machine, and how much of it; empty where they left it to us."""
+    shares = {"before the first timing": report.about["machine"].get("others_share")}
+    shares |= {f"during {one.network.name} in {one.precision}": one.others_share for one in report.results}
+    told = [
+        f"{share:.0%} of the cores' time {when}"
+        for when, share in shares.items()
+        if share is not None and is_busy(share)
+    ]
+    return f"the machine was busy: other processes used {', '.join(told)}" if told else ""
+
+
+def made_with(report: BenchReport) -> str:
+    """The machine, the date, the commit and the versions of libraries."""
     about, machine = report.about, report.about["machine"]
     commit = ((about["commit"] or "")[:10] or "installed package") + (" with local changes" if about["dirty"] else "")
-    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores"
+    device = machine.get("gpu") or cpu_text(machine)
     libraries = ("torch", "jax", "onnxruntime", "openvino")
     versions = ", ".join(
         f"{name} {about['versions'][name]}"
@@ -187,58 +203,6 @@ def _made_with(report: BenchReport) -> str:
     return f"{device}; {about['date'][:10]}; {commit}; {versions}"
 
 
-def markdown_table(report: BenchReport) -> str:
-    """The table for a README: one line a network and engine, then how it was made."""
-    peers = peer_names(report)
-    head = ["network", "chains x steps", "engine", "chain-steps/s", "GFLOP/s", "of ceiling", "peak MiB"]
-    heads = [*head, *(f"x {name}" for name in peers)]
-    lines = [_row(heads), _row(["---", "---:", "---", *["---:"] * (len(heads) - 3)])]
-    for result in report.results:
-        for engine in result.engines:
-            flops = result.flops(engine)
-            cells = [
-                f"`{result.network.name}`",
-                f"{result.size.n_chains:,} x {result.size.n_steps}",
-                engine,
-                short(result.speed(engine).median),
-                f"{flops / 1e9:,.1f}",
-                f"{flops / result.ceiling():.0%}",
-                _peak(result, engine),
-            ]
-            lines.append(_row([*cells, *(_ratio_cell(result, engine, peer) for peer in peers)]))
-    notes = [
-        f"`x NAME`: how many times faster than that peer ({', '.join(f'{n}: {PEERS[n].about}' for n in peers)})."
-        if peers
-        else "",
-        f"Measured on {_made_with(report)}.",
-        f"Made by `{report.about['command']}`.",
-    ]
-    return "\n".join([*lines, "", *filter(None, notes)])
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def check_readme(path: Path, begin: str = BEGIN, end: str = END) -> None:
-    """Refuse a README without exactly one pair of marker comments, before anything is timed."""
-    if not path.is_file():
-        raise InputError(f"README {path} is not a file: give the file that holds {begin!r} and {end!r}")
-    check_writable(path)
-    text = path.read_text()
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise InputError(f"{path} has no place for the table: put the lines {begin!r} and {end!r} there")
-
-
-def write_readme(report: BenchReport, path: Path) -> None:
-    """Replace what stands between the marker comments by `markdown_table`."""
-    write_between(path, BEGIN, END, markdown_table(report))
-
-
-def write_between(path: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marker comments of a file."""
-    check_readme(path, begin, end)
-    before, rest = path.read_text().split(begin)
-    _, after = rest.split(end)
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+def cpu_text(machine: dict[str, Any]) -> str:
+    """The processor, its instruction set, and how much of it was used."""
+    return f"{machine['cpu']}, {machine['instruction_set']}, {machine['threads']} threads on {machine['cores']} cores"

@@ -1,37 +1,33 @@
-"""A whole benchmark: cases, contestants checked and timed in turns, first calls apart."""
+"""A whole benchmark: contestants checked and timed in turns, first calls apart."""
 
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kaleido_fast.benchmarking import ceiling, cold
-from kaleido_fast.benchmarking.acceptance import Deviation
-from kaleido_fast.benchmarking.cases import BenchNetwork, Case, Size, make_size
-from kaleido_fast.benchmarking.contest import (
-    Checker,
-    Contestant,
-    engine_contestant,
-    one_line,
-    resolve_engine,
-    start_states,
-)
-from kaleido_fast.benchmarking.faults import DeviceLostError, device_answers
+from kaleido_fast.benchmarking import busy, cold
+from kaleido_fast.benchmarking.cases import BenchNetwork, make_size, steps_for
+from kaleido_fast.benchmarking.contest import References, one_line, resolve_engine, start_states
+from kaleido_fast.benchmarking.crew import PATIENCE, Crew
+from kaleido_fast.benchmarking.faults import DeviceLostError
+from kaleido_fast.benchmarking.host import CEILING, Built, Entry, Work
 from kaleido_fast.benchmarking.machine import describe_run
-from kaleido_fast.benchmarking.peers import Peer, Setting, build_peer, forget_compiled
-from kaleido_fast.benchmarking.timing import Ratio, Spread, Timed, compare, spread, time_alternating
+from kaleido_fast.benchmarking.peers import Peer, same_bits
+from kaleido_fast.benchmarking.results import BenchReport, NetworkResult, Timings
+from kaleido_fast.benchmarking.timing import Timed, time_alternating
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.names import ENGINES
 
 ROUNDS = {True: 3, False: 5}  # by quick
-CEILING = "ceiling"
+
+ANY_ROWS = 8192  # checked of a contestant that does not know how many chains there will be
 
 Progress = Callable[[float, str], None]
 """Called with the share of the whole that is done and what is being done."""
@@ -45,145 +41,107 @@ class BenchRequest:
         networks: what to time.
         engine: name of an engine, "auto", or "all" for every one that can run here.
         peers: compared with; `skipped` says why others are not.
-        precision: of the engines.
+        precisions: of the engines, each with the peers that have operands of as many bits.
         device: where.
         quick: short timings.
         rounds: timings of each contestant.
         n_chains, n_steps: override the table of sizes.
-        first_calls: measure first-call cost and peak memory in processes of their own.
+        first_calls: measure first-call cost and peak memory in processes of their own; a quick run does so in its first
+            precision.
+        busy: measure on a busy machine too.
+        apart: whether each contestant has a process of its own; None for yes on a CPU.
     """
 
     networks: list[BenchNetwork]
     engine: str
     peers: list[Peer]
     skipped: dict[str, str]
-    precision: str
+    precisions: list[str]
     device: torch.device
     quick: bool = False
     rounds: int | None = None
     n_chains: int | None = None
     n_steps: int | None = None
     first_calls: bool = True
+    busy: bool = False
+    apart: bool | None = None
 
     @property
     def n_rounds(self) -> int:
         return self.rounds or ROUNDS[self.quick]
 
-
-@dataclass(frozen=True)
-class Timings:
-    """One contestant's raw seconds, with the seconds that building and checking it took in this process."""
-
-    kind: str  # "engine" or "peer"
-    seconds: list[float]
-    build_seconds: float
-    error: float  # the largest, in data units
-    error_at: dict[str, int]  # step, chain, dim
-    relative_error: float  # norm of all errors over that of the states
+    @property
+    def in_processes(self) -> bool:
+        return self.device.type == "cpu" if self.apart is None else self.apart
 
 
 @dataclass(frozen=True)
-class NetworkResult:
-    """All that was measured on one network.
-
-    Args:
-        network, size, flops_per_step: the work.
-        timings: by contestant.
-        ceiling_seconds: raw, of `ceiling.repeats` products.
-        skipped: contestants that were not timed, and why.
-        first_calls: by engine: {"cold": ..., "cached": ...}.
-    """
+class _Contest:
+    """One network in one precision."""
 
     network: BenchNetwork
-    size: Size
-    flops_per_step: int
     precision: str
-    timings: dict[str, Timings]
-    ceiling_seconds: list[float]
-    ceiling_flops: int
+    engines: list[str]
     skipped: dict[str, str]
-    first_calls: dict[str, dict[str, cold.FirstCall]] = field(default_factory=dict)
 
     @property
-    def chain_steps(self) -> int:
-        return self.size.n_chains * self.size.n_steps
-
-    @property
-    def engines(self) -> list[str]:
-        return [name for name, timing in self.timings.items() if timing.kind == "engine"]
-
-    @property
-    def peers(self) -> list[str]:
-        return [name for name, timing in self.timings.items() if timing.kind == "peer"]
-
-    def speed(self, name: str) -> Spread:
-        """Chain-steps a second of a contestant; p20 is the slow end."""
-        seconds = spread(self.timings[name].seconds)
-        work = self.chain_steps
-        return Spread(work / seconds.median, work / seconds.p80, work / seconds.p20)
-
-    def flops(self, name: str) -> float:
-        """Floating-point operations a second, counted from the sizes of the layers."""
-        return self.speed(name).median * self.flops_per_step
-
-    def ceiling(self) -> float:
-        """Floating-point operations a second of the large matrix product in the same run."""
-        return self.ceiling_flops / spread(self.ceiling_seconds).median
-
-    def ratio(self, engine: str, peer: str) -> Ratio:
-        """Speed of an engine over that of a peer."""
-        return compare(self.timings[engine].seconds, self.timings[peer].seconds)
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """Results of all networks, and where they were measured.
-
-    ``lost``: what made the device fail, or empty; the networks ``unmeasured`` were left out for that reason.
-    """
-
-    results: list[NetworkResult]
-    about: dict[str, Any]
-    quick: bool
-    lost: str = ""
-    unmeasured: list[str] = field(default_factory=list)
+    def name(self) -> str:
+        return f"{self.network.name} in {self.precision}"
 
 
 def run_bench(request: BenchRequest, progress: Progress = lambda share, text: None) -> BenchReport:
     """Time every engine of a request and its peers on every network.
 
     Raises:
-        InputError: an engine asked for by name cannot run here.
+        InputError: an engine asked for by name cannot run here, none could be timed, or the machine is busy.
         DeviceLostError: the device failed before any network was measured. Later, what was measured is returned.
     """
-    about = describe_run(request.device)
-    engines, skipped = find_engines(request, request.networks[0].model())
-    request = replace(request, skipped={**skipped, **request.skipped})
-    results = []
-    for i, network in enumerate(request.networks):
-        model = network.model().requires_grad_(False).to(request.device)
-        part = _Part(progress, i / len(request.networks), 1 / len(request.networks), network.name)
-        try:
-            results.append(_run_network(request, network, model, engines, part, first=i == 0))
-        except DeviceLostError as problem:
-            if not results:
-                raise
-            unmeasured = [left.name for left in request.networks[i:]]
-            return BenchReport(results, about, request.quick, str(problem), unmeasured)
-        del model
-        gc.collect()
+    about, contests = describe_run(request.device), _contests(request)
+    if request.device.type == "cpu":
+        about["machine"]["others_share"] = busy.share_now()
+        if not request.busy:
+            busy.refuse_busy(about["machine"]["others_share"])
+    report = BenchReport([], about, request.quick)
+    engines = [name for contest in contests for name in contest.engines]
+    names = dict.fromkeys([CEILING, *engines, *(peer.name for peer in request.peers)])
+    with Crew(request.device, apart=request.in_processes, patience=PATIENCE[request.quick]) as crew:
+        progress(0.0, "starting processes")
+        crew.start(names)
+        for i, contest in enumerate(contests):
+            part = _Part(progress, i / len(contests), 1 / len(contests), contest.name)
+            try:
+                result = _Run(request, contest, crew, part).measure(cold_too=i == 0 or not request.quick)
+            except DeviceLostError as problem:
+                if not report.results:
+                    raise
+                return replace(report, lost=str(problem), unmeasured=[left.name for left in contests[i:]])
+            if result.timings:
+                report.results.append(result)
+            lost = [name for name in contest.engines if name not in result.timings]
+            report.failures.extend(f"{name} on {contest.name}: {result.skipped[name]}" for name in lost)
+            crew.forget()
+            gc.collect()
+    if not report.results:
+        raise InputError(f"nothing could be timed: {'; '.join(report.failures)}")
     progress(1.0, "done")
-    return BenchReport(results, about, request.quick)
+    return report
 
 
-def find_engines(request: BenchRequest, model: KaleidoMLP) -> tuple[list[str], dict[str, str]]:
-    """Engines to time and, by name, why others cannot run here."""
+def _contests(request: BenchRequest) -> list[_Contest]:
+    """Networks in the order asked for, each in all precisions."""
+    model = request.networks[0].model()
+    found = {precision: find_engines(request, model, precision) for precision in request.precisions}
+    return [_Contest(network, precision, *found[precision]) for network in request.networks for precision in found]
+
+
+def find_engines(request: BenchRequest, model: KaleidoMLP, precision: str) -> tuple[list[str], dict[str, str]]:
+    """Engines to time in a precision and, by name, why others cannot run here."""
     if request.engine != "all":
-        return [resolve_engine(model, request.engine, request.precision, request.device)], {}
+        return [resolve_engine(model, request.engine, precision, request.device)], {}
     able, skipped = [], {}
     for name in [name for name in ENGINES if name != "auto"]:
         try:
-            able.append(resolve_engine(model, name, request.precision, request.device))
+            able.append(resolve_engine(model, name, precision, request.device))
         except InputError as problem:
             skipped[name] = str(problem)
     return able, skipped
@@ -191,7 +149,7 @@ def find_engines(request: BenchRequest, model: KaleidoMLP) -> tuple[list[str], d
 
 @dataclass(frozen=True)
 class _Part:
-    """The share of the progress bar that belongs to one network."""
+    """The share of the progress bar that belongs to one contest."""
 
     progress: Progress
     begin: float
@@ -204,139 +162,145 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Ready:
-    contestant: Contestant
-    kind: str
-    build_seconds: float
-    deviation: Deviation
+    entry: Entry
+    built: Built
+    deviation: dict[str, Any]
 
 
-def _run_network(
-    request: BenchRequest, network: BenchNetwork, model: KaleidoMLP, engines: list[str], part: _Part, *, first: bool
-) -> NetworkResult:
-    size = make_size(
-        network,
-        model.spec,
-        quick=request.quick,
-        kind=request.device.type,
-        threads=torch.get_num_threads(),
-        n_chains=request.n_chains,
-        n_steps=request.n_steps,
-    )
-    cases = [Case(network, model.spec, size, engine, request.precision) for engine in engines]
-    first_calls = {}
-    for case in cases if request.first_calls else ():
-        part.at(0.0, f"first call of {case.engine}")
-        first_calls[case.engine] = _first_calls(request, case, cold_too=first or not request.quick)
-    forget_compiled(request.peers)
-    z0 = start_states(model, size.n_chains, request.device)
-    ready, failed = _prepare(request, model, engines, z0, part)
-    ready = {name: entry for name, entry in ready.items() if _warms_up(name, entry, z0, failed)}
-    runs: dict[str, Timed] = {name: entry.contestant.timed(z0, size.n_steps) for name, entry in ready.items()}
-    runs[CEILING] = ceiling.ceiling_run(request.precision, request.device)
-    runs[CEILING]()
-    total, done = request.n_rounds * len(runs), 0
+class _Run:
+    """One contest: who is ready for it, and who has failed."""
 
-    def after(name: str, seconds: float) -> None:
-        nonlocal done
-        done += 1
-        part.at(0.4 + 0.6 * done / total, f"timing {name}")
+    def __init__(self, request: BenchRequest, contest: _Contest, crew: Crew, part: _Part) -> None:
+        self.request, self.contest, self.crew, self.part = request, contest, crew, part
+        self.model = contest.network.model().requires_grad_(False).to(request.device)
+        self.failed: dict[str, str] = {}
 
-    try:
-        seconds = time_alternating(runs, request.n_rounds, synchronise=_synchroniser(request.device), after=after)
-    except Exception as problem:
-        _refuse_lost("timing", request.device, problem)
-        raise
-    return NetworkResult(
-        network=network,
-        size=size,
-        flops_per_step=model.spec.flops_per_step,
-        precision=request.precision,
-        timings={
-            name: Timings(r.kind, seconds[name], r.build_seconds, **r.deviation.record()) for name, r in ready.items()
-        },
-        ceiling_seconds=seconds[CEILING],
-        ceiling_flops=ceiling.FLOPS * ceiling.repeats(request.device),
-        skipped={**request.skipped, **failed},
-        first_calls=first_calls,
-    )
+    def measure(self, *, cold_too: bool) -> NetworkResult:
+        """First calls, checks, then timings in turns."""
+        request, spec, network = self.request, self.model.spec, self.contest.network
+        n_chains, n_steps = make_size(
+            network,
+            spec,
+            quick=request.quick,
+            kind=request.device.type,
+            n_chains=request.n_chains,
+            n_steps=request.n_steps,
+        )
+        told = request.first_calls and (not request.quick or self.contest.precision == request.precisions[0])
+        first_calls = self._first_calls(n_chains, cold_too=cold_too) if told else {}
+        ready = self._prepare(n_chains)
+        n_steps = n_steps or self._find_steps(ready)
+        before = busy.read(self.crew.pids())
+        seconds = self._time(ready, n_steps)
+        after = busy.read(self.crew.pids())
+        timed = {name: one for name, one in ready.items() if name not in self.failed}
+        ceiling = timed.pop(CEILING)
+        on_cpu = request.device.type == "cpu"
+        return NetworkResult(
+            network=network,
+            n_chains=n_chains,
+            n_steps=n_steps,
+            flops_per_step=spec.flops_per_step,
+            precision=self.contest.precision,
+            timings={
+                name: Timings(one.entry.kind, seconds[name], one.built.seconds, **one.deviation)
+                for name, one in timed.items()
+            },
+            ceiling_seconds=seconds[CEILING],
+            ceiling_flops=ceiling.built.flops,
+            skipped={**self.contest.skipped, **request.skipped, **self.failed},
+            others_share=busy.others_share(before, after, len(busy.allowed_cores())) if on_cpu else None,
+            first_calls=first_calls,
+        )
 
+    def _first_calls(self, n_chains: int, *, cold_too: bool) -> dict[str, dict[str, cold.FirstCall]]:
+        """First-call figures by engine; a quick run makes the cold start once, for its first contest."""
+        network, found = self.contest.network, {}
+        for engine in self.contest.engines:
+            self.part.at(0.0, f"first call of {engine}")
+            task = {
+                "name": network.name,
+                "network": network.network,
+                "path": network.path,
+                "n_chains": n_chains,
+                "engine": engine,
+                "precision": self.contest.precision,
+                "device": str(self.request.device),
+                "threads": torch.get_num_threads(),
+            }
+            if cold_too:
+                cold_start, cached = cold.cold_and_cached(task)
+                found[engine] = {"cold": cold_start, "cached": cached}
+            else:
+                found[engine] = {"cached": cold.measure_first_call(task)}
+        return found
 
-def _first_calls(request: BenchRequest, case: Case, *, cold_too: bool) -> dict[str, cold.FirstCall]:
-    """First-call figures; a quick run makes the cold start once, for its first network."""
-    network = case.network
-    task = {
-        "name": network.name,
-        "network": network.network,
-        "path": network.path,
-        "n_chains": case.size.n_chains,
-        "engine": case.engine,
-        "precision": case.precision,
-        "device": str(request.device),
-        "threads": torch.get_num_threads(),
-    }
-    if not cold_too:
-        return {"cached": cold.measure_first_call(task)}
-    cold_start, cached = cold.cold_and_cached(task)
-    return {"cold": cold_start, "cached": cached}
+    def _prepare(self, n_chains: int) -> dict[str, _Ready]:
+        """Build every contestant and check it against the reference; those that fail are named with the reason."""
+        request, precision = self.request, self.contest.precision
+        z0 = start_states(self.model, n_chains, request.device)
+        references = References(self.model, z0)
+        work = Work(self.contest.network, n_chains, str(request.device), torch.get_num_threads(), request.quick)
+        entries = [Entry(CEILING, precision)]
+        entries += [Entry(name, precision) for name in self.contest.engines]
+        peers = [peer for peer in request.peers if same_bits(peer.precision, precision)]
+        entries += [Entry(peer.name, peer.precision, peer) for peer in peers]
+        ready = {}
+        for i, entry in enumerate(entries):
+            self.part.at(0.05 + 0.35 * i / len(entries), f"checking {entry.name} against the reference")
+            try:
+                ready[entry.name] = self._make_ready(entry, work, z0, references)
+            except Exception as problem:  # of another project's library: any error is a reason to leave it out
+                self._leave_out(entry.name, problem)
+        return ready
 
+    def _make_ready(self, entry: Entry, work: Work, z0: Tensor, references: References) -> _Ready:
+        holder = self.crew.holder(entry.name, self.model)
+        built = holder.build(entry, work)
+        if entry.kind == CEILING:
+            return _Ready(entry, built, {})
+        rows = min(len(z0), ANY_ROWS) if entry.peer and entry.peer.any_rows else len(z0)
+        expected = references.states(built.precision, built.proof_request, rows)
+        return _Ready(entry, built, holder.check(z0, expected))
 
-def _prepare(
-    request: BenchRequest, model: KaleidoMLP, engines: list[str], z0: Tensor, part: _Part
-) -> tuple[dict[str, _Ready], dict[str, str]]:
-    """Build every contestant and check it against the reference; peers that fail are named with the reason."""
-    checker = Checker(model)
-    ready: dict[str, _Ready] = {}
-    failed: dict[str, str] = {}
-    setting = Setting(model, len(z0), request.device, torch.get_num_threads(), request.quick)
-    builders: Mapping[str, Callable[[], Contestant]] = {
-        **{name: _engine_builder(request, model, name) for name in engines},
-        **{peer.name: _peer_builder(peer, setting) for peer in request.peers},
-    }
-    for i, (name, build) in enumerate(builders.items()):
-        part.at(0.05 + 0.35 * i / len(builders), f"checking {name} against the reference")
-        began = time.perf_counter()
+    def _leave_out(self, name: str, problem: Exception) -> None:
+        """Note why one is not timed; the others go on."""
+        self.crew.blame(name, problem)
+        if name == CEILING:
+            raise InputError(f"the large matrix product failed: {one_line(problem)}") from problem
+        self.failed[name] = one_line(problem)
+
+    def _find_steps(self, ready: dict[str, _Ready]) -> int:
+        """Steps of a timing, from two steps of an engine, or of a peer where no engine is left."""
+        kinds = {name: one.entry.kind for name, one in ready.items() if name != CEILING}
+        for name in sorted(kinds, key=lambda name: kinds[name] != "engine"):
+            seconds = self._seconds(name, 2)
+            if not math.isnan(seconds):
+                return steps_for(seconds / 2, quick=self.request.quick)
+        return 1
+
+    def _seconds(self, name: str, n_steps: int) -> float:
+        """Seconds of a contestant's timing; NaN where it failed, now or before."""
+        if name in self.failed:
+            return math.nan
         try:
-            contestant = build()
-            built = time.perf_counter() - began
-            deviation = checker.check(contestant, z0)
-        except Exception as problem:  # of another project's library: any error is a reason to leave it out
-            _refuse_lost(name, request.device, problem)
-            if name in engines:
-                raise
-            failed[name] = one_line(problem)
-            continue
-        ready[name] = _Ready(contestant, "engine" if name in engines else "peer", built, deviation)
-    return ready, failed
+            return self.crew.holder(name, self.model).time(n_steps)
+        except Exception as problem:
+            self._leave_out(name, problem)
+            return math.nan
 
+    def _time(self, ready: dict[str, _Ready], n_steps: int) -> dict[str, list[float]]:
+        """Raw seconds by name, of contestants and of the ceiling."""
+        total, done = self.request.n_rounds * len(ready), 0
 
-def _refuse_lost(name: str, device: torch.device, problem: Exception) -> None:
-    """Stop if what failed took the device with it: all that follows would fail too, and would be blamed for it."""
-    if not device_answers(device):
-        raise DeviceLostError(name, problem) from problem
+        def turn(name: str) -> Timed:
+            def run() -> float:
+                nonlocal done
+                self.part.at(0.4 + 0.6 * done / total, f"timing {name}")
+                done += 1
+                return self._seconds(name, n_steps)
 
+            return run
 
-def _engine_builder(request: BenchRequest, model: KaleidoMLP, name: str) -> Callable[[], Contestant]:
-    return lambda: engine_contestant(model, name, request.precision, request.device)
-
-
-def _peer_builder(peer: Peer, setting: Setting) -> Callable[[], Contestant]:
-    return lambda: build_peer(peer, setting)
-
-
-def _warms_up(name: str, entry: _Ready, z0: Tensor, failed: dict[str, str]) -> bool:
-    """One step that is not timed, where the check ran something else (``proof``); no peer compiles for a step count."""
-    if entry.contestant.proof is None:
-        return True
-    try:
-        entry.contestant.run(z0, 1)
-    except Exception as problem:
-        _refuse_lost(name, z0.device, problem)
-        failed[name] = one_line(problem)
-        return False
-    return True
-
-
-def _synchroniser(device: torch.device) -> Callable[[], None]:
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
+        runs = {name: turn(name) for name in ready}
+        return time_alternating(runs, self.request.n_rounds, measure=lambda run: run())

@@ -18,7 +18,7 @@ from kaleido_fast.benchmarking.gpu.report import FORMAT, FORMAT_VERSION, STAGES,
 from kaleido_fast.benchmarking.gpu.table import readme_part
 from kaleido_fast.benchmarking.gpu.workers import ProcessWorker
 from kaleido_fast.benchmarking.program import run_program
-from kaleido_fast.benchmarking.report import check_readme, write_between
+from kaleido_fast.benchmarking.readme import check_place, write_between
 from kaleido_fast.cli.parameters import overwrite_option
 from kaleido_fast.errors import InputError, unknown_name
 from kaleido_fast.system.devices import resolve_device
@@ -69,7 +69,7 @@ def command(
     files are whole and up to date whenever it is stopped.
     """
     if readme is not None:
-        check_readme(readme, BEGIN, END)
+        check_place(readme, BEGIN, END)
     if source is None:
         request = replace(_request(only, minutes, quick, device, out or RESULTS, emulate), overwrite=overwrite)
         if request.interpreter and readme is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kaleido_fast.benchmarking import cases, contest
-from kaleido_fast.benchmarking.cases import SIZES, BenchNetwork, Size
+from kaleido_fast.benchmarking.cases import SIZES, BenchNetwork
 from kaleido_fast.errors import InputError
 from kaleido_fast.presets import NETWORKS
 
@@ -16,34 +16,47 @@ from conftest import random_mlp  # isort: skip
 from small_bench import CPU
 
 
-def test_the_table_of_sizes_covers_the_six_networks():
+def size(name: str, **options) -> tuple[int, int | None]:
+    network, spec = BenchNetwork(name, network=name), cases.network_spec(name)
+    return cases.make_size(network, spec, **{"quick": True, "kind": "cpu", **options})
+
+
+def test_the_table_of_sizes_covers_the_six_networks_at_the_size_that_is_quoted():
     assert tuple(SIZES) == tuple(NETWORKS)
+    assert [size(name)[0] for name in SIZES] == [100_000] * 3 + [20_000, 4096, 512]
     for name in SIZES:
-        spec, network = cases.network_spec(name), BenchNetwork(name, network=name)
-        quick, full = (cases.make_size(network, spec, quick=quick, kind="cpu", threads=2) for quick in (True, False))
-        assert (quick, full) == (SIZES[name].quick, SIZES[name].full)
-        assert quick.n_chains * quick.n_steps < full.n_chains * full.n_steps
-        assert full.n_steps >= 2, "one step is no recursion"
+        assert size(name, quick=True) == size(name, quick=False), "a quick run takes fewer steps, not fewer chains"
+        quick, full = (size(name, quick=quick, kind="cuda") for quick in (True, False))
+        assert quick[0] == full[0] == 100_000
+        assert 2 <= quick[1] < full[1], "one step is no recursion"
 
 
-def test_more_cores_take_more_steps_and_options_win():
-    spec, network = cases.network_spec("digits"), BenchNetwork("digits", network="digits")
-    size = partial(cases.make_size, network, spec, quick=True, kind="cpu")
-    assert size(threads=8).n_steps == 4 * SIZES["digits"].quick.n_steps
-    assert size(threads=1).n_steps == SIZES["digits"].quick.n_steps
-    assert size(threads=8, n_chains=7, n_steps=3) == Size(7, 3)
-    assert cases.scaled(Size(200, 2), "cuda", 2).n_chains == 100_000
+@given(st.floats(1e-9, 1e4), st.booleans())
+def test_a_timing_has_enough_steps_or_seconds_and_not_one_step_more(step_seconds, quick):
+    n_steps = cases.steps_for(step_seconds, quick=quick)
+    enough = [
+        steps >= cases.LEAST_STEPS[quick] or steps * step_seconds >= cases.LEAST_SECONDS[quick] * (1 - 1e-9)
+        for steps in (n_steps, n_steps - 1)
+    ]
+    assert n_steps >= 1 and enough[0]
+    assert n_steps == 1 or not enough[1]
+
+
+def test_options_win_over_the_table():
+    assert size("digits", n_chains=7, n_steps=3) == size("digits", n_chains=7, n_steps=3, kind="cuda") == (7, 3)
+    assert size("digits", n_chains=7) == (7, None)
     with pytest.raises(InputError, match="chains is 0"):
-        size(threads=8, n_chains=0)
+        size("digits", n_chains=0)
 
 
 def test_a_checkpoint_takes_about_the_work_of_the_nearest_network():
     spec = random_mlp(64, 250, 250, 64).spec
-    size = cases.make_size(BenchNetwork("mine", path="mine.safetensors"), spec, quick=True, kind="cpu", threads=2)
-    work = size.n_chains * size.n_steps * spec.flops_per_step
-    base = SIZES["deep128"].quick
-    want = base.n_chains * base.n_steps * cases.network_spec("deep128").flops_per_step
+    mine = BenchNetwork("mine", path="mine.safetensors")
+    n_chains, n_steps = cases.make_size(mine, spec, quick=True, kind="cuda")
+    work = n_chains * n_steps * spec.flops_per_step
+    want = 100_000 * SIZES["deep128"].gpu_quick * cases.network_spec("deep128").flops_per_step
     assert 0.5 < work / want < 2
+    assert cases.make_size(mine, spec, quick=True, kind="cpu") == (SIZES["deep128"].n_chains, None)
 
 
 def test_random_networks_are_seeded_and_keep_moving_without_overflow():

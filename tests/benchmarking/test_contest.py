@@ -39,3 +39,17 @@ def test_engines_run_on_their_public_path_and_report_packing_apart(engine):
     assert found.error < 1e-5, str(found)
     assert entry.uncounted() > 0
     assert contest.resolve_engine(model, engine, "fp32", CPU) == engine
+
+
+def test_references_are_computed_once_and_any_number_of_rows_is_given(monkeypatch):
+    model, made = random_mlp(4, 5, 4), []
+    z0 = contest.start_states(model, 8, CPU)
+    compute = contest.reference_states
+    monkeypatch.setattr(contest, "reference_states", lambda *args, **more: made.append(args) or compute(*args, **more))
+    references = contest.References(model, z0)
+    whole = references.states("fp32", {}, 8)
+    for rows in (8, 3, 3):
+        part = references.states("fp32", {}, rows)
+        assert all(torch.equal(a[:rows], b) for a, b in zip(whole, part, strict=True))
+    assert len(made) == 1
+    assert all(len(one) == 5 for one in references.states("bf16", {}, 5)) and len(made) == 2

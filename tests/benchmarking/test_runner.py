@@ -9,10 +9,10 @@ import pytest
 from conftest import call
 from small_bench import SMALL, small_request
 
-from kaleido_fast.benchmarking import cases, cold, contest, report, runner
+from kaleido_fast.benchmarking import cases, cold, contest, crew, host, readme, report, runner
 from kaleido_fast.benchmarking.cases import BenchNetwork
 from kaleido_fast.benchmarking.faults import DeviceLostError
-from kaleido_fast.benchmarking.peers import build_peer
+from kaleido_fast.benchmarking.peers import PEERS, build_peer
 from kaleido_fast.errors import InputError
 
 
@@ -20,10 +20,13 @@ def test_a_run_times_everybody_and_its_record_holds_every_raw_timing(small_repor
     record = json.loads(json.dumps(report.as_record(small_report)))
     assert [entry["network"] for entry in record["results"]] == ["points1d", "points2d"]
     assert {"date", "command", "commit", "dirty", "machine", "versions", "quick"} <= record.keys()
-    assert {"cpu", "cores", "threads", "system", "load_average"} <= record["machine"].keys()
+    assert {"cpu", "instruction_set", "others_share", "cores", "threads", "system", "load_average"} <= record[
+        "machine"
+    ].keys()
     for entry in record["results"]:
         assert set(entry["contestants"]) == {"reference", "eager", "chunked"}
         assert len(entry["ceiling"]["seconds"]) == 3
+        assert entry["precision"] == "fp32" and "others_share" in entry
         for contestant in entry["contestants"].values():
             seconds = contestant["seconds"]
             assert len(seconds) == 3
@@ -47,7 +50,7 @@ def test_a_wrong_or_failing_peer_is_not_timed_and_says_why(monkeypatch):
             return contest.Contestant(lambda z0, n: z0 * 0.5)
         raise RuntimeError("no compiler\nlong traceback")
 
-    monkeypatch.setattr(runner, "build_peer", build)
+    monkeypatch.setattr(host, "build_peer", build)
     (result,) = runner.run_bench(small_request()).results
     assert result.peers == []
     assert "differs from the reference" in result.skipped["eager"]
@@ -64,14 +67,15 @@ def failing_peer(monkeypatch, answers: bool) -> None:
             raise RuntimeError("CUDA error: an illegal memory access\nlong traceback")
         return build_peer(peer, setting)
 
-    monkeypatch.setattr(runner, "build_peer", build)
-    monkeypatch.setattr(runner, "device_answers", lambda device: answers or not failed)
+    monkeypatch.setattr(host, "build_peer", build)
+    monkeypatch.setattr(crew, "device_answers", lambda device: answers or not failed)
 
 
 def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     failing_peer(monkeypatch, answers=False)
-    Path("README.md").write_text(f"{report.BEGIN}\nolder\n{report.END}\n")
+    monkeypatch.setattr(runner.BenchRequest, "in_processes", False)
+    Path("README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
     nets = ("--net", "points1d,points2d", "--peers", "eager,chunked", "--json", "bench.json")
     files = ("--readme", "README.md", "--picture", "bars.png")
     status, output, errors = call(monkeypatch, capsys, "bench", *SMALL, *nets, *files)
@@ -79,11 +83,11 @@ def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(tmp_path, monk
     assert "points1d" in output
     assert errors.count("\n") == 1
     assert "eager: CUDA error: an illegal memory access" in errors
-    assert "points2d not measured, README.md left as it is, bars.png left as it is" in errors
+    assert "points2d in fp32 not measured, README.md left as it is, bars.png left as it is" in errors
     record = json.loads(Path("bench.json").read_text())
     assert [entry["network"] for entry in record["results"]] == ["points1d"]
-    assert (record["unmeasured"], "takes no more work" in record["lost"]) == (["points2d"], True)
-    assert "older" in Path("README.md").read_text()
+    assert (record["unmeasured"], "takes no more work" in record["lost"]) == (["points2d in fp32"], True)
+    assert Path("README.md").read_text() == f"{readme.BEGIN}\n{readme.END}\n"
     assert not Path("bars.png").exists()
 
 
@@ -117,3 +121,34 @@ def test_first_calls_are_measured_in_a_new_process():
     assert call.peak_bytes >= call.idle_bytes
     with pytest.raises(InputError, match="unknown engine 'tritn'"):
         cold.measure_first_call({**task, "engine": "tritn", "precision": "fp32", "device": "cpu", "threads": 1})
+
+
+def test_each_precision_meets_peers_of_as_many_bits_and_its_own_ceiling():
+    chosen = [PEERS[name] for name in ("eager", "eager-bf16", "chunked-bf16")]
+    found = runner.run_bench(small_request(precisions=["fp32", "bf16", "fp64"], peers=chosen)).results
+    assert [(one.precision, one.peers) for one in found] == [
+        ("fp32", ["eager"]),
+        ("bf16", ["eager-bf16", "chunked-bf16"]),
+        ("fp64", []),
+    ]
+    assert all(one.ceiling() > 0 for one in found)
+
+
+def test_steps_follow_from_the_speed_where_none_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "steps_for", lambda seconds, quick: asked.append((seconds, quick)) or 4)
+    (result,) = runner.run_bench(small_request(n_steps=None, quick=True)).results
+    ((seconds, quick),) = asked
+    assert (result.n_steps, quick, seconds > 0) == (4, True, True)
+
+
+def test_an_engine_that_fails_is_told_and_the_others_are_timed(monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no loops\nlong traceback")
+
+    monkeypatch.setattr(host, "engine_contestant", fails)
+    found = runner.run_bench(small_request())
+    assert found.failures == ["reference on points1d in fp32: no loops"]
+    assert [one.peers for one in found.results] == [["eager", "chunked"]]
+    with pytest.raises(InputError, match="nothing could be timed: reference on points1d in fp32: no loops"):
+        runner.run_bench(small_request(peers=[]))

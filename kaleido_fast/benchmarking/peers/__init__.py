@@ -54,7 +54,7 @@ class Peer:
 
     Args:
         name: as in ``--peers``.
-        module: of this package.
+        module: of this package, or one of another package (with a dot).
         about: what it is, in a few words.
         needs: modules that must be importable.
         devices: kinds of device it runs on.
@@ -73,7 +73,8 @@ class Peer:
     any_rows: bool = False
 
 
-GPU = ("cuda",)
+CPU, GPU = ("cpu",), ("cuda",)
+BITS = {"fp64": 64, "fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16}  # of operands: whose speeds may be compared
 PEERS = {
     peer.name: peer
     for peer in (
@@ -84,10 +85,12 @@ PEERS = {
         Peer("published", "published", "the published procedure: noise, error and clamp each step", any_rows=True),
         Peer("jax", "jax", "jit of a loop over the steps", ("jax",)),
         Peer("onnxruntime", "onnxruntime", "one session call a step, bound buffers", ("onnxruntime", "onnx")),
-        Peer("openvino", "openvino", "one inference call a step, bound buffers", ("openvino", "onnx"), ("cpu",)),
+        Peer("openvino", "openvino", "one inference call a step, bound buffers", ("openvino", "onnx"), CPU),
         Peer("cudagraph", "cudagraph", "eager, one step in a CUDA graph", devices=GPU),
         Peer("eager-fp16", "eager", "eager in 16-bit floats", devices=GPU, precision="fp16", any_rows=True),
-        Peer("eager-bf16", "eager", "eager in bfloat16", devices=GPU, precision="bf16", any_rows=True),
+        Peer("eager-bf16", "eager", "eager in bfloat16", precision="bf16", any_rows=True),
+        Peer("chunked-bf16", "chunked", "chunked in bfloat16", devices=CPU, precision="bf16"),
+        Peer("openvino-bf16", "openvino", "openvino in bfloat16", ("openvino", "onnx"), CPU, precision="bf16"),
         Peer("chunked-fp16", "chunked", "chunked in 16-bit floats", devices=GPU, precision="fp16"),
         Peer("cudagraph-fp16", "cudagraph", "cudagraph in 16-bit floats", devices=GPU, precision="fp16"),
         Peer("compile-fp16", "compile", "compile in 16-bit floats", devices=GPU, in_quick=False, precision="fp16"),
@@ -117,23 +120,33 @@ def missing_modules(peer: Peer) -> list[str]:
     return [name for name in peer.needs if importlib.util.find_spec(name) is None]
 
 
-def choose_peers(names: tuple[str, ...], device: torch.device, *, quick: bool) -> tuple[list[Peer], dict[str, str]]:
+def same_bits(precision: str, other: str) -> bool:
+    """Whether operands have as many bits, so that speeds may be compared."""
+    return BITS[precision] == BITS[other]
+
+
+def choose_peers(
+    names: tuple[str, ...], device: torch.device, *, quick: bool, precisions: Iterable[str] = ("fp32",)
+) -> tuple[list[Peer], dict[str, str]]:
     """Peers to time and, by name, why others are left out.
 
     Args:
         names: peers asked for; "all" or nothing for every one that can run here, "none" for none.
         device: where.
         quick: leave out those that take long to build, unless asked for by name.
+        precisions: of the engines that they are compared with.
 
     Raises:
-        InputError: an unknown name, or one asked for that cannot run here.
+        InputError: an unknown name, or one asked for that cannot run here, or has nobody to be compared with.
     """
     if names == ("none",):
         return [], {}
-    chosen, skipped = [], {}
+    precisions, chosen, skipped = list(precisions), [], {}
     by_name = bool(names) and "all" not in names
     for peer in [find_peer(name) for name in names if name != "all"] if by_name else PEERS.values():
         reason = why_absent(peer, device)
+        if reason is None and not any(same_bits(peer.precision, precision) for precision in precisions):
+            reason = f"computes in {peer.precision}, no engine does: give --precision {peer.precision}"
         if by_name and reason:
             raise InputError(f"peer {peer.name!r} {reason}")
         if reason is None and quick and not by_name and not peer.in_quick:
@@ -147,7 +160,7 @@ def choose_peers(names: tuple[str, ...], device: torch.device, *, quick: bool) -
 
 def build_peer(peer: Peer, setting: Setting) -> Contestant:
     """Load a peer's adapter and build it in the peer's precision."""
-    adapter = importlib.import_module(f"{__name__}.{peer.module}")
+    adapter = importlib.import_module(peer.module if "." in peer.module else f"{__name__}.{peer.module}")
     return adapter.build(replace(setting, precision=peer.precision))
 
 

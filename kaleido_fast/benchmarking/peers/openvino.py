@@ -14,15 +14,16 @@ from kaleido_fast.benchmarking.peers.onnx_graph import onnx_bytes
 
 
 def build(setting: Setting) -> Contestant:
-    """A compiled model with fp32 arithmetic (it takes bf16 by itself where the CPU has it), fixed shape."""
+    """A compiled model with products in the setting's precision (unasked: bf16 where the CPU has it), fixed shape."""
     # Importing it reports its use over the network, from a forked process; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino
 
     core = openvino.Core()
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": setting.threads}
+    properties = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
+    properties |= {"INFERENCE_PRECISION_HINT": setting.precision.replace("fp", "f")}
     model = core.read_model(onnx_bytes(setting.model, setting.n_chains))
-    request = core.compile_model(model, "CPU", {**properties, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    request = core.compile_model(model, "CPU", properties).create_infer_request()
     buffers = [torch.empty(setting.n_chains, setting.model.spec.dim) for _ in range(2)]
     tensors = [openvino.Tensor(buffer.numpy(), shared_memory=True) for buffer in buffers]
 
@@ -34,4 +35,4 @@ def build(setting: Setting) -> Contestant:
             request.infer()
         return buffers[n_steps % 2].clone()
 
-    return Contestant(run)
+    return Contestant(run, precision=setting.precision)
