@@ -80,7 +80,7 @@ class Crew:
         self._holders[name] = holder
         return holder
 
-    def holder(self, name: str, model: KaleidoMLP) -> Holder:
+    def holder(self, name: str, model: KaleidoMLP | None) -> Holder:
         """The holder of a contestant, started where there is none."""
         if not self._apart:
             self._holders.setdefault(name, Host(model))

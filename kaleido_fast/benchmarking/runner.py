@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kaleido_fast.benchmarking import busy, cold
 from kaleido_fast.benchmarking.cases import BenchNetwork, make_size, steps_for
+from kaleido_fast.benchmarking.child import return_memory
 from kaleido_fast.benchmarking.contest import References, one_line, resolve_engine, start_states
 from kaleido_fast.benchmarking.crew import PATIENCE, Crew
 from kaleido_fast.benchmarking.faults import DeviceLostError
@@ -172,11 +173,12 @@ class _Run:
 
     def __init__(self, request: BenchRequest, contest: _Contest, crew: Crew, part: _Part) -> None:
         self.request, self.contest, self.crew, self.part = request, contest, crew, part
-        self.model = contest.network.model().requires_grad_(False).to(request.device)
+        self.model: KaleidoMLP | None = contest.network.model().requires_grad_(False).to(request.device)
         self.failed: dict[str, str] = {}
 
     def measure(self, *, cold_too: bool) -> NetworkResult:
         """First calls, checks, then timings in turns."""
+        assert self.model is not None, "a run measures once"
         request, spec, network = self.request, self.model.spec, self.contest.network
         n_chains, n_steps = make_size(
             network,
@@ -188,7 +190,10 @@ class _Run:
         )
         told = request.first_calls and (not request.quick or self.contest.precision == request.precisions[0])
         first_calls = self._first_calls(n_chains, cold_too=cold_too) if told else {}
-        ready = self._prepare(n_chains)
+        ready = self._prepare(self.model, n_chains)
+        if request.in_processes:  # each has its own by now
+            self.model = None
+            return_memory()
         n_steps = n_steps or self._find_steps(ready)
         before = busy.read(self.crew.pids())
         seconds = self._time(ready, n_steps)
@@ -235,11 +240,11 @@ class _Run:
                 found[engine] = {"cached": cold.measure_first_call(task)}
         return found
 
-    def _prepare(self, n_chains: int) -> dict[str, _Ready]:
+    def _prepare(self, model: KaleidoMLP, n_chains: int) -> dict[str, _Ready]:
         """Build every contestant and check it against the reference; those that fail are named with the reason."""
         request, precision = self.request, self.contest.precision
-        z0 = start_states(self.model, n_chains, request.device)
-        references = References(self.model, z0)
+        z0 = start_states(model, n_chains, request.device)
+        references = References(model, z0)
         work = Work(self.contest.network, n_chains, str(request.device), torch.get_num_threads(), request.quick)
         entries = [Entry(CEILING, precision)]
         entries += [Entry(name, precision) for name in self.contest.engines]
