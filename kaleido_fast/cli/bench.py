@@ -145,7 +145,8 @@ def make_request(
     from kaleido_fast.benchmarking.cases import find_networks
     from kaleido_fast.benchmarking.peers import choose_peers
     from kaleido_fast.benchmarking.runner import BenchRequest
-    from kaleido_fast.system.devices import device_facts, resolve_device
+    from kaleido_fast.engines import available
+    from kaleido_fast.system.devices import resolve_device
 
     for name in ("n_chains", "n_steps"):
         if options[name] is not None and options[name] < 1:
@@ -156,7 +157,7 @@ def make_request(
         if name not in names.PRECISIONS:
             raise unknown_name("precision", name, names.PRECISIONS)
     if not wanted:
-        has_bf16 = target.type == "cpu" and device_facts(target).has_bf16
+        has_bf16 = target.type == "cpu" and available.has_fast_bf16()
         wanted = ["fp32", "bf16"] if has_bf16 and options["engine"] in ("auto", "cpu", "all") else ["fp32"]
     chosen, skipped = choose_peers(tuple(_listed(peers)), target, quick=options["quick"], precisions=wanted)
     found = find_networks(tuple(_listed(networks)), model)

@@ -69,9 +69,10 @@ def has_fast_bf16() -> bool:
 
 
 def instruction_set() -> str:
-    """The widest instructions that the loops of engine 'cpu' use here, such as "AVX2" or "AMX"; empty without loops."""
+    """The widest instructions used here by the loops of engine 'cpu', or by torch without them: "AVX2", "AMX", ..."""
     loops, problem = _load_loops()
-    return "" if problem else loops.instruction_set()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": "AVX-512"}.get(capability, capability) if problem else loops.instruction_set()
 
 
 @functools.cache

@@ -6,11 +6,9 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import call
 from PIL import Image
 from small_bench import SMALL
@@ -19,8 +17,8 @@ from kaleido_fast import ModelCard, save_checkpoint
 from kaleido_fast.benchmarking import busy, readme, runner
 from kaleido_fast.benchmarking.peers import PEERS
 from kaleido_fast.cli import bench
+from kaleido_fast.engines import available
 from kaleido_fast.presets import NETWORKS
-from kaleido_fast.system import devices
 
 from conftest import random_mlp  # isort: skip
 
@@ -125,8 +123,7 @@ def test_a_machine_that_became_busy_is_told_and_its_table_kept_from_the_readme(t
 
 @pytest.mark.parametrize(("native", "expected"), [(True, ["fp32", "bf16"]), (False, ["fp32"])])
 def test_bf16_is_measured_too_where_the_processor_has_it(monkeypatch, native, expected):
-    facts = replace(devices.device_facts(torch.device("cpu")), has_bf16=native)
-    monkeypatch.setattr(devices, "device_facts", lambda device: facts)
+    monkeypatch.setattr(available, "has_fast_bf16", lambda: native)
     options = {"networks": ("points1d",), "model": None, "device": "cpu", "n_chains": None, "n_steps": None}
     options |= {"engine": "auto", "quick": True}
     request = bench.make_request(peers=(), precisions=(), **options)
