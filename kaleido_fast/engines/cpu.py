@@ -97,7 +97,7 @@ class _Run:
         self.start = start_kind(engine.request) if from_start else NONE
         steps = max(1, last_step - first_step)
         threads = working_threads(spec.widths, len(chain_ids) * steps // engine.loops.speed, useful_threads())
-        self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads)
+        self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads, engine.loops.extra)
         self.few = few_chains(len(chain_ids), threads, engine.loops.few)
         self.n_threads = min(threads, -(-len(chain_ids) // (self.few or self.tile)))
         self.step_flops = -(-spec.flops_per_step // engine.loops.speed)  # as many in fp32 take as long

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-# Measured on one Zen 4 core, in GFLOP/s at 32, 128 and 256 chains a tile. With some hundred values a layer at most, 128
-# chains stay near the core and spread the cost of each layer's start (points1d 43, 77, 57); in wide layers the weights
-# stream from main memory, and more chains make more of them (2000 values: 95, 110, 114).
+# Chains of a tile. Measured on one core of a Xeon with AVX-512 and AMX, in GFLOP/s at 32, 128 and 256 chains: in fp32
+# the size hardly matters (points1d 131, 155, 153; digits 228, 227, 228; cifar 181, 207, 195), but where cores share
+# main memory more chains make more of each weight. By AMX weights take as long to come as their products in wide layers
+# (points1d 70, 107, 110; mnist 693, 1282, 1333; cifar 479, 893, 1232).
 _NARROW_CHAINS, _WIDE_CHAINS = 128, 256
 _WIDE = 1024
-# By the same figures a tile costs as much as so many chains more: where weights wait for nobody, the layers' starts.
-_NARROW_EXTRA, _WIDE_EXTRA = 46, 10
+EXTRA_CHAINS = 8
+"""By these figures a tile in fp32 costs as much as so many chains more."""
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
@@ -27,7 +28,13 @@ def full_tile(widths: Sequence[int]) -> int:
     return min(_WIDE_CHAINS if widest > _WIDE else _NARROW_CHAINS, _WORKSPACE_VALUES // widest)
 
 
-def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, n_threads: int = 1) -> int:
+def tile_chains(
+    widths: Sequence[int],
+    lanes: int,
+    n_chains: int | None = None,
+    n_threads: int = 1,
+    extra: int = EXTRA_CHAINS,
+) -> int:
     """Chains that go through a layer together, a multiple of ``lanes``.
 
     Args:
@@ -36,13 +43,13 @@ def tile_chains(widths: Sequence[int], lanes: int, n_chains: int | None = None, 
         n_chains: if given, tiles shrink so that threads share a small run evenly and few places of tiles stay empty,
             which take as long as full ones.
         n_threads: see n_chains.
+        extra: chains that take as long as what a tile costs besides its chains.
 
     A chain's bits do not depend on it.
     """
     most = max(1, -(-full_tile(widths) // lanes))
     if n_chains is None:
         return most * lanes
-    extra = _WIDE_EXTRA if max(widths) > _WIDE else _NARROW_EXTRA
 
     def cost(blocks: int) -> tuple[int, int]:
         tiles_in_turn = -(-n_chains // (blocks * lanes * n_threads))

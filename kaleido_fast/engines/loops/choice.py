@@ -13,6 +13,7 @@ from kaleido_fast.engines.loops.processor import LANES, instruction_set, multipl
 from kaleido_fast.engines.loops.steps import advance_by_tiles, advance_rows, fuses
 from kaleido_fast.errors import InputError
 from kaleido_fast.model import KaleidoMLP, ModelSpec
+from kaleido_fast.planning.cpu_tiles import EXTRA_CHAINS
 from kaleido_fast.planning.plan import NOT_COMPILED
 
 __all__ = ["IS_COMPILED", "LOOPS", "Loops", "arithmetic", "bf16_loops", "fuses", "instruction_set", "loops_for"]
@@ -29,6 +30,7 @@ class Loops:
         advance: the entry, see `kaleido_fast.engines.loops.steps.advance_rows`.
         speed: about how many times as fast as fp32 it is.
         lanes: chains of a tile are a multiple of it.
+        extra: chains that take as long as what a tile costs besides its chains.
         few: up to so many chains are computed in less time than ``lanes``; 0 where they are not.
     """
 
@@ -39,11 +41,14 @@ class Loops:
     speed: int = 1
     lanes: int = LANES
     few: int = MOST_CHAINS
+    extra: int = EXTRA_CHAINS
 
 
 LOOPS = {
     "fp32": Loops("fp32", packing.pack_fp32, packing.make_fp32_tile, advance_rows),
-    "tiles": Loops("bf16 by AMX", packing.pack_tiles, packing.make_tiles_tile, advance_by_tiles, speed=8, few=0),
+    "tiles": Loops(
+        "bf16 by AMX", packing.pack_tiles, packing.make_tiles_tile, advance_by_tiles, speed=8, few=0, extra=50
+    ),
     "pairs": Loops("bf16 by AVX512-BF16", packing.pack_pairs, packing.make_pairs_tile, advance_rows, speed=2),
     "rounded": Loops("fp32 of operands in bf16", packing.pack_rounded, packing.make_rounded_tile, advance_rows),
 }
