@@ -26,7 +26,7 @@ class CpuEngine:
 
     Args:
         model: the network; its weights are copied into the order in which the loops read them.
-        request: what to compute, in fp32, or in bf16 where the processor multiplies it (AVX512-BF16).
+        request: what to compute, in fp32 or bf16; `kaleido_fast.engines.loops.choice` says how.
 
     Raises:
         InputError: another precision, or numba compiles nothing in this process (NUMBA_DISABLE_JIT).
@@ -113,15 +113,15 @@ class _Run:
             for chain_steps in self._work():
                 report(chain_steps)
             return
-        with helped(self._work_quietly, self.n_threads - 1) as finish:
-            try:
-                for chain_steps in self._work():
-                    report(chain_steps)
-                    self._report_others(report)
-                finish()
-            finally:
-                self.stopped = True
+        with helped(self._work_quietly, self.n_threads - 1, self._stop) as finish:
+            for chain_steps in self._work():
+                report(chain_steps)
+                self._report_others(report)
+            finish()
         self._report_others(report)
+
+    def _stop(self) -> None:
+        self.stopped = True
 
     def _report_others(self, report: ReportSteps) -> None:
         while not self.done.empty():

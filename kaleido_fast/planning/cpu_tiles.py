@@ -99,8 +99,3 @@ def few_chains(n_chains: int, n_threads: int, few: int) -> int:
 def steps_per_call(flops_per_step: int, unit: int) -> int:
     """Steps of one unit after which a thread reports and may be interrupted."""
     return max(1, int(_CALL_FLOPS / (flops_per_step * unit)))
-
-
-def workspace_bytes(widths: Sequence[int], tile: int) -> int:
-    """Memory of one thread's buffers for tiles of ``tile`` chains, in any precision."""
-    return 4 * tile * (2 * widths[0] + 2 * max(widths) + (max(widths) + 1) // 2)

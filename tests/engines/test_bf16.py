@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import assert_states_close, random_mlp
@@ -195,6 +197,19 @@ def test_ways_are_not_mixed_in_a_store(way, other, tmp_path, monkeypatch):
         sample_to(path, model, **options)
 
 
+def test_a_store_that_does_not_say_how_bf16_was_computed_is_not_continued(way, tmp_path):
+    """As earlier versions began them."""
+    model, options = random_mlp(6, 9, 6), {"n_chains": 20, "burn_in": 2, "precision": "bf16", "engine": "cpu"}
+    path = tmp_path / "a.npy"
+    sample_to(path, model, **options)
+    record = path.with_suffix(".json")
+    content = json.loads(record.read_text())
+    assert content.pop("arithmetic")
+    record.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="did not say by which instructions it computed bf16"):
+        sample_to(path, model, **options)
+
+
 def test_a_refused_permission_means_the_other_way(monkeypatch):
     """Containers and older kernels refuse the tile registers: then nothing must touch them."""
 
@@ -208,6 +223,8 @@ def test_a_refused_permission_means_the_other_way(monkeypatch):
     monkeypatch.setattr(processor.ctypes, "CDLL", Refusing)
     monkeypatch.setattr(processor, "HAS_TILES", True)
     assert processor.ask_for_tiles() is False
+    monkeypatch.setattr(choice, "tiles_are_permitted", processor.ask_for_tiles)
+    assert choice.bf16_loops() != "tiles" and choice.loops_for("bf16").advance is not choice.LOOPS["tiles"].advance
 
 
 def test_blocks_of_tiles_fit_the_lanes():

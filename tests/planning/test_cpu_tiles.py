@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaleido_fast.model import ModelSpec
 from kaleido_fast.planning.cpu_tiles import (
     steps_per_call,
     tile_chains,
     unit_chains,
     working_threads,
-    workspace_bytes,
 )
 from kaleido_fast.presets import NETWORKS
-
-pytest.importorskip("numba", reason="the CPU engine needs numba")
-from kaleido_fast.engines.loops.packing import make_pairs_tile
 
 
 def test_tiles_are_whole_register_blocks_and_small_runs_occupy_all_threads():
@@ -75,13 +69,6 @@ def test_units_shrink_towards_the_end_and_are_not_many(n, threads, steps):
         left -= units[-1]
     assert units == sorted(units, reverse=True)
     assert len(units) <= 1 + n * 25_300 * steps / 2e9 + 2 * threads * (2 + math.log2(1 + n))
-
-
-@pytest.mark.parametrize("widths", [(1, 10, 1), (64, 256, 256, 64), (3072, 2000, 3072)])
-def test_memory_of_a_thread_is_what_is_planned(widths):
-    tile = make_pairs_tile(ModelSpec(widths), 128)
-    buffers = (tile.state, tile.moved, tile.hidden, tile.other, tile.pairs)
-    assert sum(buffer.nbytes for buffer in buffers) == workspace_bytes(widths, 128)
 
 
 def test_little_work_is_not_divided():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -49,23 +49,61 @@ def test_calls_do_not_wait_for_the_threads_of_others():
 def test_who_has_not_begun_by_the_end_never_does(monkeypatch):
     done = []
     with monkeypatch.context() as changed:
-        changed.setattr(crew._crew, "submit", lambda work: concurrent.futures.Future())
+        changed.setattr(crew._Worker, "take", lambda worker, future, work: None)
         with helped(lambda: done.append(1), 3):
             pass
     assert not done
 
 
-def test_without_more_threads_the_caller_does_it_all(monkeypatch):
-    count = itertools.count()
+def test_short_calls_start_no_more_threads_than_they_use():
+    """Thousands of them, whose helpers mostly come too late or end at once."""
+    for helpers in (1, 3):
+        for _ in range(3000):
+            with helped(lambda: None, helpers) as finish:
+                finish()
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("helper-kaleido")]) < 20
 
-    def refuse(work: object) -> None:
-        next(count)
+
+def test_without_more_threads_the_caller_does_it_all_and_nothing_is_left_behind(monkeypatch):
+    """Work whose thread cannot be started must not be done later, by the thread of another call."""
+    done, tried = [], itertools.count()
+
+    def refuse(thread: threading.Thread) -> None:
+        next(tried)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(crew._crew, "submit", refuse)
-    with helped(lambda: None, 3):
-        pass
-    assert next(count) == 1
+    monkeypatch.setattr(crew, "_crew", crew._Crew())
+    with monkeypatch.context() as changed:
+        changed.setattr(threading.Thread, "start", refuse)
+        with helped(lambda: done.append("lost"), 3):
+            pass
+        assert next(tried) == 1
+    begun = threading.Event()
+    for _ in range(50):
+        with helped(begun.set, 2):
+            assert begun.wait(10)
+    assert not done
+
+
+def test_an_interruption_while_threads_are_called_stops_those_that_began(monkeypatch):
+    stopped, begun, ended = threading.Event(), threading.Event(), []
+    submit, calls = crew._crew.submit, itertools.count()
+
+    def work() -> None:
+        begun.set()
+        assert stopped.wait(10)
+        ended.append(1)
+
+    def interrupted(placed: Callable[[], None]) -> object:
+        if next(calls):
+            assert begun.wait(10)
+            raise KeyboardInterrupt
+        return submit(placed)
+
+    monkeypatch.setattr(crew._crew, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt), helped(work, 2, stopped.set):
+        raise AssertionError("the block must not begin")
+    assert ended == [1]
 
 
 def test_what_a_thread_raises_is_told():

@@ -22,6 +22,7 @@ ATTRACTORS = ("attractors", "--model", "m.safetensors", "--chains", "9", "--burn
 ANIMATE = ("animate", "--model", "m.safetensors", "--chains", "3", "--steps", "2", "--out")
 _SHORT = (
     "bench",
+    "--busy",  # others may run beside the tests
     "--model",
     "m.safetensors",
     "--chains",

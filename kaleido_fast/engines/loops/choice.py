@@ -70,10 +70,7 @@ def loops_for(precision: str) -> Loops:
         raise InputError(f"engine 'cpu' cannot run: {NOT_COMPILED}")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"engine 'cpu' has no {precision}: use precision='fp32' or engine='reference'")
-    name = bf16_loops() if precision == "bf16" else "fp32"
-    if name == "tiles" and not tiles_are_permitted():  # their first instruction would end the process
-        raise InputError("engine 'cpu' has no AMX in this process: use precision='fp32'")
-    return LOOPS[name]
+    return LOOPS[bf16_loops() if precision == "bf16" else "fp32"]
 
 
 def arithmetic(precision: str) -> str:

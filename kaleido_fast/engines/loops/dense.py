@@ -17,8 +17,8 @@ from kaleido_fast.engines.loops.scalars import activate
 from kaleido_fast.engines.loops.vectors import Emitter
 
 # Wide layers wait for memory: each block begins with weights that nobody has read before, and the inputs of a tile of
-# cifar are more than the second cache holds (GFLOP/s of one Xeon core with AVX-512: 158, 190 with prefetching). Narrow
-# layers would lose some percent by it (points1d 152, 143); their blocks are hardly ever full.
+# cifar are more than the second cache holds (GFLOP/s of one Xeon core with AVX-512: 145, 185 with prefetching). Narrow
+# layers would lose 5 % by it (points1d 152, 144); their blocks are hardly ever full.
 _WIDE_OUTPUTS = MAX_OUTPUTS - 1
 _ROWS_AHEAD = 16
 
