@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,7 @@ class Apart:
             self.close()
             raise LostError(f"gave no answer for {seconds:g} s: its process was ended") from None
         if answer is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_SECONDS)  # how it ended by itself is the reason to be told
+            self._let_end(_END_SECONDS)  # how it ended by itself is the reason to be told
             self.close()
             raise LostError(self._obituary())
         self._signal("SIGSTOP")
@@ -159,6 +159,14 @@ class Apart:
         if not right:
             raise InputError(value)
         return value
+
+    def _let_end(self, seconds: float) -> None:
+        """Give the process time to end; it is not reaped, so that its number stays its own until `close`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if hasattr(os, "waitid") and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+            time.sleep(0.01)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
