@@ -47,7 +47,8 @@ SIZES = {
 }
 _GPU_CHAINS = 100_000
 LEAST_STEPS = {True: 20, False: 60}  # by quick: a timing is of so many steps,
-LEAST_SECONDS = {True: 1.0, False: 3.0}  # or of so many seconds, whichever is less
+LEAST_SECONDS = {True: 1.0, False: 3.0}  # or of so many seconds, whichever is less,
+SHORTEST_SECONDS = 0.1  # and no shorter than that: 20 steps of points1d take as long as a call does besides
 
 
 @dataclass(frozen=True)
@@ -146,5 +147,11 @@ def make_size(
 
 
 def steps_for(step_seconds: float, *, quick: bool) -> int:
-    """Steps of a timing on a CPU: the fewest that make up `LEAST_STEPS` or `LEAST_SECONDS` of a step's seconds."""
-    return min(LEAST_STEPS[quick], max(1, math.ceil(LEAST_SECONDS[quick] / max(step_seconds, 1e-9))))
+    """Steps of a timing on a CPU: the fewest that make up `LEAST_STEPS` or `LEAST_SECONDS` of a step's seconds.
+
+    But no timing is shorter than `SHORTEST_SECONDS`.
+    """
+    usual, shortest = (
+        math.ceil(seconds / max(step_seconds, 1e-9)) for seconds in (LEAST_SECONDS[quick], SHORTEST_SECONDS)
+    )
+    return max(1, shortest, min(LEAST_STEPS[quick], usual))

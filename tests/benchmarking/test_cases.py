@@ -35,7 +35,8 @@ def test_the_table_of_sizes_covers_the_six_networks_at_the_size_that_is_quoted()
 def test_a_timing_has_enough_steps_or_seconds_and_not_one_step_more(step_seconds, quick):
     n_steps = cases.steps_for(step_seconds, quick=quick)
     enough = [
-        steps >= cases.LEAST_STEPS[quick] or steps * step_seconds >= cases.LEAST_SECONDS[quick] * (1 - 1e-9)
+        steps * step_seconds >= cases.SHORTEST_SECONDS * (1 - 1e-9)
+        and (steps >= cases.LEAST_STEPS[quick] or steps * step_seconds >= cases.LEAST_SECONDS[quick] * (1 - 1e-9))
         for steps in (n_steps, n_steps - 1)
     ]
     assert n_steps >= 1 and enough[0]

@@ -82,7 +82,14 @@ PEERS = {
         Peer("chunked", "chunked", "eager over chunks, the best of several sizes"),
         # a cold start of the C++ compiler alone took 50 s
         Peer("compile", "compile", "torch.compile, the best of its modes", in_quick=False),
-        Peer("published", "published", "the published procedure: noise, error and clamp each step", any_rows=True),
+        # hardly slower than eager, and a tenth of the time of a quick run
+        Peer(
+            "published",
+            "published",
+            "the published procedure: noise, error and clamp each step",
+            in_quick=False,
+            any_rows=True,
+        ),
         Peer("jax", "jax", "jit of a loop over the steps", ("jax",)),
         Peer("onnxruntime", "onnxruntime", "one session call a step, bound buffers", ("onnxruntime", "onnx")),
         Peer("openvino", "openvino", "one inference call a step, bound buffers", ("openvino", "onnx"), CPU),
@@ -150,7 +157,7 @@ def choose_peers(
         if by_name and reason:
             raise InputError(f"peer {peer.name!r} {reason}")
         if reason is None and quick and not by_name and not peer.in_quick:
-            reason = "takes long to build: name it with --peers, or leave out --quick"
+            reason = "takes long: name it with --peers, or leave out --quick"
         if reason:
             skipped[peer.name] = reason
         else:
