@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,8 +14,16 @@ from torch import Tensor
 from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.engines.loops.arrays import NONE, Tile
 from kaleido_fast.engines.loops.schedule import pack_steps, start_kind
+from kaleido_fast.engines.team import Call, Team
 from kaleido_fast.model import KaleidoMLP
-from kaleido_fast.planning.cpu_tiles import few_chains, steps_per_call, tile_chains, unit_chains, working_threads
+from kaleido_fast.planning.cpu_tiles import (
+    few_chains,
+    steps_per_call,
+    team_members,
+    tile_chains,
+    unit_chains,
+    working_threads,
+)
 from kaleido_fast.planning.request import SampleRequest
 from kaleido_fast.system.cores import useful_threads
 from kaleido_fast.system.crew import helped
@@ -100,6 +108,11 @@ class _Run:
         self.tile = tile_chains(spec.widths, engine.loops.lanes, len(chain_ids), threads, engine.loops.extra)
         self.few = few_chains(len(chain_ids), threads, engine.loops.few)
         self.n_threads = min(threads, -(-len(chain_ids) // (self.few or self.tile)))
+        self.members = 1
+        if engine.loops.shares:
+            self.members = team_members(spec.widths, engine.loops.lanes, engine.loops.few, len(chain_ids), threads)
+        if self.members > 1:
+            self.n_threads, self.tile = 1, -(-len(chain_ids) // engine.loops.lanes) * engine.loops.lanes
         self.step_flops = -(-spec.flops_per_step // engine.loops.speed)  # as many in fp32 take as long
         self.flops = self.step_flops * steps
         self.taken = 0
@@ -109,6 +122,9 @@ class _Run:
 
     def go(self, report: ReportSteps) -> None:
         """Run all units; the calling thread works too, and alone reports."""
+        if self.members > 1:
+            self._go_as_team(report)
+            return
         if self.n_threads == 1:
             for chain_steps in self._work():
                 report(chain_steps)
@@ -122,6 +138,17 @@ class _Run:
 
     def _stop(self) -> None:
         self.stopped = True
+
+    def _go_as_team(self, report: ReportSteps) -> None:
+        """Run all chains as one unit whose layers threads share."""
+        team = Team(self.engine.loops.make_tile(self.engine.spec, self.tile), self.members)
+        with helped(team.follow, self.members - 1, team.stop):
+            try:
+                team.gather()
+                for chain_steps in self._run_unit(slice(0, len(self.chain_ids)), team.lead, team.cut):
+                    report(chain_steps)
+            finally:
+                team.stop()
 
     def _report_others(self, report: ReportSteps) -> None:
         while not self.done.empty():
@@ -138,7 +165,7 @@ class _Run:
             rows = self._take()
             if rows is None:
                 return
-            yield from self._run_unit(rows, tile)
+            yield from self._run_unit(rows, lambda call, _: call(tile))
 
     def _take(self) -> slice | None:
         """The next unit; None when all are taken."""
@@ -151,29 +178,30 @@ class _Run:
             self.taken += min(left, unit)
             return slice(first, self.taken)
 
-    def _run_unit(self, rows: slice, tile: Tile) -> Iterator[int]:
+    def _run_unit(
+        self, rows: slice, run: Callable[[Call, int], None], cut: Callable[[int], int] = lambda steps: steps
+    ) -> Iterator[int]:
+        """Run a unit in calls of the loops, of as many steps as ``cut`` says; yields the chain-steps of each."""
         draws = self.draws[rows] if len(self.draws) else self.draws
         final, start, step = self.final[rows], self.start, self.first_step
-        call_steps = steps_per_call(self.step_flops, len(final))
+        call_steps = steps_per_call(self.step_flops, len(final), self.members)
         while not self.stopped:
-            last = min(step + call_steps, self.last_step)
-            self.engine.loops.advance(
-                self.engine.layers,
-                self.engine.steps,
-                tile,
-                self.chain_ids[rows],
-                final,
-                start,
-                step,
-                last,
-                draws,
-                final,
-                self.residual[rows],
-            )
+            last = min(step + cut(call_steps), self.last_step)
+            run(self._call(rows, draws, start, step, last), last - step)
             yield (last - step) * len(final)
             if last >= self.last_step:
                 return
             start, step = NONE, last
+
+    def _call(self, rows: slice, draws: np.ndarray, start: int, step: int, last: int) -> Call:
+        engine, chain_ids, final, residual = self.engine, self.chain_ids[rows], self.final[rows], self.residual[rows]
+
+        def call(tile: Tile) -> None:
+            engine.loops.advance(
+                engine.layers, engine.steps, tile, chain_ids, final, start, step, last, draws, final, residual
+            )
+
+        return call
 
 
 def _copied(state: Tensor, shape: tuple[int, int]) -> np.ndarray:

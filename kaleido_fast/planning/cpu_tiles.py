@@ -16,9 +16,11 @@ EXTRA_CHAINS = 8
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
+_TEAM_CALL_FLOPS = 5e8  # of few chains, whose flops take longer
 _CALL_FLOPS_LEAST = 2e7  # below it the call itself, some 50 us, would be felt
 _THREAD_FLOPS = 2e7  # about 0.2 ms on one core: waking a thread takes a tenth of it, and starting one a quarter
 _VALUE_FLOPS = 50  # a value's activation, and its way into and out of a layer, count as so many
+_MEMBER_WEIGHTS = 2**16  # of a layer: 10 us of one thread; with less, a core that others use costs more than is won
 _SHARE = 2  # units shrink towards the end, so that a core that is slowed down does not hold up the others
 
 
@@ -96,6 +98,27 @@ def few_chains(n_chains: int, n_threads: int, few: int) -> int:
     return share if share <= few else 0
 
 
-def steps_per_call(flops_per_step: int, unit: int) -> int:
-    """Steps of one unit after which a thread reports and may be interrupted."""
-    return max(1, int(_CALL_FLOPS / (flops_per_step * unit)))
+def team_members(widths: Sequence[int], lanes: int, few: int, n_chains: int, n_threads: int) -> int:
+    """Threads that share the layers of one tile with all chains; 1 where each is better off with chains of its own.
+
+    Args:
+        widths: sizes between the layers.
+        lanes: chains of one register block.
+        few: up to so many take half the time of ``lanes``.
+        n_chains: of the call.
+        n_threads: threads that are worth their start.
+    """
+    layers = [n_in * n_out for n_in, n_out in itertools.pairwise(widths)]
+    members = min(n_threads, sum(layers) // (len(layers) * _MEMBER_WEIGHTS))
+
+    def cost(chains: int) -> int:
+        return 1 if chains <= few else 2 * -(-chains // lanes)
+
+    fits = 2 * n_chains <= lanes * n_threads and n_chains <= full_tile(widths)
+    return members if fits and cost(n_chains) < members * cost(-(-n_chains // n_threads)) else 1
+
+
+def steps_per_call(flops_per_step: int, unit: int, members: int = 1) -> int:
+    """Steps of one unit after which a thread reports and may be interrupted, and a team looks at its pace."""
+    flops = _CALL_FLOPS if members == 1 else _TEAM_CALL_FLOPS
+    return max(1, int(flops / (flops_per_step * unit)))

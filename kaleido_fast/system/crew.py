@@ -7,8 +7,10 @@ whatever runs; one that waits for work begins within 13 (measured on two cores, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -119,10 +121,10 @@ def helped(
         helpers: number of threads.
         stop: called where the block fails, or is interrupted before it begins.
     """
-    mask = _mask()
+    mask = cores_allowed()
 
     def placed() -> None:
-        _move_to(mask)
+        move_to(mask)
         work()
 
     given: list[_Job] = []
@@ -152,11 +154,20 @@ def helped(
     finish()
 
 
-def _mask() -> set[int] | None:
+def cores_allowed() -> set[int] | None:
+    """Cores that the calling thread may use; None where the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def _move_to(mask: set[int] | None) -> None:
-    if mask is not None and mask != _mask():
+def current_core() -> int:
+    """The core that the calling thread runs on; -1 where the system does not say."""
+    if sys.platform != "linux":
+        return -1
+    return int(ctypes.CDLL(None).sched_getcpu())
+
+
+def move_to(mask: set[int] | None) -> None:
+    """Let the calling thread use these cores; None changes nothing."""
+    if mask is not None and mask != cores_allowed():
         with contextlib.suppress(OSError):  # a core that was taken away meanwhile
             os.sched_setaffinity(0, mask)

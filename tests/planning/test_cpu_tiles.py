@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kaleido_fast.planning.cpu_tiles import (
     steps_per_call,
+    team_members,
     tile_chains,
     unit_chains,
     working_threads,
@@ -80,3 +81,12 @@ def test_little_work_is_not_divided():
     assert working_threads(wide, 10_000, 64) == 64
     assert working_threads((1, 1), 10**9, 3) == 3
     assert working_threads((1, 1), 0, 3) == 1, "a call that makes start noise alone"
+
+
+def test_a_team_shares_wide_layers_of_few_chains():
+    wide, narrow = (2016,) * 5, (100,) * 9
+    assert [team_members(wide, 32, 8, n, 2) for n in (1, 2, 8, 9, 16, 17, 32, 33, 200)] == [2, 2, 2, 1, 1, 2, 2, 1, 1]
+    assert [team_members(wide, 32, 8, n, 16) for n in (1, 100, 256, 257)] == [16, 16, 16, 1]
+    assert team_members(wide, 32, 8, 4, 1) == 1
+    assert team_members(narrow, 32, 8, 4, 2) == 1, "layers of a microsecond are not worth meeting for"
+    assert team_members((504,) * 5, 32, 8, 1, 16) == 3, "each member has some microseconds of a layer"

@@ -58,7 +58,7 @@ class Steps(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Buffers of one tile, one set a thread; nothing in them outlives a call.
+    """Buffers of one tile, one set a thread, or a team of threads; nothing in them outlives a call.
 
     Args:
         chain_ids: (subs * LANES,) int64 absolute chain ids.
@@ -69,6 +69,10 @@ class Tile(NamedTuple):
         sums: sums of blocks of outputs, fp32: of tiles (subs * BLOCK * LANES,), of few chains (SUMS_VALUES,).
         words, noise: (4 * LANES,) uint32 and fp32.
         residual: (subs * LANES,) fp32, of the last step run.
+        place: (3,) int64: this thread's rank in its team, the team's size, or as many as its leader, 0, waits for, and
+            the address of the board, (BOARD_VALUES,) int64, by which the team meets, or 0 of a thread alone.
+
+    Threads of a team have ``pairs``, ``sums``, ``words``, ``noise`` and ``place`` of their own.
     """
 
     chain_ids: np.ndarray
@@ -82,3 +86,4 @@ class Tile(NamedTuple):
     words: np.ndarray
     noise: np.ndarray
     residual: np.ndarray
+    place: np.ndarray

@@ -32,6 +32,7 @@ class Loops:
         lanes: chains of a tile are a multiple of it.
         extra: chains that take as long as what a tile costs besides its chains.
         few: up to so many chains are computed in less time than ``lanes``; 0 where they are not.
+        shares: whether threads can share the layers of a tile.
     """
 
     about: str
@@ -42,12 +43,20 @@ class Loops:
     lanes: int = LANES
     few: int = MOST_CHAINS
     extra: int = EXTRA_CHAINS
+    shares: bool = True
 
 
 LOOPS = {
     "fp32": Loops("fp32", packing.pack_fp32, packing.make_fp32_tile, advance_rows),
     "tiles": Loops(
-        "bf16 by AMX", packing.pack_tiles, packing.make_tiles_tile, advance_by_tiles, speed=8, few=0, extra=50
+        "bf16 by AMX",
+        packing.pack_tiles,
+        packing.make_tiles_tile,
+        advance_by_tiles,
+        speed=8,
+        few=0,
+        extra=50,
+        shares=False,
     ),
     "pairs": Loops("bf16 by AVX512-BF16", packing.pack_pairs, packing.make_pairs_tile, advance_rows, speed=2),
     "rounded": Loops("fp32 of operands in bf16", packing.pack_rounded, packing.make_rounded_tile, advance_rows),

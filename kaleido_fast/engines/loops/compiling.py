@@ -40,6 +40,17 @@ def entry(function: Callable[..., Any]) -> Any:
 
 
 @intrinsic
+def apart(typingctx: Any) -> Any:
+    """Let LLVM copy this function into none of its callers: what rarely runs, and would be optimised again in each."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def wide_vectors(typingctx: Any) -> Any:
     """Let LLVM make vectors of 512 bits, where there are any, of the loops of this function.
 

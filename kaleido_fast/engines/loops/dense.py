@@ -10,10 +10,11 @@ from numba import types
 
 from kaleido_fast.engines.loops.arrays import LEAKY_RELU, NONE, RELU
 from kaleido_fast.engines.loops.bf16 import round_to_bf16, round_to_pairs
-from kaleido_fast.engines.loops.compiling import intrinsic, pasted
-from kaleido_fast.engines.loops.few import LEAST_INPUTS, MOST_CHAINS, few_layer
+from kaleido_fast.engines.loops.compiling import inner, intrinsic, pasted
+from kaleido_fast.engines.loops.few import LEAST_INPUTS, MOST_CHAINS, few_layer, padded_chains
 from kaleido_fast.engines.loops.processor import CACHE_LINE, LANES, MAX_OUTPUTS, ROW_BYTES, VECTOR, VECTORS
 from kaleido_fast.engines.loops.scalars import activate
+from kaleido_fast.engines.loops.team import meet, share_of
 from kaleido_fast.engines.loops.vectors import Emitter
 
 # Wide layers wait for memory: each block begins with weights that nobody has read before, and the inputs of a tile of
@@ -141,9 +142,21 @@ def _dense_block(
     return types.void(*[word] * 11, types.float32, weights), codegen
 
 
+@inner
+def _row(table, index, n_chains):
+    """Values in a row of what a layer reads: no more than there are chains where that layer and the one before can.
+
+    Threads of a team send each other fewer cache lines by it, and one alone keeps them in its first cache.
+    """
+    if index == 0 or index == table.shape[0]:
+        return LANES
+    few = table[index - 1, 0] >= LEAST_INPUTS and table[index, 0] >= LEAST_INPUTS
+    return padded_chains(n_chains) if few else LANES
+
+
 @pasted
 def _layer(layers, index, n_chains, source, target, tile, activation):
-    """One layer of a tile; a block of weights serves all sub-tiles before the next one is read."""
+    """This thread's share of one layer; a block of weights serves all sub-tiles before the next one is read."""
     n_in, n_out, n_blocks, first_weight, first_bias = layers.table[index]
     subs = (n_chains + LANES - 1) // LANES
     x, y = np.int64(source.ctypes.data), np.int64(target.ctypes.data)
@@ -151,12 +164,20 @@ def _layer(layers, index, n_chains, source, target, tile, activation):
         round_to_pairs(source, subs, n_in, tile.pairs)
         x, n_in = np.int64(tile.pairs.ctypes.data), (n_in + 1) // 2
     if n_chains <= MOST_CHAINS and n_in >= LEAST_INPUTS:
-        few_layer(layers, index, n_chains, x, n_in, target, tile.sums, activation)
+        x_row = y_row = LANES
+        if len(tile.pairs) == 0:
+            x_row, y_row = _row(layers.table, index, n_chains), _row(layers.table, index + 1, n_chains)
+        few_layer(layers, index, n_chains, x, x_row, n_in, target, y_row, tile.sums, tile.place, activation)
         return
     w = np.int64(layers.weights.ctypes.data) + 4 * first_weight
     b = np.int64(layers.biases.ctypes.data) + 4 * first_bias
     least, n_larger = n_out // n_blocks, n_out % n_blocks
-    for block in range(n_blocks):
+    first, end = share_of(n_blocks, tile.place)
+    output = first * least + min(first, n_larger)
+    w += 4 * output * n_in
+    y += output * ROW_BYTES
+    b += 4 * output
+    for block in range(first, end):
         n = least + 1 if block < n_larger else least
         after = w + 4 * n * n_in
         _dense_block(
@@ -178,7 +199,17 @@ def _layer(layers, index, n_chains, source, target, tile, activation):
         y += n * ROW_BYTES
         b += 4 * n
     if activation > LEAKY_RELU:
-        activate(target, subs * n_out * LANES, activation)
+        all_in_one = end - first == n_blocks
+        n = subs * n_out if all_in_one else end * least + min(end, n_larger) - output
+        for sub in range(1 if all_in_one else subs):
+            activate(target[(sub * n_out + output) * LANES :], n * LANES, activation)
+
+
+@inner
+def _round_share(values, n, rounded, place):
+    first, end = share_of(n, place)
+    round_to_bf16(values[first:], end - first, rounded[first:])
+    meet(place)
 
 
 @pasted
@@ -189,11 +220,12 @@ def dense_network(layers, n_chains, source, target, tile):
     x, hidden, other = source, tile.hidden, tile.other
     if layers.rounds:
         x = tile.rounded
-        round_to_bf16(source, subs * layers.table[0, 0] * LANES, x)
+        _round_share(source, subs * layers.table[0, 0] * LANES, x, tile.place)
     for index in range(n_layers):
         hidden_layer = index < n_layers - 1
         y = hidden if hidden_layer else target
         _layer(layers, index, n_chains, x, y, tile, layers.activation if hidden_layer else layers.bound)
+        meet(tile.place)
         if layers.rounds and hidden_layer:
-            round_to_bf16(y, subs * layers.table[index, 1] * LANES, y)
+            _round_share(y, subs * layers.table[index, 1] * LANES, y, tile.place)
         x, hidden, other = hidden, other, hidden

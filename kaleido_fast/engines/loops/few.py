@@ -16,8 +16,9 @@ from numba import types
 
 from kaleido_fast.engines.loops.arrays import LEAKY_RELU, RELU
 from kaleido_fast.engines.loops.compiling import inner, intrinsic
-from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS, ROW_BYTES, VECTOR
+from kaleido_fast.engines.loops.processor import MAX_OUTPUTS, VECTOR
 from kaleido_fast.engines.loops.scalars import ZERO, activate
+from kaleido_fast.engines.loops.team import share_of
 from kaleido_fast.engines.loops.vectors import Emitter
 
 MOST_CHAINS = 8 if VECTOR >= MAX_OUTPUTS else 0
@@ -37,7 +38,7 @@ def _blocks_of(chains: int) -> int:
 def _emit_group(e: Emitter, chains: int, args: Any, end: Any) -> None:
     """Sums of up to `_blocks_of` blocks for ``chains`` chains; for fewer blocks the last one is computed repeatedly."""
     builder, int64 = e.builder, ir.IntType(64)
-    _, have, n, sums, w, b, x, n_in, _ = args
+    _, have, n, sums, w, b, x, x_bytes, n_in, _ = args
     row = builder.mul(n, ir.Constant(int64, 4))
     block_bytes, last = builder.mul(row, n_in), builder.sub(have, ir.Constant(int64, 1))
     places, starts = [], []
@@ -58,7 +59,7 @@ def _emit_group(e: Emitter, chains: int, args: Any, end: Any) -> None:
         weights = e.load(place, e.operand)
         results.append([e.add_product(value, weights, total) for value, total in zip(inputs, of_block, strict=True)])
     left_next = builder.sub(left, ir.Constant(int64, 1))
-    carried = [(left, left_next), (x_at, e.shift(x_at, ROW_BYTES)), *((p, builder.add(p, row)) for p in w_at)]
+    carried = [(left, left_next), (x_at, builder.add(x_at, x_bytes)), *((p, builder.add(p, row)) for p in w_at)]
     for phi, value in carried:
         phi.add_incoming(value, loop)
     for of_block, new in zip(totals, results, strict=True):
@@ -74,7 +75,17 @@ def _emit_group(e: Emitter, chains: int, args: Any, end: Any) -> None:
 
 @intrinsic
 def _few_products(
-    typingctx: Any, chains: Any, have: Any, n: Any, sums: Any, w: Any, b: Any, x: Any, n_in: Any, weights: Any
+    typingctx: Any,
+    chains: Any,
+    have: Any,
+    n: Any,
+    sums: Any,
+    w: Any,
+    b: Any,
+    x: Any,
+    x_bytes: Any,
+    n_in: Any,
+    weights: Any,
 ) -> Any:
     """Sums of a group of blocks of ``n`` outputs: ``sums`` [block][chain][VECTOR], of which ``n`` lanes count.
 
@@ -83,7 +94,7 @@ def _few_products(
         have: blocks, 1 .. `_blocks_of`; ``sums`` has room for as many as that.
         n: outputs of each.
         sums, w, b: addresses of the result, of [block][input][output] and of [block][output].
-        x: address of [input][lane], of which the first ``chains`` lanes are taken.
+        x: address of inputs, ``x_bytes`` apart, each of ``chains`` chains or more.
         n_in: inputs, or pairs of them, at least 1.
         weights: the array, for its type.
     """
@@ -101,23 +112,36 @@ def _few_products(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8, weights), codegen
+    return types.void(*[types.int64] * 9, weights), codegen
 
 
 @inner
-def few_layer(layers, index, n_chains, x, n_in, target, sums, activation):
-    """One layer of the first ``n_chains`` lanes of a sub-tile; ``x`` is the address of its ``n_in`` rows of inputs."""
+def padded_chains(n_chains):
+    """Chains that are computed for ``n_chains``, up to `MOST_CHAINS`."""
+    return 1 if n_chains == 1 else 2 if n_chains == 2 else 4 if n_chains <= 4 else 8
+
+
+@inner
+def few_layer(layers, index, n_chains, x, x_row, n_in, target, y_row, sums, place, activation):
+    """This thread's share of one layer of the first ``n_chains`` lanes of a sub-tile.
+
+    ``x`` is the address of its ``n_in`` rows of inputs, of ``x_row`` values each; ``target`` has rows of ``y_row``.
+    """
     _, n_out, n_blocks, first_weight, first_bias = layers.table[index]
     w = np.int64(layers.weights.ctypes.data) + 4 * first_weight
     b = np.int64(layers.biases.ctypes.data) + 4 * first_bias
-    chains = 1 if n_chains == 1 else 2 if n_chains == 2 else 4 if n_chains <= 4 else 8
+    chains = padded_chains(n_chains)
     together = max(1, min(_MOST_BLOCKS, _SUMS // chains))
     least, n_larger = n_out // n_blocks, n_out % n_blocks
-    place, block, output = np.int64(sums.ctypes.data), 0, 0
-    while block < n_blocks:
-        n, equal = (least + 1, n_larger) if block < n_larger else (least, n_blocks)
+    block, end = share_of(n_blocks, place)
+    output = block * least + min(block, n_larger)
+    w += 4 * output * n_in
+    b += 4 * output
+    sums_at = np.int64(sums.ctypes.data)
+    while block < end:
+        n, equal = (least + 1, min(n_larger, end)) if block < n_larger else (least, end)
         have = min(together, equal - block)
-        _few_products(chains, have, n, place, w, b, x, n_in, layers.weights)
+        _few_products(chains, have, n, sums_at, w, b, x, 4 * x_row, n_in, layers.weights)
         if activation > LEAKY_RELU:
             activate(sums, have * chains * VECTOR, activation)
         for i in range(have):
@@ -129,7 +153,7 @@ def few_layer(layers, index, n_chains, x, n_in, target, sums, activation):
                         value = ZERO
                     elif value < ZERO and activation == LEAKY_RELU:
                         value = value * layers.slope
-                    target[(output + i * n + lane) * LANES + chain] = value
+                    target[(output + i * n + lane) * y_row + chain] = value
         w += 4 * have * n * n_in
         b += 4 * have * n
         output += have * n

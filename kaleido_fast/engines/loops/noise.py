@@ -8,6 +8,7 @@ from kaleido_fast.engines.loops.arrays import NORMAL, RESTART, START_NORMAL, UNI
 from kaleido_fast.engines.loops.compiling import inner, pasted, wide_vectors
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ONE, TWO, cos_sin, floats, log
+from kaleido_fast.engines.loops.team import share_of
 
 _MULTIPLY_0, _MULTIPLY_1, _32_BITS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(32)
 _WEYL_0, _WEYL_1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
@@ -94,12 +95,16 @@ def _move_row(kind, e, source, target, scale, layers):
 
 @inner
 def add_noise(kind, layers, steps, tile, dim, subs, step, values):
-    """Noise of ``step`` on the values of a tile, in place; the kinds of start noise, and RESTART, overwrite them."""
+    """This thread's share of the noise of ``step`` on the values of a tile, in place; before it the team meets.
+
+    The kinds of start noise, and RESTART, overwrite the values.
+    """
     wide_vectors()
     normal = kind in (NORMAL, START_NORMAL, RESTART)
+    first, end = share_of((dim + 3) // 4, tile.place)
     for sub in range(subs):
         chain_ids = tile.chain_ids[sub * LANES : (sub + 1) * LANES]
-        for group in range((dim + 3) // 4):
+        for group in range(first, end):
             n_rows = min(4, dim - 4 * group)
             _noise_rows(chain_ids, group, step, steps, normal, n_rows, tile)
             for row in range(n_rows):

@@ -14,6 +14,7 @@ from kaleido_fast.engines.loops.amx import BLOCK, TILE
 from kaleido_fast.engines.loops.arrays import Layers, Tile
 from kaleido_fast.engines.loops.few import SUMS_VALUES
 from kaleido_fast.engines.loops.processor import LANES, MAX_OUTPUTS, VECTOR
+from kaleido_fast.engines.loops.team import BOARD_VALUES
 from kaleido_fast.model import KaleidoMLP, ModelSpec
 
 
@@ -126,6 +127,7 @@ def make_fp32_tile(spec: ModelSpec, chains: int) -> Tile:
         words=np.zeros(4 * LANES, np.uint32),
         noise=aligned(4 * LANES),
         residual=aligned(chains),
+        place=np.array([0, 1, 0], np.int64),
     )
 
 
@@ -145,6 +147,22 @@ def make_tiles_tile(spec: ModelSpec, chains: int) -> Tile:
     pairs = chains * (BLOCK // 2) * -(-max(spec.widths) // BLOCK)
     hidden, other = (aligned(pairs).view(np.int32) for _ in range(2))
     return make_fp32_tile(spec, chains)._replace(hidden=hidden, other=other, sums=aligned(chains * BLOCK))
+
+
+def member_tile(tile: Tile) -> Tile:
+    """The buffers of one more thread of a team that shares ``tile``."""
+    return tile._replace(
+        pairs=aligned(len(tile.pairs)).view(np.int32),
+        sums=aligned(len(tile.sums)),
+        words=np.zeros(len(tile.words), np.uint32),
+        noise=aligned(len(tile.noise)),
+        place=np.array([-1, 0, 0], np.int64),
+    )
+
+
+def make_board() -> np.ndarray:
+    """By which a team meets in one call of the loops."""
+    return aligned(2 * BOARD_VALUES).view(np.int64)
 
 
 def aligned(count: int) -> np.ndarray:

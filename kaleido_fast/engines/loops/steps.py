@@ -11,6 +11,7 @@ from kaleido_fast.engines.loops.dense import dense_network
 from kaleido_fast.engines.loops.noise import add_noise
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ZERO, fma
+from kaleido_fast.engines.loops.team import join_team, meet, share_of
 from kaleido_fast.engines.loops.tiles import tile_network
 
 
@@ -61,21 +62,29 @@ def _write_rows(state, rows, dim):
 def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step, draws):
     """Steps of ``tile.state``, in place; the residual of the last one goes to ``tile.residual``."""
     dim, subs = layers.table[0, 0], (n_chains + LANES - 1) // LANES
-    state, moved = tile.state, tile.moved
+    state, moved, leads = tile.state, tile.moved, tile.place[0] == 0
     for step in range(first_step, last_step):
         draw = max(0, (step - steps.burn_in) // steps.thin)
         draw_end = steps.burn_in + (draw + 1) * steps.thin
         if steps.noise in (NORMAL, UNIFORM, RESTART) and 0 < step < draw_end - steps.settle:
             add_noise(steps.noise, layers, steps, tile, dim, subs, step, state)
+            meet(tile.place)
         network(layers, n_chains, state, moved, tile)
         if step == last_step - 1:
-            _residual(state, moved, dim, subs, tile.residual)
+            if leads:
+                _residual(state, moved, dim, subs, tile.residual)
+            meet(tile.place)
         if steps.noise == UPSTREAM:
             add_noise(steps.noise, layers, steps, tile, dim, subs, step + 1, moved)
+            meet(tile.place)
         if steps.noise == RESTART and step + 1 < draw_end:  # the last step of a draw goes all the way
-            _step_back(state, moved, subs * dim * LANES, steps.kept[step + steps.thin - draw_end])
+            first, end = share_of(subs * dim * LANES, tile.place)
+            _step_back(state[first:], moved[first:], end - first, steps.kept[step + steps.thin - draw_end])
+            meet(tile.place)
         if step + 1 == draw_end and draws.shape[0] > 0:
-            _write_rows(moved, draws[:, draw], dim)
+            if leads:
+                _write_rows(moved, draws[:, draw], dim)
+            meet(tile.place)
         state, moved = moved, state
     return state
 
@@ -83,21 +92,27 @@ def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step,
 @pasted
 def _advance_rows(network, layers, steps, tile, chain_ids, state, start, first_step, last_step, draws, final, residual):
     dim, size = layers.table[0, 0], len(tile.chain_ids)
-    keep = draws.shape[0] > 0
+    if not join_team(tile.place):
+        return
+    keep, leads = draws.shape[0] > 0, tile.place[0] == 0
     for begin in range(0, len(chain_ids), size):
         end = min(begin + size, len(chain_ids))
         n = end - begin
-        for i in range(n):
-            tile.chain_ids[i] = chain_ids[begin + i]
+        if leads:
+            for i in range(n):
+                tile.chain_ids[i] = chain_ids[begin + i]
+        meet(tile.place)
         if start in (START_UNIFORM, START_NORMAL, RESTART):
             add_noise(start, layers, steps, tile, dim, (n + LANES - 1) // LANES, first_step, tile.state)
-        else:
+        elif leads:
             _read_rows(state[begin:end], tile.state, dim)
+        meet(tile.place)
         tile_draws = draws[begin:end] if keep else draws
         after = _advance_tile(network, layers, steps, tile, n, first_step, last_step, tile_draws)
-        _write_rows(after, final[begin:end], dim)
-        for i in range(n):
-            residual[begin + i] = tile.residual[i]
+        if leads:
+            _write_rows(after, final[begin:end], dim)
+            for i in range(n):
+                residual[begin + i] = tile.residual[i]
 
 
 @entry
