@@ -14,7 +14,7 @@ from torch import Tensor
 from kaleido_fast.engines.base import Advanced, ReportSteps
 from kaleido_fast.engines.loops.arrays import NONE, Tile
 from kaleido_fast.engines.loops.schedule import pack_steps, start_kind
-from kaleido_fast.engines.team import Call, Team
+from kaleido_fast.engines.team import Call, Pace, Team
 from kaleido_fast.model import KaleidoMLP
 from kaleido_fast.planning.cpu_tiles import (
     few_chains,
@@ -47,6 +47,7 @@ class CpuEngine:
         self.loops = loops_for(request.precision)
         self.request, self.spec = request, model.spec
         self.layers, self.steps = self.loops.pack(model), pack_steps(request)
+        self.paces: dict[int, Pace] = {}  # of teams, by the number of chains
         # Compiles, or loads, the loops: setting up, not sampling.
         self.start(torch.zeros(1, dtype=torch.int64, device="cpu"))
 
@@ -141,11 +142,12 @@ class _Run:
 
     def _go_as_team(self, report: ReportSteps) -> None:
         """Run all chains as one unit whose layers threads share."""
-        team = Team(self.engine.loops.make_tile(self.engine.spec, self.tile), self.members)
+        engine, n = self.engine, len(self.chain_ids)
+        team = Team(engine.loops.make_tile(engine.spec, self.tile), self.members, engine.paces.setdefault(n, Pace()))
         with helped(team.follow, self.members - 1, team.stop):
             try:
                 team.gather()
-                for chain_steps in self._run_unit(slice(0, len(self.chain_ids)), team.lead, team.cut):
+                for chain_steps in self._run_unit(slice(0, n), team.lead, team.cut):
                     report(chain_steps)
             finally:
                 team.stop()

@@ -18,28 +18,35 @@ Call = Callable[[Tile], None]
 
 _GATHER_SECONDS = 2e-4
 _FIRST_ALONE = 4  # the first calls find caches cold and threads asleep, and a short run is over by then
-_CALLS_ALONE = 16  # short ones, four of the usual length
+_CALLS_ALONE, _MOST_ALONE = 4, 64
 
 
 class Pace:
     """Whether a team is worth it just now: other programs may use the cores of its members, who wait for each other."""
 
     def __init__(self) -> None:
-        self._calls = self._left = 0
-        self._tile = math.inf
+        self._calls = self._left = self._failed = 0
+        self._alone = math.inf
 
     def together(self) -> bool:
         """Whether the next call is for the team: all but one by which to judge it, and some after it was slower."""
         return self._left == 0 and self._calls != _FIRST_ALONE
+
+    def brief(self) -> bool:
+        """Whether the next call is only to judge by: the first alone, and a team's after others have failed."""
+        return self._left == 0 and (self._calls == _FIRST_ALONE or self._failed > 0)
 
     def add(self, members: int, seconds: float) -> None:
         """Count a call of ``members``, and its seconds a step."""
         self._calls += 1
         self._left = max(0, self._left - 1)
         if members == 1:
-            self._tile = min(self._tile, seconds)
-        elif seconds > self._tile:
-            self._left = _CALLS_ALONE
+            self._alone = min(self._alone, seconds)
+        elif seconds > self._alone:
+            self._left = min(_CALLS_ALONE << self._failed, _MOST_ALONE)
+            self._failed = min(self._failed + 1, 8)
+        else:
+            self._failed = 0
 
 
 class Team:
@@ -48,13 +55,14 @@ class Team:
     Args:
         tile: the buffers that they share, and the leader's own.
         members: threads, the leader with them.
+        pace: of such teams, from this call and those before.
     """
 
-    def __init__(self, tile: Tile, members: int) -> None:
+    def __init__(self, tile: Tile, members: int, pace: Pace) -> None:
         self._tile, self._members, self._core = tile, members, current_core()
         self._calls: queue.SimpleQueue[tuple[Call, np.ndarray, int] | None] = queue.SimpleQueue()
         self._here: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._pace = Pace()
+        self._pace = pace
         self._board = np.zeros(0, np.int64)
 
     def gather(self) -> None:
@@ -65,8 +73,8 @@ class Team:
                 self._here.get(timeout=max(0.0, until - time.monotonic()))
 
     def cut(self, steps: int) -> int:
-        """Steps of the next call, in place of ``steps``: fewer where it only shows how long one thread takes."""
-        return steps if self._pace.together() else max(1, steps // 4)
+        """Steps of the next call, in place of ``steps``: fewer where it is only to judge by."""
+        return max(1, steps // 4) if self._pace.brief() else steps
 
     def lead(self, call: Call, steps: int) -> None:
         """Run a call of so many steps with all who come."""

@@ -16,7 +16,7 @@ EXTRA_CHAINS = 8
 _WORKSPACE_VALUES = 2**25  # of one buffer of one thread: beyond it tiles shrink
 
 _CALL_FLOPS = 2e9  # about 0.02 to 0.1 s on one core: time between looks at progress and Ctrl-C
-_TEAM_CALL_FLOPS = 5e8  # of few chains, whose flops take longer
+_TEAM_CALL_FLOPS = 2.5e8  # of few chains, whose flops take longer
 _CALL_FLOPS_LEAST = 2e7  # below it the call itself, some 50 us, would be felt
 _THREAD_FLOPS = 2e7  # about 0.2 ms on one core: waking a thread takes a tenth of it, and starting one a quarter
 _VALUE_FLOPS = 50  # a value's activation, and its way into and out of a layer, count as so many

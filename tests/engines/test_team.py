@@ -219,13 +219,15 @@ def test_who_finds_a_team_stopped_leaves():
 
 
 def test_a_team_that_is_slower_than_one_thread_gives_way_to_it_for_a_while():
-    pace, alone = Pace(), []
-    for _ in range(40):
-        alone.append(not pace.together())
-        pace.add(1 if alone[-1] else 2, 1.0 if alone[-1] else 1.5)
-    assert alone[:4] == [False] * 4 and alone[4:22] == [True, False] + [True] * 16 and not alone[22]
-    pace, alone = Pace(), []
-    for _ in range(40):
-        alone.append(not pace.together())
-        pace.add(1 if alone[-1] else 2, 1.0 if alone[-1] else 0.6)
-    assert sum(alone) == 1, "a team that is faster stays, but for one call to compare with"
+    def alone_of(together, calls):
+        pace, alone = Pace(), []
+        for _ in range(calls):
+            alone.append(not pace.together())
+            pace.add(1 if alone[-1] else 2, 1.0 if alone[-1] else together)
+        return alone
+
+    slow = alone_of(1.5, 200)
+    assert slow[:4] == [False] * 4, "there is nothing to compare with yet"
+    assert slow[4:19] == [True, False, *[True] * 4, False, *[True] * 8]
+    assert sum(slow) > 185
+    assert sum(alone_of(0.6, 200)) == 1, "a team that is faster stays, but for one call to compare with"
