@@ -144,6 +144,7 @@ class _Run:
         """Run all chains as one unit whose layers threads share."""
         engine, n = self.engine, len(self.chain_ids)
         team = Team(engine.loops.make_tile(engine.spec, self.tile), self.members, engine.paces.setdefault(n, Pace()))
+        team.prepare(self._call(slice(0, 0), self.draws[:0], NONE, 0, 0))
         with helped(team.follow, self.members - 1, team.stop):
             try:
                 team.gather()

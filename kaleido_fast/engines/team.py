@@ -59,11 +59,17 @@ class Team:
     """
 
     def __init__(self, tile: Tile, members: int, pace: Pace) -> None:
-        self._tile, self._members, self._core = tile, members, current_core()
+        self._place = np.array([0, 1, 0], np.int64)
+        self._tile = tile._replace(place=self._place)
+        self._members, self._core = members, current_core()
         self._calls: queue.SimpleQueue[tuple[Call, np.ndarray, int] | None] = queue.SimpleQueue()
         self._here: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pace = pace
         self._board = np.zeros(0, np.int64)
+
+    def prepare(self, call: Call) -> None:
+        """Compile, or load, the loops of teams by a call that does nothing: within a call others would wait for it."""
+        call(self._tile)
 
     def gather(self) -> None:
         """Wait a moment for others: one that was woken on the leader's core must get it once to go to another."""
@@ -82,16 +88,16 @@ class Team:
         if self._pace.together():
             self._lead(call)
         else:
-            self._tile.place[:] = (0, 1, 0)
+            self._place[:] = (0, 1, 0)
             call(self._tile)
-        self._pace.add(int(self._tile.place[1]), (time.perf_counter() - began) / max(1, steps))
+        self._pace.add(int(self._place[1]), (time.perf_counter() - began) / max(1, steps))
 
     def _lead(self, call: Call) -> None:
         from kaleido_fast.engines.loops.packing import make_board
 
         # A board of its own: a member of the call before may still be looking at that call's.
         self._board = make_board()
-        self._tile.place[:] = (0, self._members, self._board.ctypes.data)
+        self._place[:] = (0, self._members, self._board.ctypes.data)
         core = current_core()
         for _ in range(self._members - 1):
             self._calls.put((call, self._board, core))
@@ -102,13 +108,14 @@ class Team:
         # numba takes half a second to import: only a program that samples pays for it.
         from kaleido_fast.engines.loops.packing import member_tile
 
-        own, cores = member_tile(self._tile), cores_allowed()
+        place = np.array([-1, 0, 0], np.int64)
+        own, cores = member_tile(self._tile, place), cores_allowed()
         _keep_off(self._core, cores)
         self._here.put(None)
         while (given := self._calls.get()) is not None:
             call, board, core = given
             _keep_off(core, cores)
-            own.place[:] = (-1, 0, board.ctypes.data)
+            place[:] = (-1, 0, board.ctypes.data)
             call(own)
         move_to(cores)
 

@@ -29,9 +29,7 @@ MODEL = random_mlp(40, 130, 90, 40)
 
 
 def member_of(tile: Tile, board: np.ndarray) -> Tile:
-    own = member_tile(tile)
-    own.place[2] = board.ctypes.data
-    return own
+    return member_tile(tile, np.array([-1, 0, board.ctypes.data], np.int64))
 
 
 def run_shared(engine: CpuEngine, n: int, size: int, late: int = 0):
@@ -43,7 +41,8 @@ def run_shared(engine: CpuEngine, n: int, size: int, late: int = 0):
     lanes = engine.loops.lanes
     tile = engine.loops.make_tile(engine.spec, -(-n // lanes) * lanes)
     board = make_board()
-    tile.place[:] = (0, size, board.ctypes.data if size > 1 else 0)
+    place = np.array([0, size, board.ctypes.data if size > 1 else 0], np.int64)
+    tile = tile._replace(place=place)
     draws = np.full((n, request.n_draws, dim), np.nan, np.float32)
     final, residual = np.empty((n, dim), np.float32), np.zeros(n, np.float32)
 
@@ -71,7 +70,7 @@ def run_shared(engine: CpuEngine, n: int, size: int, late: int = 0):
     for other in others:
         other.join(timeout=60)
         assert not other.is_alive(), "a member never came back"
-    return [torch.from_numpy(values) for values in (draws, final, residual)], int(tile.place[1])
+    return [torch.from_numpy(values) for values in (draws, final, residual)], int(place[1])
 
 
 OPTIONS = st.sampled_from(

@@ -69,8 +69,9 @@ class Tile(NamedTuple):
         sums: sums of blocks of outputs, fp32: of tiles (subs * BLOCK * LANES,), of few chains (SUMS_VALUES,).
         words, noise: (4 * LANES,) uint32 and fp32.
         residual: (subs * LANES,) fp32, of the last step run.
-        place: (3,) int64: this thread's rank in its team, the team's size, or as many as its leader, 0, waits for, and
-            the address of the board, (BOARD_VALUES,) int64, by which the team meets, or 0 of a thread alone.
+        place: None for a thread alone; of a team (3,) int64: this thread's rank, the team's size, or as many as its
+            leader, 0, waits for, and the address of the board, (BOARD_VALUES,) int64, by which the team meets, or 0 of
+            a leader without others.
 
     Threads of a team have ``pairs``, ``sums``, ``words``, ``noise`` and ``place`` of their own.
     """
@@ -86,4 +87,4 @@ class Tile(NamedTuple):
     words: np.ndarray
     noise: np.ndarray
     residual: np.ndarray
-    place: np.ndarray
+    place: np.ndarray | None

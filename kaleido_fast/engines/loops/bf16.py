@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kaleido_fast.engines.loops.compiling import inner, pasted, wide_vectors
+from kaleido_fast.engines.loops.compiling import inner, wide_vectors
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import bits, from_bits
 
@@ -19,7 +19,7 @@ def _bf16(x):
     return _BF16_NAN if x != x else np.uint32(rounded)
 
 
-@pasted
+@inner
 def round_to_pairs(values, subs, n_in, pairs):
     """[sub][input][lane] fp32 -> [sub][pair of inputs][lane]; an odd last input is paired with 0."""
     n_pairs = (n_in + 1) // 2

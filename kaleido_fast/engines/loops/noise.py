@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kaleido_fast.engines.loops.arrays import NORMAL, RESTART, START_NORMAL, UNIFORM, UPSTREAM
-from kaleido_fast.engines.loops.compiling import inner, pasted, wide_vectors
+from kaleido_fast.engines.loops.compiling import inner, wide_vectors
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ONE, TWO, cos_sin, floats, log
 from kaleido_fast.engines.loops.team import share_of
@@ -15,7 +15,7 @@ _WEYL_0, _WEYL_1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _TO_UNIT, _TURN = floats(2.0**-24, 2 * np.pi)
 
 
-@pasted
+@inner
 def _philox(chain_ids, group, step, key_low, key_high, words):
     """Philox4x32-10 of `LANES` chains: words[4][lane]; see `kaleido_fast.noise`."""
     for i in range(LANES):
@@ -38,7 +38,7 @@ def _unit(word):
     return np.float32(np.int32(word >> 8)) * _TO_UNIT
 
 
-@pasted
+@inner
 def _box_muller(words, normals):
     """Two rows of words -> two rows of standard normals."""
     for i in range(LANES):
@@ -48,7 +48,7 @@ def _box_muller(words, normals):
         normals[LANES + i] = radius * sin
 
 
-@pasted
+@inner
 def _noise_rows(chain_ids, group, step, steps, normal, n_rows, tile):
     """Standard normals, or uniforms on [0, 1), of dims 4 group .. 4 group + n_rows - 1 into tile.noise[4][lane]."""
     words, noise = tile.words, tile.noise
@@ -69,7 +69,7 @@ def _clamp(x, low, high):
     return high if x > high else x
 
 
-@pasted
+@inner
 def _move_row(kind, e, source, target, scale, layers):
     """One value of `LANES` chains: target = source moved by the noise e, or start noise."""
     low, high, mid, half, span = layers.low, layers.high, layers.mid, layers.half, layers.span

@@ -127,7 +127,7 @@ def make_fp32_tile(spec: ModelSpec, chains: int) -> Tile:
         words=np.zeros(4 * LANES, np.uint32),
         noise=aligned(4 * LANES),
         residual=aligned(chains),
-        place=np.array([0, 1, 0], np.int64),
+        place=None,
     )
 
 
@@ -149,14 +149,14 @@ def make_tiles_tile(spec: ModelSpec, chains: int) -> Tile:
     return make_fp32_tile(spec, chains)._replace(hidden=hidden, other=other, sums=aligned(chains * BLOCK))
 
 
-def member_tile(tile: Tile) -> Tile:
-    """The buffers of one more thread of a team that shares ``tile``."""
+def member_tile(tile: Tile, place: np.ndarray) -> Tile:
+    """The buffers of one more thread of a team that shares ``tile``, with a ``place`` of its own."""
     return tile._replace(
         pairs=aligned(len(tile.pairs)).view(np.int32),
         sums=aligned(len(tile.sums)),
         words=np.zeros(len(tile.words), np.uint32),
         noise=aligned(len(tile.noise)),
-        place=np.array([-1, 0, 0], np.int64),
+        place=place,
     )
 
 

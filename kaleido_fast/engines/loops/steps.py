@@ -11,11 +11,11 @@ from kaleido_fast.engines.loops.dense import dense_network
 from kaleido_fast.engines.loops.noise import add_noise
 from kaleido_fast.engines.loops.processor import LANES
 from kaleido_fast.engines.loops.scalars import ZERO, fma
-from kaleido_fast.engines.loops.team import join_team, meet, share_of
+from kaleido_fast.engines.loops.team import join_team, leads, meet, share_of
 from kaleido_fast.engines.loops.tiles import tile_network
 
 
-@pasted
+@inner
 def _residual(before, after, dim, subs, residual):
     """max over dims of |after - before| of every lane; NaN stays NaN."""
     for sub in range(subs):
@@ -29,14 +29,14 @@ def _residual(before, after, dim, subs, residual):
                 most[i] = most[i] if most[i] >= moved or most[i] != most[i] else moved
 
 
-@pasted
+@inner
 def _step_back(before, after, n, kept):
     """after <- after - kept (after - before), in place on ``n`` values."""
     for i in range(n):
         after[i] = fma(-kept, after[i] - before[i], after[i])
 
 
-@pasted
+@inner
 def _read_rows(rows, state, dim):
     n = rows.shape[0]
     for first in range(0, n, LANES):
@@ -62,7 +62,7 @@ def _write_rows(state, rows, dim):
 def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step, draws):
     """Steps of ``tile.state``, in place; the residual of the last one goes to ``tile.residual``."""
     dim, subs = layers.table[0, 0], (n_chains + LANES - 1) // LANES
-    state, moved, leads = tile.state, tile.moved, tile.place[0] == 0
+    state, moved = tile.state, tile.moved
     for step in range(first_step, last_step):
         draw = max(0, (step - steps.burn_in) // steps.thin)
         draw_end = steps.burn_in + (draw + 1) * steps.thin
@@ -71,7 +71,7 @@ def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step,
             meet(tile.place)
         network(layers, n_chains, state, moved, tile)
         if step == last_step - 1:
-            if leads:
+            if leads(tile.place):
                 _residual(state, moved, dim, subs, tile.residual)
             meet(tile.place)
         if steps.noise == UPSTREAM:
@@ -82,7 +82,7 @@ def _advance_tile(network, layers, steps, tile, n_chains, first_step, last_step,
             _step_back(state[first:], moved[first:], end - first, steps.kept[step + steps.thin - draw_end])
             meet(tile.place)
         if step + 1 == draw_end and draws.shape[0] > 0:
-            if leads:
+            if leads(tile.place):
                 _write_rows(moved, draws[:, draw], dim)
             meet(tile.place)
         state, moved = moved, state
@@ -94,22 +94,22 @@ def _advance_rows(network, layers, steps, tile, chain_ids, state, start, first_s
     dim, size = layers.table[0, 0], len(tile.chain_ids)
     if not join_team(tile.place):
         return
-    keep, leads = draws.shape[0] > 0, tile.place[0] == 0
+    keep = draws.shape[0] > 0
     for begin in range(0, len(chain_ids), size):
         end = min(begin + size, len(chain_ids))
         n = end - begin
-        if leads:
+        if leads(tile.place):
             for i in range(n):
                 tile.chain_ids[i] = chain_ids[begin + i]
         meet(tile.place)
         if start in (START_UNIFORM, START_NORMAL, RESTART):
             add_noise(start, layers, steps, tile, dim, (n + LANES - 1) // LANES, first_step, tile.state)
-        elif leads:
+        elif leads(tile.place):
             _read_rows(state[begin:end], tile.state, dim)
         meet(tile.place)
         tile_draws = draws[begin:end] if keep else draws
         after = _advance_tile(network, layers, steps, tile, n, first_step, last_step, tile_draws)
-        if leads:
+        if leads(tile.place):
             _write_rows(after, final[begin:end], dim)
             for i in range(n):
                 residual[begin + i] = tile.residual[i]

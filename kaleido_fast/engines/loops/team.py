@@ -14,10 +14,12 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import overload as _typed_overload
 
-from kaleido_fast.engines.loops.compiling import apart, inner, intrinsic
+from kaleido_fast.engines.loops.compiling import NO_WRAPPERS, OPTIONS, apart, inner, intrinsic
 from kaleido_fast.engines.loops.vectors import Emitter
 
+overload: Any = _typed_overload  # its annotations leave options out
 MET, ENROLLED, SIZE, BOARD_VALUES = 0, 8, 16, 24  # places on a board, each on a cache line of its own
 BOARD = 2  # of a place: the board's address
 CLOSED = STOPPED = 2**32
@@ -92,8 +94,7 @@ def _wait(address, least, most):
 
 
 @inner
-def join_team(place):
-    """Find this thread's place, see `Tile.place`; False where the team has begun without it, or never will."""
+def _join(place):
     apart()
     board = place[BOARD]
     if board == 0:
@@ -112,28 +113,54 @@ def join_team(place):
 
 
 @inner
-def _meet(met, size):
+def _meet(place):
     apart()
-    _wait(met, (_add(met, 1) // size + 1) * size, _NEVER)
+    met, size = place[BOARD] + 8 * MET, place[1]
+    if size > 1:
+        _wait(met, (_add(met, 1) // size + 1) * size, _NEVER)
 
 
 @inner
-def meet(place):
-    """Wait for the others of the team: what they wrote before can be read after."""
-    if place[1] > 1:
-        _meet(place[BOARD], place[1])
-
-
-@inner
-def _begin(n, rank, size):
+def _share(n, place):
     apart()
-    return n * rank // size
-
-
-@inner
-def share_of(n, place):
-    """(first, last + 1) of ``n`` things that this thread does for its team."""
     rank, size = place[0], place[1]
-    if size == 1:
-        return 0, n
-    return _begin(n, rank, size), _begin(n, rank + 1, size)
+    return n * rank // size, n * (rank + 1) // size
+
+
+# A thread alone has None for its place: the loops are compiled for it as if there were no teams, and a second time for
+# teams when one is first wanted.
+
+
+def join_team(place: Any) -> bool:
+    """Find this thread's place, see `Tile.place`; False where the team has begun without it, or never will."""
+    raise NotImplementedError
+
+
+def leads(place: Any) -> bool:
+    """Whether this thread does for its team what only one may do."""
+    raise NotImplementedError
+
+
+def meet(place: Any) -> None:
+    """Wait for the others of the team: what they wrote before can be read after."""
+    raise NotImplementedError
+
+
+def share_of(n: int, place: Any) -> tuple[int, int]:
+    """(first, last + 1) of ``n`` things that this thread does for its team."""
+    raise NotImplementedError
+
+
+def _alone_or(function: Any, alone: Any, in_team: Any) -> None:
+    """What loops make of ``function``, whose last argument is a place."""
+
+    def choose(*given: Any) -> Any:
+        return alone if isinstance(given[-1], types.NoneType) else in_team
+
+    overload(function, jit_options={**OPTIONS, **NO_WRAPPERS}, strict=False)(choose)
+
+
+_alone_or(join_team, lambda place: True, lambda place: _join(place))
+_alone_or(leads, lambda place: True, lambda place: place[0] == 0)
+_alone_or(meet, lambda place: None, lambda place: _meet(place))
+_alone_or(share_of, lambda n, place: (0, n), lambda n, place: _share(n, place))
