@@ -20,7 +20,7 @@ _TEAM_CALL_FLOPS = 2.5e8  # of few chains, whose flops take longer
 _CALL_FLOPS_LEAST = 2e7  # below it the call itself, some 50 us, would be felt
 _THREAD_FLOPS = 2e7  # about 0.2 ms on one core: waking a thread takes a tenth of it, and starting one a quarter
 _VALUE_FLOPS = 50  # a value's activation, and its way into and out of a layer, count as so many
-_MEMBER_WEIGHTS = 2**16  # of a layer: 10 us of one thread; with less, a core that others use costs more than is won
+_MEMBER_WEIGHTS = 2**15  # of a layer: 5 us of one thread; with less, a core that others use costs more than is won
 _SHARE = 2  # units shrink towards the end, so that a core that is slowed down does not hold up the others
 
 

@@ -13,4 +13,5 @@ on, whatever the width of the processor's vectors; only a processor without fuse
     schedule   a run's steps for them             bf16     rounding
     choice     which loops run a precision        amx      products of tiles; tiles: layers by them
     steps      the entries                        noise    by the ids of chains
+                                                  team     threads that share the layers of a tile
 """
