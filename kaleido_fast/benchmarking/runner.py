@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kaleido_fast.benchmarking import busy, cold
-from kaleido_fast.benchmarking.cases import BenchNetwork, make_size, steps_for
+from kaleido_fast.benchmarking.cases import SHORTEST_SECONDS, BenchNetwork, make_size, steps_for
 from kaleido_fast.benchmarking.child import return_memory
 from kaleido_fast.benchmarking.contest import References, one_line, resolve_engine, start_states
 from kaleido_fast.benchmarking.crew import PATIENCE, Crew
@@ -47,8 +47,8 @@ class BenchRequest:
         quick: short timings.
         rounds: timings of each contestant.
         n_chains, n_steps: override the table of sizes.
-        first_calls: measure first-call cost and peak memory in processes of their own; a quick run does so in its first
-            precision.
+        first_calls: measure first-call cost and peak memory in processes of their own; a quick run does so for its
+            first network.
         busy: measure on a busy machine too.
         apart: whether each contestant has a process of its own; None for yes on a CPU.
     """
@@ -188,7 +188,7 @@ class _Run:
             n_chains=request.n_chains,
             n_steps=request.n_steps,
         )
-        told = request.first_calls and (not request.quick or self.contest.precision == request.precisions[0])
+        told = request.first_calls and (cold_too or not request.quick)
         first_calls = self._first_calls(n_chains, cold_too=cold_too) if told else {}
         ready = self._prepare(self.model, n_chains)
         if request.in_processes:  # each has its own by now
@@ -276,12 +276,15 @@ class _Run:
         self.failed[name] = one_line(problem)
 
     def _find_steps(self, ready: dict[str, _Ready]) -> int:
-        """Steps of a timing, from two steps of an engine, or of a peer where no engine is left."""
+        """Steps of a timing, from some of an engine, or of a peer where no engine is left."""
         kinds = {name: one.entry.kind for name, one in ready.items() if name != CEILING}
         for name in sorted(kinds, key=lambda name: kinds[name] != "engine"):
             seconds = self._seconds(name, 2)
-            if not math.isnan(seconds):
-                return steps_for(seconds / 2, quick=self.request.quick)
+            a_step = seconds / 2
+            if seconds < SHORTEST_SECONDS:  # what a call takes besides is no part of a step
+                a_step = max(0.0, self._seconds(name, 22) - seconds) / 20
+            if not math.isnan(a_step):
+                return steps_for(a_step, quick=self.request.quick)
         return 1
 
     def _seconds(self, name: str, n_steps: int) -> float:

@@ -54,7 +54,7 @@ TERMINAL = Path("-")
     "--first-calls/--no-first-calls",
     default=True,
     show_default=True,
-    help="Measure first calls and memory in new processes; --quick in the first precision only.",
+    help="Measure first calls and memory in new processes; --quick for the first network only.",
 )
 @click.option("--json", "json_path", type=Output(), help="Write every raw timing as JSON; - prints it instead.")
 @click.option(

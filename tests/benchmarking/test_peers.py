@@ -254,7 +254,7 @@ def test_peers_are_chosen_by_name_and_left_out_with_a_reason(monkeypatch):
     assert "--peers" in skipped["compile"] and "--peers" in skipped["published"] and "cuda" in skipped["eager-fp16"]
     assert "--precision bf16" in skipped["eager-bf16"]
     both = choose_peers((), CPU, quick=True, precisions=("fp32", "bf16"))[0]
-    assert {"eager", "eager-bf16", "chunked-bf16"} <= {peer.name for peer in both}
+    assert {"eager", "eager-bf16", "chunked"} <= {peer.name for peer in both}
     with pytest.raises(InputError, match="peer 'eager' computes in fp32, no engine does: give --precision fp32"):
         choose_peers(("eager",), CPU, quick=False, precisions=("bf16",))
     assert [peer.name for peer in choose_peers(("compile", "eager"), CPU, quick=True)[0]] == ["compile", "eager"]

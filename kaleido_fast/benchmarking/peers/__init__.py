@@ -96,7 +96,7 @@ PEERS = {
         Peer("cudagraph", "cudagraph", "eager, one step in a CUDA graph", devices=GPU),
         Peer("eager-fp16", "eager", "eager in 16-bit floats", devices=GPU, precision="fp16", any_rows=True),
         Peer("eager-bf16", "eager", "eager in bfloat16", precision="bf16", any_rows=True),
-        Peer("chunked-bf16", "chunked", "chunked in bfloat16", devices=CPU, precision="bf16"),
+        Peer("chunked-bf16", "chunked", "chunked in bfloat16", devices=CPU, in_quick=False, precision="bf16"),
         Peer("openvino-bf16", "openvino", "openvino in bfloat16", ("openvino", "onnx"), CPU, precision="bf16"),
         Peer("chunked-fp16", "chunked", "chunked in 16-bit floats", devices=GPU, precision="fp16"),
         Peer("cudagraph-fp16", "cudagraph", "cudagraph in 16-bit floats", devices=GPU, precision="fp16"),
