@@ -102,7 +102,8 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     earlier = names_no_kernel(stored), names_no_kernel(asked)
     if earlier[0] != earlier[1] and stored["request"]["precision"] == "tf32":
         return "an earlier version rounded its tf32 weights in another way"
-    if stored["engine"] == "cpu" and stored["request"]["precision"] == "bf16" and "arithmetic" not in stored:
+    in_bf16 = stored.get("engine") == "cpu" and stored["request"].get("precision") == "bf16"
+    if in_bf16 and "arithmetic" not in stored:
         return "an earlier version did not say by which instructions it computed bf16"
     unknown = {"kernels"} if any(earlier) else set()
     if stored.get("engine") == "reference" and "arithmetic" not in stored:  # an earlier version did not say

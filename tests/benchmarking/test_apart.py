@@ -67,6 +67,7 @@ def odd(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_odd_peers_cost_themselves_alone_and_are_named_with_the_reason(odd, monkeypatch):
     monkeypatch.setattr(runner, "PATIENCE", {False: 8.0})
     peers = [odd(name, text) for name, (text, _) in ODD.items()]
