@@ -76,8 +76,10 @@ def test_sums_of_products_stay_in_registers_of_the_full_width(tmp_path, environm
         if fused and not other and len(fused) % 2 == 0:  # products, two vectors of chains an output
             assert not any("%rsp" in line for line in body), f"of {len(fused)} sums one is on the stack: {body}"
             sizes[len(fused) // 2] = body
-    assert {found["most"] - 1, found["most"]} <= sizes.keys(), "the blocks of wide layers have no loop of their own"
-    assert sum("prefetch" in line for line in sizes[found["most"]]) >= 2, "a full block asks for nothing ahead"
+    for outputs in (found["most"] - 1, found["most"]):  # the blocks of wide layers; LLVM may do two inputs at a time
+        body = sizes.get(outputs) or sizes.get(2 * outputs)
+        assert body, f"{outputs} outputs have no loop of their own, only {sorted(sizes)}"
+        assert sum("prefetch" in line for line in body) >= 2, "a full block asks for nothing ahead"
 
 
 @pytest.mark.slow
