@@ -141,7 +141,7 @@ def test_interrupt_ends_cleanly_and_says_what_was_done(folder):
         "--chains",
         "2000000",
         "--burn-in",
-        "50000",
+        "50000000",  # no block is done, and kept, before the interruption
         "--tol",
         "none",
     ]
