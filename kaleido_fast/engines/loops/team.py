@@ -127,28 +127,28 @@ def _share(n, place):
     return n * rank // size, n * (rank + 1) // size
 
 
-# A thread alone has None for its place: the loops are compiled for it as if there were no teams, and a second time for
-# teams when one is first wanted.
+# Names for the loops alone: numba puts in their place what `_alone_or` gives, by the type of the place. A thread alone
+# has None: the loops are compiled for it as if there were no teams, and a second time when a team is first wanted.
 
 
 def join_team(place: Any) -> bool:
     """Find this thread's place, see `Tile.place`; False where the team has begun without it, or never will."""
-    raise NotImplementedError
+    raise NotImplementedError("compiled loops call this, Python does not")
 
 
 def leads(place: Any) -> bool:
     """Whether this thread does for its team what only one may do."""
-    raise NotImplementedError
+    raise NotImplementedError("compiled loops call this, Python does not")
 
 
 def meet(place: Any) -> None:
     """Wait for the others of the team: what they wrote before can be read after."""
-    raise NotImplementedError
+    raise NotImplementedError("compiled loops call this, Python does not")
 
 
 def share_of(n: int, place: Any) -> tuple[int, int]:
     """(first, last + 1) of ``n`` things that this thread does for its team."""
-    raise NotImplementedError
+    raise NotImplementedError("compiled loops call this, Python does not")
 
 
 def _alone_or(function: Any, alone: Any, in_team: Any) -> None:
