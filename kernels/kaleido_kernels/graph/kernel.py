@@ -68,15 +68,17 @@ class Block(NamedTuple):
 
 @triton.jit
 def write_input(
-    x, block, chains, place, first_col, step, timing, noise,
+    x, block, chains, place, first_col, step, keep, timing, noise,
     MAP: tl.constexpr, DIM_PADDED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Stores the input of ``step`` from x, of all rows: jittered where the schedule says so, as fp32 and as operand."""
+    """Stores the input of ``step`` from x, of all rows: jittered where the schedule says so, as operand; if ``keep``
+    in fp32 as well."""
     jittered = is_jittered(step, timing)
     x = jitter_input(x, step, jittered, noise, chains.ids, first_col, MAP, ROWS, COLS)
     col = first_col + tl.arange(0, COLS)
     mask = tl.broadcast_to((col < MAP.dim)[None, :], (ROWS, COLS))
-    tl.store(block.state_ptr + place, x, mask=mask)
+    if keep:
+        tl.store(block.state_ptr + place, x, mask=mask)
     high, _ = to_operand(x, MAP)
     tl.store(block.operand_ptr + chains.rows[:, None] * DIM_PADDED + col[None, :], high, mask=mask)
 
@@ -118,6 +120,8 @@ def graph_step_kernel(
     residual = tl.zeros([ROWS], tl.float32)
     next_step = step + 1 if FIRST == "" else step
     keep = (next_step == end_step) | is_draw(next_step, timing)
+    # The input of a step is read again for the last one's residual, and by a flow.
+    keep_input = (next_step == end_step - 1) | (shares_ptr is not None)
     share = kept_share(noise, step, draw_end(draw_at(step, timing), timing), timing)
     for number in range((MAP.dim + COLS - 1) // COLS):
         first_col = number * COLS
@@ -143,7 +147,9 @@ def graph_step_kernel(
             x = first_state(None, noise, chains, first_col, MAP, ROWS, COLS)
         # Not after the last step, where the state before it is still to be read by other threads.
         if next_step != end_step:
-            write_input(x, block, chains, place, first_col, next_step, timing, noise, MAP, DIM_PADDED, ROWS, COLS)
+            write_input(
+                x, block, chains, place, first_col, next_step, keep_input, timing, noise, MAP, DIM_PADDED, ROWS, COLS
+            )
     if FIRST == "":
         if next_step == end_step:
             tl.store(residual_ptr + rows, residual, mask=exist)
