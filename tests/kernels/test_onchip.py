@@ -26,7 +26,16 @@ from kernel_oracle import (
 from kaleido_kernels.choice import choose
 from kaleido_kernels.launch import LaunchRequest, Outputs
 from kaleido_kernels.onchip.pack import OnchipScratch, allocate_scratch, pack_onchip
-from kaleido_kernels.onchip.plan import CHUNK, OnchipTile, inner_slots, onchip_layout, refusal
+from kaleido_kernels.onchip.plan import (
+    CHUNK,
+    OnchipTile,
+    candidates,
+    inner_slots,
+    onchip_layout,
+    refusal,
+    trials,
+    turn_slots,
+)
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import NETWORKS, NetShape
 from kaleido_kernels.tile import GpuFacts
@@ -38,6 +47,7 @@ CASES: dict[str, tuple[OnchipTile, NetShape]] = {
     "two chunks of inputs": (OnchipTile(3), NetShape((100, 133, 256, 100), "silu", "sigmoid", low=0.25)),
     "128 chains a group": (OnchipTile(3, 128), NetShape((20, 100, 90, 20), low=-0.5, high=0.75)),
     "128 chains a group, two chunks": (OnchipTile(3, 128, in_turns=True), NetShape((128, 128, 65, 128), "silu")),
+    "four chunks, in turns": (OnchipTile(4, in_turns=True), NetShape((40, 256, 200, 40), high=0.5)),
     "layers of unequal widths": (OnchipTile(3), NetShape((64, 37, 200, 70, 64), bias=(True, False, True, False))),
     "inputs through memory": (OnchipTile(3), NetShape((256, 130, 256), "gelu")),
     "more inputs than places": (OnchipTile(2), NetShape((576, 260, 576))),
@@ -52,7 +62,9 @@ SPLIT = (
 TRIPLES = {"fp32": ("fp32", 6e-6, 1e-5), "fp16": ("fp16", 4e-3, 0.0), "bf16": ("bf16", 2e-2, 0.0)}
 
 in_every_shape = pytest.mark.parametrize("case", CASES)
-in_places = pytest.mark.parametrize("case", ["one chunk", "128 chains a group", "two halves, through memory"])
+in_places = pytest.mark.parametrize(
+    "case", ["one chunk", "128 chains a group", "four chunks, in turns", "two halves, through memory"]
+)
 
 
 def poisoned(packed, n_programs: int) -> OnchipScratch:
@@ -276,12 +288,31 @@ def test_impossible_tiles_are_refused(options):
         (NETWORKS["mnist"], "fp16x3", OnchipTile(2), GpuFacts(), "is 500 wide, at most 256"),
         (NetShape((200, 256, 200)), "fp16x3", OnchipTile(2), GpuFacts(), "have 200 values, at most 128"),
         (NETWORKS["mnist"], "fp16", OnchipTile(4), GpuFacts(), "bytes of shared memory"),
+        (NETWORKS["mnist"], "fp16", OnchipTile(3, 64, True), GpuFacts(), "a turn takes 13 slots, and there are 3"),
+        (NETWORKS["digits"], "fp16x3", OnchipTile(4, 64, True), GpuFacts(), "a turn takes 8 slots, and there are 4"),
         (NetShape((300, 256, 256, 300)), "fp16", OnchipTile(5), GpuFacts(), "4 slots can be ahead, not 5"),
     ],
 )
 def test_what_it_cannot_run_is_refused_by_name(shape, precision, tile, facts, why):
     reason = refusal(shape, precision, tile, facts)
     assert reason is not None and reason.startswith("onchip") and why in reason
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize("precision", ["fp16", "fp16x3"])
+def test_no_turn_waits_for_slots_that_the_other_group_has_to_free(net, precision):
+    """Such a launch would never end."""
+    shape = NETWORKS[net]
+    for tile in (*candidates(shape, precision, GpuFacts()), *trials(shape, precision, GpuFacts())):
+        assert not tile.in_turns or turn_slots(shape, tile, precision) <= tile.slots
+
+
+@compiled
+def test_a_launch_that_would_never_end_is_refused():
+    from kaleido_kernels.onchip.kernel import variant
+
+    with pytest.raises(ValueError, match="a turn takes 4 slots, and there are 3"):
+        variant(NETWORKS["digits"], "fp16", OnchipTile(3, in_turns=True))
 
 
 def test_what_padding_would_make_slower_is_left_to_other_kernels_but_runs_when_asked_for():

@@ -1,14 +1,17 @@
-"""The onchip kernel (Hopper): activations of 128 or 256 chains stay in shared memory, weights stream through it.
+"""The onchip kernel (Hopper): activations of 128 or 256 chains stay on the chip, weights stream through shared memory.
 
 One program carries its chains through all steps of a launch. Two groups of four warps have half of the chains each and
 multiply; a warp of its own copies weights, packed in the order of their use, into a ring of slots:
 
     producer   copies slot after slot as soon as both groups have done with what was there
-    group 0    layer by layer in place: products with each slot, then activations over the inputs
+    group 0    layer by layer: products with each slot, then bias and activation
     group 1    the same with its own chains: out of step with the other, one multiplies while the other activates
 
+Up to width 256 activations of 16 bits stay in registers ("held"): a thread's sums of a layer are, rounded, its operands
+of the next, and groups take turns. Wider ones and those of split fp32 are in shared memory, updated in place.
+
 A state of up to 128 values never leaves the chip: the last layer's epilogue (bound, residual, draws, noise, clamp)
-writes the next step's input over the activations. A wider one goes through memory as operands, 64 columns at a time,
+makes the next step's input of it. A wider one goes through memory as operands, 64 columns at a time,
 and comes back by the copy engine as the first layer's inputs. States in fp32 are stored where they are wanted: before
 the end or a check for the residual, and by a flow in every step.
 """
@@ -38,10 +41,20 @@ from kaleido_kernels.launch import OPERANDS, LaunchRequest, Outputs, check_tenso
 from kaleido_kernels.noise import kept_share
 from kaleido_kernels.onchip import layouts
 from kaleido_kernels.onchip.pack import OnchipScratch, PackedOnchip, allocate_scratch, pack_onchip
-from kaleido_kernels.onchip.plan import OnchipTile, onchip_layout
+from kaleido_kernels.onchip.plan import OnchipTile, onchip_layout, too_long_turn
 from kaleido_kernels.onchip.products import SLOT_ROWS, Ring, first_turn, stream_first_layer, stream_slots
 from kaleido_kernels.onchip.states import CHUNK, Places, Rows, barrier, local_rows, publish_input
-from kaleido_kernels.onchip.step import Moment, Net, Shared, put_first_input, run_hidden_layers, run_last_layer
+from kaleido_kernels.onchip.step import (
+    Moment,
+    Net,
+    Shared,
+    first_held_input,
+    put_first_input,
+    run_held_last_layer,
+    run_held_layers,
+    run_hidden_layers,
+    run_last_layer,
+)
 from kaleido_kernels.packing import Layers
 from kaleido_kernels.precision import usual_precision
 from kaleido_kernels.shapes import NetShape
@@ -111,9 +124,17 @@ def run_tile(
         calm = gl.load(checking.calm_in_ptr + row, mask=live, other=-1)
     done = span.first_step + gl.full([], 0, gl.int32)
     keep = BY_PARTS or target == done + 1
-    put_first_input(start_ptr, done, keep, rows, places, timing, noise, MAP, LAYOUT)
+    if LAYOUT.held:
+        held = first_held_input(start_ptr, done, keep, rows, places, timing, noise, MAP, LAYOUT)
+    else:
+        held = (done,)  # nothing that is read
+        put_first_input(start_ptr, done, keep, rows, places, timing, noise, MAP, LAYOUT)
     while done < end:
-        turn = run_hidden_layers(net, shared, turn, GROUP_NUMBER, MAP, LAYOUT)
+        if LAYOUT.held:
+            hidden, turn = run_held_layers(held, net, shared, turn, GROUP_NUMBER, MAP, LAYOUT)
+        else:
+            hidden = held
+            turn = run_hidden_layers(net, shared, turn, GROUP_NUMBER, MAP, LAYOUT)
         draw = draw_at(done, timing)
         this_draw_end = draw_end(draw, timing)
         share = kept_share(noise, done, this_draw_end, timing)
@@ -127,9 +148,16 @@ def run_tile(
         moment = Moment(
             done, draw, done == this_draw_end, share, is_target, done < end, is_jittered(done, timing), keep
         )
-        found, turn = run_last_layer(
-            net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER, MAP, LAYOUT
-        )
+        if LAYOUT.held:
+            found, held, turn = run_held_last_layer(
+                hidden, net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER,
+                MAP, LAYOUT,
+            )  # fmt: skip
+        else:
+            found, turn = run_last_layer(
+                net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER, MAP,
+                LAYOUT,
+            )  # fmt: skip
         if is_target:
             if CHECKS:
                 # Halted rows are computed on beside the others, and their states stay as they were stored.
@@ -140,7 +168,8 @@ def run_tile(
                     n_checks += 1
             else:
                 gl.store(stored.residual_ptr + row, found[0], mask=live)
-        publish_input(places, done < end, LAYOUT)
+        if not LAYOUT.held:
+            publish_input(places, done < end, LAYOUT)
     return turn, n_checks
 
 
@@ -218,9 +247,12 @@ def onchip_kernel(
     N_WIDE: gl.constexpr = 2 * LAYOUT.halves * LAYOUT.parts
     OPERAND: gl.constexpr = layouts.operand_type(MAP.precision)
     SWIZZLED: gl.constexpr = layouts.operands()
-    act = gl.allocate_shared_memory(OPERAND, [N_CHUNKS, GROUP, CHUNK], SWIZZLED)
-    wide_act = act._reinterpret(OPERAND, [N_WIDE, GROUP, COLS], SWIZZLED)
     slots = gl.allocate_shared_memory(OPERAND, [SLOTS, SLOT_ROWS, CHUNK], SWIZZLED)
+    if LAYOUT.held:
+        act, wide_act = slots, slots  # nothing that is used
+    else:
+        act = gl.allocate_shared_memory(OPERAND, [N_CHUNKS, GROUP, CHUNK], SWIZZLED)
+        wide_act = act._reinterpret(OPERAND, [N_WIDE, GROUP, COLS], SWIZZLED)
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -264,11 +296,14 @@ def variant(
     """What `launch_onchip` launches. ``precision`` is a device precision; "fp32" stands for "fp16x3".
 
     Raises:
-        ValueError: anything but an NVIDIA GPU.
+        ValueError: anything but an NVIDIA GPU, or a launch that would never end.
     """
     if not use_asm:
         raise ValueError("the onchip kernel is written for NVIDIA's instructions: use kernel='stream' or 'wide' here")
     form = usual_precision(precision)
+    endless = too_long_turn(shape, form, tile)
+    if endless is not None:
+        raise ValueError(f"{tile.name}: {endless}")
     layout = onchip_layout(shape, tile, form)
     constants = {"MAP": compiled_map(shape, form, kind), "LAYOUT": layout}
     operand = OPERANDS[form]

@@ -20,6 +20,12 @@ def accumulator(cols: int) -> Any:
 
 
 @constexpr_function
+def held(cols: int) -> Any:
+    """Operands in registers for a product of ``cols`` columns: a chunk of 16-bit values, in an accumulator's order."""
+    return gl.DotOperandLayout(operand_index=0, parent=accumulator(cols), k_width=2)
+
+
+@constexpr_function
 def pairs(group: int) -> Any:
     """A chunk of states (group, 64) as (group, 32, 2): both of a pair are one thread's."""
     return gl.DistributedLinearLayout(
@@ -28,6 +34,19 @@ def pairs(group: int) -> Any:
         warp_bases=[[16, 0, 0], [32, 0, 0]],
         block_bases=[],
         shape=[group, 32, 2],
+    )
+
+
+@constexpr_function
+def by_thread(group: int) -> Any:
+    """A chunk of states (group, 64) as (fours, 128 threads, 4): see `kaleido_kernels.onchip.states.keep_chunk`."""
+    rounds = group // 8
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 0, 1], [0, 0, 2], *([1 << bit, 0, 0] for bit in range(rounds.bit_length() - 1))],
+        lane_bases=[[0, 1, 0], [0, 2, 0], [0, 4, 0], [0, 8, 0], [0, 16, 0]],
+        warp_bases=[[0, 32, 0], [0, 64, 0]],
+        block_bases=[],
+        shape=[rounds, 128, 4],
     )
 
 

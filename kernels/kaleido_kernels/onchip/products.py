@@ -71,16 +71,43 @@ def release_before(turn, pred, ring, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def weights_of(turn, ring, piece, COLS: gl.constexpr):
+    """Weights (64, COLS) of chunk number ``piece`` in the slot of ``turn``."""
+    weights = ring.slots.index(turn.slot)
+    if COLS < SLOT_ROWS:
+        weights = weights.slice(piece * COLS, COLS, dim=0)
+    return weights.permute((1, 0))
+
+
+@gluon.jit
+def await_turn(turn, ring, GROUP_NUMBER: gl.constexpr, LAYOUT: gl.constexpr):
+    """Until this group may multiply, where groups take turns."""
+    if LAYOUT.in_turns:
+        mbarrier.wait(ring.order.index(GROUP_NUMBER), (turn.phases >> 1) ^ (1 - GROUP_NUMBER))
+
+
+@gluon.jit
+def hand_turn(acc, turn, ring, GROUP_NUMBER: gl.constexpr, LAYOUT: gl.constexpr):
+    """The other group may multiply; returns (acc, turn).
+
+    One product is left to run meanwhile, so that the matrix units never wait; with more the groups would share them and
+    come into step, and activate at the same time.
+    """
+    if LAYOUT.in_turns:
+        acc = warpgroup_mma_wait(1, deps=(acc,))
+        mbarrier.arrive(ring.order.index(1 - GROUP_NUMBER), count=1)
+        turn = Turn(turn.slot, turn.phases ^ 2)
+    return acc, turn
+
+
+@gluon.jit
 def add_slot(acc, begun, act, first, turn, ring, COLS: gl.constexpr, USED: gl.constexpr, LOW: gl.constexpr):
     """acc, if ``begun``, plus products of chunks ``first`` .. of ``act`` with a slot.
 
     In split fp32 LOW is how many chunks further on their low halves are, whose products come first; else 0.
     """
     for piece in gl.static_range(USED):
-        weights = ring.slots.index(turn.slot)
-        if COLS < SLOT_ROWS:
-            weights = weights.slice(piece * COLS, COLS, dim=0)
-        weights = weights.permute((1, 0))
+        weights = weights_of(turn, ring, piece, COLS)
         goes_on = begun if piece == 0 else True
         if LOW > 0:
             acc = warpgroup_mma(act.index(first + LOW + piece), weights, acc, use_acc=goes_on, is_async=True)
@@ -117,8 +144,8 @@ def add_number(
 
 @gluon.jit
 def multiply(
-    act, own, chunk, n_slots, turn, ring, GROUP_NUMBER: gl.constexpr, COLS: gl.constexpr, USED: gl.constexpr,
-    WRAP: gl.constexpr, ONE: gl.constexpr, LAYOUT: gl.constexpr,
+    act, own, chunk, bias_ptr, n_slots, turn, ring, GROUP_NUMBER: gl.constexpr, COLS: gl.constexpr, USED: gl.constexpr,
+    WRAP: gl.constexpr, ONE: gl.constexpr, EARLY: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Products of chunks ``chunk`` .. of a group with the next ``n_slots`` slots, ONE or more; returns (sums, turn).
 
@@ -128,25 +155,86 @@ def multiply(
     """
     GROUP: gl.constexpr = LAYOUT.group
     acc = gl.zeros([GROUP, COLS], gl.float32, layout=layouts.accumulator(COLS))
-    if LAYOUT.in_turns:
-        mbarrier.wait(ring.order.index(GROUP_NUMBER), (turn.phases >> 1) ^ (1 - GROUP_NUMBER))
+    await_turn(turn, ring, GROUP_NUMBER, LAYOUT)
     acc, turn = add_number(acc, 0, act, own, chunk, turn, ring, COLS, USED, WRAP, True, LAYOUT)
     if not ONE:  # the compiler would take a loop without rounds away, and what it carries with it
         for number in range(1, n_slots):
             acc, turn = add_number(acc, number, act, own, chunk, turn, ring, COLS, USED, WRAP, False, LAYOUT)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
-    release_before(turn, True, ring, LAYOUT)
-    if LAYOUT.in_turns:
-        mbarrier.arrive(ring.order.index(1 - GROUP_NUMBER), count=1)
-        turn = Turn(turn.slot, turn.phases ^ 2)
-    return acc, turn
+    acc, turn = hand_turn(acc, turn, ring, GROUP_NUMBER, LAYOUT)
+    bias_ptrs = bias_ptr + gl.arange(0, COLS, layout=gl.SliceLayout(0, layouts.accumulator(COLS)))
+    # The bias arrives during the last products, where there are registers for it: not beside outputs that wait.
+    if EARLY:
+        bias = gl.load(bias_ptrs)
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        release_before(turn, True, ring, LAYOUT)
+    else:
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        release_before(turn, True, ring, LAYOUT)
+        bias = gl.load(bias_ptrs)
+    return acc + bias[None, :], turn
 
 
 @gluon.jit
-def with_bias(acc, bias_ptr, COLS: gl.constexpr):
-    """Sums plus bias. Added at the end: a bias that sums begin with would keep the first product waiting for memory."""
+def multiply_held(
+    held, bias_ptr, turn, ring, GROUP_NUMBER: gl.constexpr, COLS: gl.constexpr, N_SLOTS: gl.constexpr,
+    USED: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """`multiply` of operands in registers: ``held``, a tuple of chunks (group, 64), USED of them with a slot."""
+    GROUP: gl.constexpr = LAYOUT.group
+    acc = gl.zeros([GROUP, COLS], gl.float32, layout=layouts.accumulator(COLS))
+    await_turn(turn, ring, GROUP_NUMBER, LAYOUT)
+    for number in gl.static_range(N_SLOTS):
+        await_full(turn, ring)
+        for piece in gl.static_range(USED):
+            weights = weights_of(turn, ring, piece, COLS)
+            chunk = gl.convert_layout(held[number * USED + piece], layouts.held(COLS), assert_trivial=True)
+            acc = warpgroup_mma(chunk, weights, acc, use_acc=number + piece > 0, is_async=True)
+        acc = warpgroup_mma_wait(USED, deps=(acc,))
+        if number > 0:
+            release_before(turn, True, ring, LAYOUT)
+        turn = next_turn(turn, LAYOUT)
     bias = gl.load(bias_ptr + gl.arange(0, COLS, layout=gl.SliceLayout(0, layouts.accumulator(COLS))))
-    return acc + bias[None, :]
+    acc, turn = hand_turn(acc, turn, ring, GROUP_NUMBER, LAYOUT)
+    acc = warpgroup_mma_wait(0, deps=(acc,))
+    release_before(turn, True, ring, LAYOUT)
+    return acc + bias[None, :], turn
+
+
+@gluon.jit
+def halves_of(x):
+    """The left and the right half of the columns of x; both stay where they are."""
+    ROWS: gl.constexpr = x.shape[0]
+    COLS: gl.constexpr = x.shape[1]
+    return gl.split(gl.permute(gl.reshape(x, [ROWS, 2, COLS // 2]), (0, 2, 1)))
+
+
+@gluon.jit
+def as_chunk(x):
+    """64 columns of a wider accumulator; they stay where they are."""
+    return gl.convert_layout(x, layouts.accumulator(64), assert_trivial=True)
+
+
+@gluon.jit
+def hold_layer(high, LAYOUT: gl.constexpr):
+    """A hidden layer's outputs (group, cols) as a tuple of chunks for `multiply_held`."""
+    left, right = halves_of(high)
+    if LAYOUT.chunks == 2:
+        return as_chunk(left), as_chunk(right)
+    else:
+        a, b = halves_of(left)
+        c, d = halves_of(right)
+        return as_chunk(a), as_chunk(b), as_chunk(c), as_chunk(d)
+
+
+@gluon.jit
+def held_layer(
+    held, bias_ptr, turn, ring, GROUP_NUMBER: gl.constexpr, N_SLOTS: gl.constexpr, USED: gl.constexpr,
+    MAP: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """One hidden layer of a group, from operands in registers to such; returns (held, turn)."""
+    acc, turn = multiply_held(held, bias_ptr, turn, ring, GROUP_NUMBER, LAYOUT.cols, N_SLOTS, USED, LAYOUT)
+    high, _ = activate(acc, MAP, True)
+    return hold_layer(high, LAYOUT), turn
 
 
 @gluon.jit
@@ -164,8 +252,11 @@ def hidden_layer(
     own = GROUP_NUMBER * LAYOUT.chunks * LAYOUT.parts
     for half in gl.static_range(HALVES):
         chunk = half * LAYOUT.in_chunks if WRAP else 0
-        acc, turn = multiply(act, own, chunk, n_slots, turn, ring, GROUP_NUMBER, COLS, USED, WRAP, ONE, LAYOUT)
-        high, low = activate(with_bias(acc, bias_ptr + half * COLS, COLS), MAP, True)
+        acc, turn = multiply(
+            act, own, chunk, bias_ptr + half * COLS, n_slots, turn, ring, GROUP_NUMBER, COLS, USED, WRAP, ONE,
+            half == 0, LAYOUT,
+        )  # fmt: skip
+        high, low = activate(acc, MAP, True)
         if half + 1 < HALVES:
             parked = high
     if HALVES == 2:

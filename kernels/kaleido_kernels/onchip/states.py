@@ -124,17 +124,47 @@ def jitter_output_chunk(x, done, noise, rows, c, MAP: gl.constexpr, LAYOUT: gl.c
 
 
 @gluon.jit
+def own_cells(c, places, LAYOUT: gl.constexpr):
+    """Pointers to the group's own memory of chunk ``c`` as `layouts.by_thread` lies: a warp's values side by side."""
+    GROUP: gl.constexpr = LAYOUT.group
+    T: gl.constexpr = layouts.by_thread(GROUP)
+    number = gl.arange(0, GROUP // 8, layout=gl.SliceLayout(1, gl.SliceLayout(2, T)))
+    thread = gl.arange(0, 128, layout=gl.SliceLayout(0, gl.SliceLayout(2, T)))
+    value = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(1, T)))
+    offsets = (number * 512)[:, None, None] + (thread * 4)[None, :, None] + value[None, None, :]
+    return places.state_ptr + c * (GROUP * CHUNK) + offsets
+
+
+@gluon.jit
 def keep_chunk(x, c, places, LAYOUT: gl.constexpr):
-    """Chunk ``c`` of a step's input into the group's own memory, in fp32: the thread that stores it loads it."""
-    row = local_rows(LAYOUT) * (LAYOUT.in_chunks * CHUNK)
-    gl.store(places.state_ptr + row[:, None] + chunk_columns(c)[None, :], x)
+    """Chunk ``c`` of a step's input into the group's own memory, in fp32: the thread that stores it loads it.
+
+    In the order of its threads, not of rows and columns: so four times fewer lines of the cache are touched at a time.
+    """
+    GROUP: gl.constexpr = LAYOUT.group
+    T: gl.constexpr = layouts.by_thread(GROUP)
+    # Rows are (64s, 16s, 8s, 1s), columns (8s, 2s, 1s).
+    cells = gl.reshape(x, [GROUP // 64, 4, 2, 8, 8, 4, 2])
+    cells = gl.reshape(gl.permute(cells, (0, 4, 1, 3, 5, 2, 6)), [GROUP // 8, 128, 4])
+    gl.store(own_cells(c, places, LAYOUT), gl.convert_layout(cells, T, assert_trivial=True))
 
 
 @gluon.jit
 def kept_chunk(c, places, LAYOUT: gl.constexpr):
     """What `keep_chunk` stored."""
-    row = local_rows(LAYOUT) * (LAYOUT.in_chunks * CHUNK)
-    return gl.load(places.state_ptr + row[:, None] + chunk_columns(c)[None, :])
+    GROUP: gl.constexpr = LAYOUT.group
+    X: gl.constexpr = layouts.accumulator(64)
+    cells = gl.reshape(gl.load(own_cells(c, places, LAYOUT)), [GROUP // 64, 8, 4, 8, 4, 2, 2])
+    return gl.convert_layout(
+        gl.reshape(gl.permute(cells, (0, 2, 5, 3, 1, 4, 6)), [GROUP, CHUNK]), X, assert_trivial=True
+    )
+
+
+@gluon.jit
+def held_chunk(x, c, MAP: gl.constexpr):
+    """Chunk ``c`` of the next input as operands that stay in registers."""
+    high, _ = to_operand(gl.where((chunk_columns(c) < MAP.dim)[None, :], x, 0.0), MAP)
+    return high
 
 
 @gluon.jit

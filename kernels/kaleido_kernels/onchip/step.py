@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from kaleido_kernels.noise import go_by_part
 from kaleido_kernels.onchip import layouts
-from kaleido_kernels.onchip.products import CHUNK, hidden_layer, multiply, with_bias
+from kaleido_kernels.onchip.products import halves_of, held_layer, hidden_layer, multiply, multiply_held
 from kaleido_kernels.onchip.states import (
     chunk_columns,
+    held_chunk,
     jitter_chunk,
     jitter_output_chunk,
     keep_chunk,
@@ -79,7 +81,8 @@ def end_chunk(
     """What a step does with chunk ``c`` of the last layer's sums ``y``, (group, 64) fp32: bound, residual, noise, draw,
     and the next input. Final states are stored of rows that are ``live``, (group,).
 
-    Returns what is ``found`` so far, (group,) each: the residual, and with checks the distance to the saved state.
+    Returns what is ``found`` so far, (group,) each: the residual, and with checks the distance to the saved state; and
+    the chunk of the next input, where there is one.
     """
     X: gl.constexpr = layouts.accumulator(64)
     BY_PARTS: gl.constexpr = noise.shares_ptr is not None
@@ -109,10 +112,27 @@ def end_chunk(
         gl.store(stored.final_ptr + offsets, x, mask=mask & live[:, None])
     if moment.goes_on:
         x = jitter_chunk(x, moment.done, moment.jittered, noise, rows, c, MAP, LAYOUT)
-        put_chunk(x, c, places, MAP, LAYOUT)
+        if not LAYOUT.held:
+            put_chunk(x, c, places, MAP, LAYOUT)
         if moment.keep:
             keep_chunk(x, c, places, LAYOUT)
-    return found
+    return found, x
+
+
+@gluon.jit
+def run_held_layers(held, net, shared, turn, GROUP_NUMBER: gl.constexpr, MAP: gl.constexpr, LAYOUT: gl.constexpr):
+    """`run_hidden_layers` with activations in registers: ``held`` is the step's input; returns (held, turn)."""
+    ring = shared.ring
+    held, turn = held_layer(
+        held, net.bias_ptr, turn, ring, GROUP_NUMBER, LAYOUT.first_slots, LAYOUT.first_used, MAP, LAYOUT
+    )
+    if LAYOUT.n_layers > 2:
+        for layer in range(1, LAYOUT.n_layers - 1):
+            bias_ptr = net.bias_ptr + layer * LAYOUT.cols
+            held, turn = held_layer(
+                held, bias_ptr, turn, ring, GROUP_NUMBER, LAYOUT.hidden_slots, LAYOUT.pieces, MAP, LAYOUT
+            )
+    return held, turn
 
 
 @gluon.jit
@@ -141,13 +161,44 @@ def run_hidden_layers(net, shared, turn, GROUP_NUMBER: gl.constexpr, MAP: gl.con
 
 
 @gluon.jit
+def no_finds(checking, LAYOUT: gl.constexpr):
+    """What `end_chunk` adds to: nothing found so far."""
+    GROUP: gl.constexpr = LAYOUT.group
+    nothing = gl.zeros([GROUP], gl.float32, layout=gl.SliceLayout(1, layouts.accumulator(64)))
+    if checking.saved_ptr is not None:
+        return nothing, nothing
+    else:
+        return (nothing,)
+
+
+@gluon.jit
+def run_held_last_layer(
+    held, net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER: gl.constexpr,
+    MAP: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """`run_last_layer` of operands in registers; returns the next input as well, behind what was found."""
+    bias_ptr = net.bias_ptr + (LAYOUT.n_layers - 1) * LAYOUT.cols
+    acc, turn = multiply_held(
+        held, bias_ptr, turn, shared.ring, GROUP_NUMBER, LAYOUT.last, LAYOUT.last_slots, LAYOUT.last_used, LAYOUT
+    )
+    found = no_finds(checking, LAYOUT)
+    if LAYOUT.last == 64:
+        found, x = end_chunk(acc, 0, found, live, moment, rows, places, stored, checking, timing, noise, MAP, LAYOUT)
+        return found, (held_chunk(x, 0, MAP),), turn
+    else:
+        left, right = halves_of(acc)
+        found, x = end_chunk(left, 0, found, live, moment, rows, places, stored, checking, timing, noise, MAP, LAYOUT)
+        first = held_chunk(x, 0, MAP)
+        found, x = end_chunk(right, 1, found, live, moment, rows, places, stored, checking, timing, noise, MAP, LAYOUT)
+        return found, (first, held_chunk(x, 1, MAP)), turn
+
+
+@gluon.jit
 def run_last_layer(
     net, shared, turn, live, moment, rows, places, stored, checking, timing, noise, GROUP_NUMBER: gl.constexpr,
     MAP: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """The last layer and the end of a step; returns what `end_chunk` found, where ``is_target``, and the turn."""
-    X: gl.constexpr = layouts.accumulator(64)
-    GROUP: gl.constexpr = LAYOUT.group
     LAST: gl.constexpr = LAYOUT.last
     USED: gl.constexpr = LAYOUT.last_used
     ONE: gl.constexpr = LAYOUT.last_slots == 1
@@ -155,18 +206,14 @@ def run_last_layer(
     RAGGED: gl.constexpr = LAYOUT.last_tiles * SLICES > LAYOUT.in_chunks
     bias_ptr = net.bias_ptr + (LAYOUT.n_layers - 1) * (LAYOUT.halves * LAYOUT.cols)
     own = GROUP_NUMBER * LAYOUT.chunks * LAYOUT.parts
-    nothing = gl.zeros([GROUP], gl.float32, layout=gl.SliceLayout(1, X))
-    if checking.saved_ptr is not None:
-        found = (nothing, nothing)
-    else:
-        found = (nothing,)  # type: ignore[assignment]  # compiled for one of the two
+    found = no_finds(checking, LAYOUT)
     for tile in range(LAYOUT.last_tiles):
         acc, turn = multiply(
-            shared.act, own, 0, LAYOUT.last_slots, turn, shared.ring, GROUP_NUMBER, LAST, USED, False, ONE, LAYOUT
-        )
-        acc = with_bias(acc, bias_ptr + tile * LAST, LAST)
+            shared.act, own, 0, bias_ptr + tile * LAST, LAYOUT.last_slots, turn, shared.ring, GROUP_NUMBER, LAST, USED,
+            False, ONE, True, LAYOUT,
+        )  # fmt: skip
         if SLICES == 2:
-            left, right = gl.split(gl.permute(gl.reshape(acc, [GROUP, 2, CHUNK]), (0, 2, 1)))
+            left, right = halves_of(acc)
         else:
             left = acc
         for number in gl.static_range(SLICES):
@@ -177,12 +224,12 @@ def run_last_layer(
             c = tile * SLICES + number
             if RAGGED:
                 if c < LAYOUT.in_chunks:
-                    found = end_chunk(
+                    found, _ = end_chunk(
                         y, c, found, live, moment, rows, places, stored, checking, timing, noise,
                         MAP, LAYOUT,
                     )  # fmt: skip
             else:
-                found = end_chunk(
+                found, _ = end_chunk(
                     y, c, found, live, moment, rows, places, stored, checking, timing, noise,
                     MAP, LAYOUT,
                 )  # fmt: skip
@@ -200,3 +247,24 @@ def put_first_input(start_ptr, step, keep, rows, places, timing, noise, MAP: gl.
         if keep:
             keep_chunk(x, c, places, LAYOUT)
     publish_input(places, True, LAYOUT)
+
+
+@gluon.jit
+def first_held_input(start_ptr, step, keep, rows, places, timing, noise, MAP: gl.constexpr, LAYOUT: gl.constexpr):
+    """`put_first_input` for activations in registers: returns the input."""
+    fence_async_shared()  # for the verdict "fenced layers" alone: the compiler's own stores before are for no product
+    first = first_chunk(start_ptr, 0, step, keep, rows, places, timing, noise, MAP, LAYOUT)
+    if LAYOUT.in_chunks == 1:
+        return (first,)
+    else:
+        return first, first_chunk(start_ptr, 1, step, keep, rows, places, timing, noise, MAP, LAYOUT)
+
+
+@gluon.jit
+def first_chunk(start_ptr, c, step, keep, rows, places, timing, noise, MAP: gl.constexpr, LAYOUT: gl.constexpr):
+    """Chunk ``c`` of `first_held_input`."""
+    x = start_chunk(start_ptr, noise, rows, c, MAP, LAYOUT)
+    x = jitter_chunk(x, step, is_jittered(step, timing), noise, rows, c, MAP, LAYOUT)
+    if keep:
+        keep_chunk(x, c, places, LAYOUT)
+    return held_chunk(x, c, MAP)
