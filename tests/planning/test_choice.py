@@ -101,7 +101,7 @@ def test_a_tile_that_would_spill_is_refused():
 def test_the_reason_names_limit_and_need():
     choice = choose(NETWORKS["deep128"], "bf16", GPUS["H100"])
     assert "narrow" in choice.refused[0] and "the GPU has 232,448" in choice.refused[0]
-    assert choice.explain().startswith("onchip 256 chains (4 slots), first that fits; not narrow")
+    assert choice.explain().startswith("onchip 256 chains (4 slots, in turns), first that fits; not narrow")
     choice = choose(NETWORKS["deep128"], "bf16", GPUS["A100"])
     assert any("onchip" in why and "compute capability 9.0, the GPU has 8.0" in why for why in choice.refused)
 
