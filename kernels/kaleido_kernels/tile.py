@@ -11,7 +11,7 @@ REGISTERS = 65_536
 """32-bit registers of a multiprocessor."""
 MAX_REGISTERS = 255
 """Registers of a thread."""
-LARGEST_BLOCK = 16_384
+LARGEST_BLOCK = 16_896
 """Most chains of a block of the graph path."""
 
 

@@ -20,21 +20,16 @@ from kaleido_kernels.proving.roofline.onchip import (
 from kaleido_kernels.shapes import NETWORKS, NetShape
 
 MEASURED = {
-    ("digits", "fp16", OnchipTile(4)): 23.2,
-    ("digits", "fp16", OnchipTile(5)): 23.5,
-    ("mnist", "fp16", OnchipTile(3)): 313.3,
+    ("digits", "fp16", OnchipTile(4, 64, True)): 25.1,
+    ("mnist", "fp16", OnchipTile(3)): 302.2,
     ("mnist", "fp16", OnchipTile(2)): 338.1,
-    ("digits", "fp16x3", OnchipTile(3)): 73.2,
-    ("deep128", "fp16", OnchipTile(4, 128)): 15.4,
-    ("deep128", "fp16x3", OnchipTile(3, 128)): 40.1,
+    ("digits", "fp16x3", OnchipTile(3)): 79.0,
+    ("deep128", "fp16", OnchipTile(4, 128, True)): 12.24,
+    ("deep128", "fp16x3", OnchipTile(3, 128)): 33.4,
 }
-"""Milliseconds of 100,000 chains x 300 steps on an H200, by network, precision and tile."""
-SLOWER = (
-    ("mnist", "fp16", OnchipTile(3)),
-    ("deep128", "fp16", OnchipTile(4, 128)),
-    ("deep128", "fp16x3", OnchipTile(3, 128)),
-)
-"""Slower than the slow end of the model's range, by 3 to 17 %."""
+"""Milliseconds of 100,000 chains x 300 steps on an H200 that had been busy, by network, precision and tile."""
+FASTER = (("deep128", "fp16x3", OnchipTile(3, 128)),)
+"""Faster than the fast end of the model's range, by 2 %."""
 TILE = 64 * 64 * 256.0
 SLACK = 1.005
 """Groups that take turns may meet a little better by chance where something is slower."""
@@ -46,12 +41,12 @@ def cycles(parts, slots=3, l2=24.0, fma=2048.0, latency=900.0) -> float:
 
 @pytest.mark.parametrize("case", MEASURED, ids=str)
 def test_what_was_measured_is_near_the_middle_of_the_range(case):
-    """Within 20 %: nothing of the model was fitted to these times. The range itself holds all but three."""
+    """Within 20 %: nothing of the model was fitted to these times. The range itself holds all but one."""
     name, precision, tile = case
     guess = onchip_estimate(NETWORKS[name], tile, precision, 100_000, 300)
     assert guess.milliseconds == pytest.approx(MEASURED[case], rel=0.2)
     inside = guess.low.milliseconds <= MEASURED[case] <= guess.high.milliseconds
-    assert inside == (case not in SLOWER), (guess.low.milliseconds, guess.high.milliseconds)
+    assert inside == (case not in FASTER), (guess.low.milliseconds, guess.high.milliseconds)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
