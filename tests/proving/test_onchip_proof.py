@@ -63,6 +63,8 @@ JITTER = Schedule(burn_in=1, n_draws=2, thin=1, settle=0, jitter=0.3, noise="nor
 FLOW = Schedule.flow(2, 2, 0.9, 0.2)
 FORMS = {
     "one chunk": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), Schedule(n_draws=2), n_chains=300),
+    "in place": Form(OnchipTile(3), NetShape((7, 133, 70, 133, 7))),
+    "in turns of several slots": Form(OnchipTile(4, 64, True), NetShape((100, 256, 200, 100))),
     "two chunks, normal jitter": Form(OnchipTile(3), NetShape((100, 133, 100), "silu"), JITTER),
     "128 chains a group": Form(OnchipTile(3, 128), NetShape((20, 100, 90, 20)), n_chains=300, programs=1),
     "groups in turns": Form(OnchipTile(3, 128, True), NetShape((20, 100, 90, 20)), n_chains=300, programs=1),
@@ -70,7 +72,8 @@ FORMS = {
     "two halves": Form(OnchipTile(3), NetShape((20, 300, 270, 20))),
     "two halves through memory": Form(OnchipTile(2), NetShape((150, 300, 150))),
     "split fp32": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), Schedule(burn_in=2), "fp32"),
-    "a flow in place": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), FLOW),
+    "a flow in place": Form(OnchipTile(3), NetShape((7, 133, 70, 133, 7)), FLOW),
+    "a flow in registers": Form(OnchipTile(3, 128, True), NetShape((70, 100, 70)), FLOW, n_chains=270),
     "a flow through memory": Form(OnchipTile(3), NetShape((150, 130, 150)), FLOW),
 }
 TOLERANCES = {"fp32": (6e-6, 1e-5), "fp16": (8e-3, 0.0)}
@@ -112,7 +115,7 @@ def orders_that_differ(form: Form, orders: list[str], request: LaunchRequest, wa
 
 
 QUICK_ORDERS = ["producer last, copies late", "producer between, second group first, copies at once", "by chance 1"]
-QUICK = ["one chunk", "through memory", "split fp32"]
+QUICK = ["one chunk", "in turns of several slots", "through memory", "split fp32"]
 
 
 def check_orders(name: str, orders: list[str]) -> None:
@@ -149,7 +152,8 @@ def test_numbers_of_the_first_launch_decide_no_type():
 
 
 LEAVING = {
-    "in place": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), n_chains=270),
+    "in registers": Form(OnchipTile(3), NetShape((7, 37, 17, 7)), n_chains=270),
+    "in place": Form(OnchipTile(3), NetShape((7, 133, 70, 133, 7)), n_chains=270),
     "128 chains a group": Form(OnchipTile(3, 128), NetShape((20, 100, 20)), n_chains=530),
     "groups in turns": Form(OnchipTile(3, 128, True), NetShape((20, 100, 20)), n_chains=530),
     "through memory": Form(OnchipTile(3), NetShape((150, 130, 150)), n_chains=270),
@@ -210,7 +214,9 @@ def test_tiles_whose_chains_have_halted_are_left():
 
 
 FAULTY: dict[str, Callable[[], tuple[Form, LaunchRequest]]] = {
-    "in place": lambda: of_two_tiles(NetShape((70, 133, 133, 70))),
+    "in registers": lambda: of_two_tiles(NetShape((70, 133, 133, 70))),
+    "in turns": lambda: of_two_tiles(NetShape((70, 133, 133, 70)), in_turns=True),
+    "in place": lambda: of_two_tiles(NetShape((70, 133, 70, 133, 70))),
     "through memory": lambda: of_two_tiles(NetShape((150, 130, 150))),
     "leaving early": lambda: (replace(LEAVING["in place"], programs=1), leaving("in place")[0]),
 }
@@ -218,6 +224,8 @@ FAULTY: dict[str, Callable[[], tuple[Form, LaunchRequest]]] = {
 MBARRIERS = {"order": (7, 9), "ready": (8, 10), "agreed": (11,)}
 """Numbers of barriers among the eleven that `onchip_kernel` sets up; before these are two for each of three slots."""
 UNUSED = {
+    "in registers": ("order", "ready", "agreed"),
+    "in turns": ("ready", "agreed"),
     "in place": ("order", "ready", "agreed"),
     "through memory": ("order", "agreed"),
     "leaving early": ("order", "ready"),
@@ -228,8 +236,8 @@ MOST_INSTRUCTIONS = 100_000
 """Of a block; without a fault it takes less than a third."""
 
 
-def of_two_tiles(shape: NetShape) -> tuple[Form, LaunchRequest]:
-    form = Form(OnchipTile(3), shape, n_chains=130, programs=1)
+def of_two_tiles(shape: NetShape, in_turns: bool = False) -> tuple[Form, LaunchRequest]:
+    form = Form(OnchipTile(3, in_turns=in_turns), shape, n_chains=130, programs=1)
     return form, form.request
 
 
