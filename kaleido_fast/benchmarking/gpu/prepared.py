@@ -7,7 +7,9 @@ metadata.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import lzma
@@ -35,12 +37,14 @@ class Manifest:
     Args:
         sources: hash of the device code.
         triton: its version.
+        build: hash of its compiled part, by which its cache knows kernels too: each version of Python has another.
         commit: of the repository, for people.
         kernels: how many there are.
     """
 
     sources: str
     triton: str
+    build: str
     commit: str
     kernels: int
 
@@ -48,6 +52,8 @@ class Manifest:
         """How ``other`` differs so that its kernels are of no use here; empty if they are of use."""
         if other.triton != self.triton:
             return f"it is for Triton {other.triton}, and {self.triton} is here"
+        if other.build != self.build:
+            return f"it is for another build of Triton {self.triton}: prepare with the Python version that is here"
         if other.sources != self.sources:
             return f"it is for the kernels of commit {other.commit[:10]}, and the kernels here are others"
         return ""
@@ -55,7 +61,22 @@ class Manifest:
 
 def manifest_here(commit: str | None, kernels: int = 0) -> Manifest:
     """The manifest of an archive made here and now."""
-    return Manifest(sources_hash(), str(library_versions("triton")["triton"]), commit or "unknown", kernels)
+    triton = str(library_versions("triton")["triton"])
+    return Manifest(sources_hash(), triton, triton_build(), commit or "unknown", kernels)
+
+
+@functools.cache
+def triton_build() -> str:
+    """Hash of Triton's compiled part; empty without Triton."""
+    spec = importlib.util.find_spec("triton")
+    folders = [Path(place) / "_C" for place in (spec.submodule_search_locations or [])] if spec else []
+    found = hashlib.sha256()
+    libraries = sorted(path for folder in folders for path in folder.glob("libtriton.*") if path.is_file())
+    for path in libraries:
+        with path.open("rb") as file:
+            while part := file.read(2**22):
+                found.update(part)
+    return found.hexdigest() if libraries else ""
 
 
 def sources_hash() -> str:
@@ -143,7 +164,7 @@ def _manifest(data: bytes) -> Manifest:
         ValueError: it is none.
     """
     record = json.loads(data)
-    kinds = {"format": str, "sources": str, "triton": str, "commit": str, "kernels": int}
+    kinds = {"format": str, "sources": str, "triton": str, "build": str, "commit": str, "kernels": int}
     if not isinstance(record, dict) or {name: type(value) for name, value in record.items()} != kinds:
         raise ValueError("other entries than a manifest's")
     if record.pop("format") != FORMAT:

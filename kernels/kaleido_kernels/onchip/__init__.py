@@ -1,1 +1,1 @@
-"""The onchip kernel (Hopper): activations stay in shared memory, weights stream through it."""
+"""The onchip kernel (Hopper): activations stay on the chip, weights stream through shared memory."""
