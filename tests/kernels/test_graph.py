@@ -32,7 +32,7 @@ from kaleido_fast.planning.plan import make_plan
 from kaleido_kernels.choice import choose
 from kaleido_kernels.graph.kernel import GraphRunner
 from kaleido_kernels.graph.pack import pack_graph
-from kaleido_kernels.graph.plan import MOST_HIDDEN_BYTES, GraphTile, graph_bytes, graph_candidates, hidden_bytes
+from kaleido_kernels.graph.plan import CACHED_BYTES, GraphTile, candidates, graph_bytes, graph_candidates, hidden_bytes
 from kaleido_kernels.launch import LaunchRequest, Outputs, allocate_outputs
 from kaleido_kernels.schedule import Schedule
 from kaleido_kernels.shapes import KERNELS, NetShape
@@ -243,10 +243,19 @@ def test_a_kernel_that_cannot_run_is_named_with_the_reason(options, text):
         make_plan(SampleRequest(n_chains=100, **options), spec, H200, 784)
 
 
-def test_blocks_keep_their_activations_in_cache_and_their_memory_is_counted():
-    mnist = NetShape((784, *[500] * 10, 784))
-    tile = graph_candidates(mnist, "fp16")[0]
-    assert hidden_bytes(mnist, "fp16", tile.block_chains) <= MOST_HIDDEN_BYTES
+@pytest.mark.parametrize(
+    ("capability", "precision", "chains"),
+    [((9, 0), "fp16", 8448), ((9, 0), "fp32", 4096), ((8, 0), "fp16", 4096), ((10, 0), "bf16", 8448)],
+)
+def test_the_cache_helps_the_activations_of_a_block(capability, precision, chains):
+    cifar = NetShape((3072, *[2000] * 10, 3072))
+    first = candidates(cifar, precision, GpuFacts(capability=capability))[0].block_chains
+    cached = CACHED_BYTES[min(capability[0], 9)]
+    assert first == chains
+    assert hidden_bytes(cifar, precision, first) <= cached < hidden_bytes(cifar, precision, 2 * first)
+
+
+def test_the_memory_of_a_block_is_counted():
     packed = pack_graph(random_net(PRIMES), PRIMES, "fp16")
     buffers = GraphRunner(packed, SMALL, capture=False).buffers
     tensors = (*buffers.hidden, *(getattr(buffers, name) for name in ("operand", "raw", "state", "result")))

@@ -32,7 +32,9 @@ from kaleido_kernels.onchip.plan import (
     candidates,
     inner_slots,
     onchip_layout,
+    padded_width,
     refusal,
+    shared_bytes,
     trials,
     turn_slots,
 )
@@ -54,6 +56,10 @@ CASES: dict[str, tuple[OnchipTile, NetShape]] = {
     "two halves": (OnchipTile(3), NetShape((20, 300, 270, 20))),
     "two halves, through memory": (OnchipTile(2), NetShape((150, 300, 150), "silu", "sigmoid", low=0.0)),
 }
+IN_REGISTERS = (
+    *("one chunk", "two chunks of inputs", "128 chains a group", "128 chains a group, two chunks"),
+    "four chunks, in turns",
+)
 SPLIT = (
     *("one chunk", "two chunks of inputs", "128 chains a group", "128 chains a group, two chunks"),
     "layers of unequal widths",
@@ -321,6 +327,25 @@ def test_what_padding_would_make_slower_is_left_to_other_kernels_but_runs_when_a
     assert choice.kernel == "stream" and any("3.9 times the products" in reason for reason in choice.refused)
     assert choose(small, "fp16", GpuFacts(), kernel="onchip").kernel == "onchip"
     assert choose(NetShape((64, *[200] * 8, 64)), "fp16", GpuFacts()).kernel == "onchip", "stream would pad as much"
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "precision", "held"),
+    [
+        (NETWORKS["digits"], OnchipTile(4), "fp16", True),
+        (NETWORKS["deep128"], OnchipTile(4, 128), "bf16", True),
+        (NETWORKS["digits"], OnchipTile(3), "fp16x3", False),
+        (NETWORKS["mnist"], OnchipTile(3), "fp16", False),
+        (NetShape((200, 100, 200)), OnchipTile(3), "fp16", False),
+        *((shape, tile, "fp16", name in IN_REGISTERS) for name, (tile, shape) in CASES.items()),
+    ],
+    ids=str,
+)
+def test_activations_stay_in_registers_where_they_fit(shape, tile, precision, held):
+    assert onchip_layout(shape, tile, precision).held == held
+    shared, item = shared_bytes(shape, tile, precision), 4 if precision == "fp16x3" else 2
+    activations = tile.chains * padded_width(shape, tile.group_chains) * item
+    assert (shared < activations + tile.slots * 32_768) == held
 
 
 def test_layouts_of_the_reference_networks():

@@ -112,6 +112,40 @@ def test_several_steps_and_draws_equal_torch(n_chains):
     check(PRIMES, LaunchRequest(n_chains, Schedule(burn_in=2, n_draws=2, thin=2)))
 
 
+# No hidden layer; several tiles of the last one; its last tile wider than what is stored of a state.
+QUIET_ENDS = [
+    ((67, 67), SMALL),
+    ((67, 41, 67), SMALL),
+    ((70, 41, 70), replace(SMALL, cols=128, last_cols=256)),
+    ((70, 41, 70), replace(COPIED, last_cols=64)),
+]
+
+
+@pytest.mark.parametrize(("widths", "tile"), QUIET_ENDS, ids=str)
+def test_steps_that_only_make_the_next_input_equal_torch_and_those_that_end_a_launch(widths, tile):
+    """A launch of one step keeps its states; in a longer one most steps only make the next input."""
+    shape = NetShape(widths)
+    layers = random_net(shape)
+    request = LaunchRequest(19, Schedule(burn_in=3, n_draws=2, thin=2))
+    whole = check(shape, request, tile=tile)
+    start, residual = None, None
+    for step in range(request.schedule.n_steps):
+        one = run(layers, shape, replace(request, first_step=step, run_steps=1, start=start), tile=tile)
+        start, residual = one.final, one.residual
+    assert torch.equal(whole.final, start) and torch.equal(whole.residual, residual)
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform"])
+def test_settled_steps_between_jittered_ones_equal_torch(noise):
+    schedule = Schedule(burn_in=2, n_draws=2, thin=7, settle=4, jitter=0.3, noise=noise)
+    check(NetShape((67, 41, 67)), LaunchRequest(19, schedule, seed=3), ("fp32", 6e-6, 2e-5))
+
+
+def test_steps_between_checks_give_the_defined_states():
+    shape = NetShape((67, 41, 67))
+    assert_halts_as_defined(lambda layers, shape, request: run(layers, shape, request), shape, 5, 2)
+
+
 def test_no_chain_is_no_work():
     outputs = run(random_net(PRIMES), PRIMES, LaunchRequest(0, Schedule(n_draws=3)))
     assert outputs.final.shape == (0, 7) and outputs.residual.shape == (0,)
@@ -222,6 +256,9 @@ def test_no_layer_writes_what_it_reads():
         table = wide_layers(shape, SMALL)
         for layer, following in pairwise(table):
             assert following.in_block == layer.out_block
+        # Where the last layer of a quiet step puts the next input; without a hidden layer none is quiet.
+        quiet_end = set(range(table[1].in_block)) if len(table) > 1 else set()
+        assert not quiet_end & set(range(table[-1].in_block, table[-1].in_block + table[-1].inner_blocks))
         for layer in table[:-1]:
             reads = set(range(layer.in_block, layer.in_block + layer.inner_blocks))
             n_out = layer.col_tiles * SMALL.cols // SMALL.inner
@@ -229,7 +266,9 @@ def test_no_layer_writes_what_it_reads():
             assert not reads & writes and max(writes) < program_blocks(shape, SMALL)
 
 
-@pytest.mark.parametrize("options", [{"rows": 48}, {"cols": 16, "inner": 32}, {"warps": 3}, {"stages": 0}])
+@pytest.mark.parametrize(
+    "options", [{"rows": 48}, {"cols": 16, "inner": 32}, {"last_cols": 16, "inner": 32}, {"warps": 3}, {"stages": 0}]
+)
 def test_impossible_tiles_are_refused(options):
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         WideTile(**options)

@@ -22,7 +22,6 @@ from kaleido_kernels.shapes import NETWORKS, NetShape
 MEASURED = {
     ("digits", "fp16", OnchipTile(4, 64, True)): 25.1,
     ("mnist", "fp16", OnchipTile(3)): 302.2,
-    ("mnist", "fp16", OnchipTile(2)): 338.1,
     ("digits", "fp16x3", OnchipTile(3)): 79.0,
     ("deep128", "fp16", OnchipTile(4, 128, True)): 12.24,
     ("deep128", "fp16x3", OnchipTile(3, 128)): 33.4,

@@ -188,8 +188,9 @@ def check_leaving(name: str, orders: list[str]) -> None:
     assert not orders_that_differ(LEAVING[name], orders, request, want)
 
 
-def test_tiles_that_end_apart_give_the_defined_states_in_some_orders():
-    check_leaving("in place", QUICK_ORDERS)
+@pytest.mark.parametrize("name", ["in registers", "in place"])
+def test_tiles_that_end_apart_give_the_defined_states_in_some_orders(name):
+    check_leaving(name, QUICK_ORDERS)
 
 
 @pytest.mark.slow
@@ -219,6 +220,7 @@ FAULTY: dict[str, Callable[[], tuple[Form, LaunchRequest]]] = {
     "in place": lambda: of_two_tiles(NetShape((70, 133, 70, 133, 70))),
     "through memory": lambda: of_two_tiles(NetShape((150, 130, 150))),
     "leaving early": lambda: (replace(LEAVING["in place"], programs=1), leaving("in place")[0]),
+    "leaving early, in registers": lambda: (replace(LEAVING["in registers"], programs=1), leaving("in registers")[0]),
 }
 """Small, and with all there is to go wrong: several tiles one after the other, sums over several slots."""
 MBARRIERS = {"order": (7, 9), "ready": (8, 10), "agreed": (11,)}
@@ -229,6 +231,7 @@ UNUSED = {
     "in place": ("order", "ready", "agreed"),
     "through memory": ("order", "agreed"),
     "leaving early": ("order", "ready"),
+    "leaving early, in registers": ("order", "ready"),
 }
 RELEASES = re.compile(r"wgmma\.wait_group(?:(?!wgmma\.)[\s\S])*?mbarrier\.arrive\.(?!expect_tx)")
 """A wait for products, and an arrival that follows it before any other product."""

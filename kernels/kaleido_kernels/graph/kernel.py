@@ -1,7 +1,7 @@
 """The graph path: matrix products by the vendor's library, everything else of a step in one fused kernel.
 
-For wide networks the library's products are hard to beat. A block of chains whose activations stay in the second-level
-cache runs step by step:
+For wide networks the library's products are hard to beat. A block of chains whose activations the second-level cache
+still helps runs step by step:
 
     addmm chain     operand -> h -> h -> ... -> raw sums; bias and ReLU in the product's epilogue
     fused kernel    bound, residual, noise, clamp; the operand of the next step
@@ -98,7 +98,7 @@ def graph_step_kernel(
     raw_ptr,  # (block, DIM_PADDED) fp32: sums of the last layer without bias; unused with FIRST
     bias_ptr,  # (DIM_PADDED,) fp32 of the last layer; unused with FIRST
     operand_ptr,  # (block, DIM_PADDED): the input of the next step; its padding stays zero
-    state_ptr,  # (block, D) fp32: the input of the step that ends, then that of the next
+    state_ptr,  # (block, D) fp32: the input of the step that ends, then that of the next, where it is read again
     result_ptr,  # (block, D) fp32: with FIRST == "given" the states to start from, else the state after the step
     residual_ptr,  # (block,) fp32
     chains_ptr,  # (block,) int64

@@ -16,13 +16,14 @@ VERDICTS = ("no stack",)
 
 GRAPH_FORMS = {"fp32": "ieee", "fp16x3": "ieee", "ieee": "ieee", "fp16": "fp16", "bf16": "bf16"}
 """How the graph path computes a precision: fp32 by plain fp32 products. tf32 is not offered: no test covers it."""
-GRAPH_BLOCKS = (LARGEST_BLOCK, 8_448, 4_224, 2_112, 1_056)
-"""Chains of a block, the largest first: whole tiles of rows for each of an H100's or H200's 132 multiprocessors."""
+GRAPH_BLOCKS = (LARGEST_BLOCK, 8_448, 4_096, 2_048, 1_024)
+"""Chains of a block, the largest first: whole tiles of 128 rows; of the two largest as many as an H100 or H200 has
+multiprocessors, or half as many."""
 WIDTH_MULTIPLE = 16
 """Widths are padded to whole 32-byte lines of 16-bit values, which every product of the library takes."""
-MOST_HIDDEN_BYTES = 72 * 2**20
-"""Activations of a block that the second-level cache still helps, an H200's of 60 MB: cifar in fp16 took it 4.53 s with
-blocks of 8,448 chains (68 MB), 4.83 with 4,096 and 4.84 with 16,896."""
+CACHED_BYTES = {8: 40 * 2**20, 9: 72 * 2**20}
+"""Activations of a block, by the GPU's generation: what an A100's second-level cache holds, and what was fastest on an
+H200 (60 MB): cifar in fp16 took 4.53 s with blocks of 8,448 chains (68 MB), 4.83 with 4,096, 4.84 with 16,896."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def padded_width(width: int) -> int:
 
 
 def hidden_bytes(shape: NetShape, precision: str, block_chains: int) -> int:
-    """Bytes of the activations that a layer reads and writes: what should stay in the second-level cache."""
+    """Bytes of the activations that a layer reads and writes: what the second-level cache should help."""
     width = padded_width(max(shape.hidden, 1))
     return 2 * width * OPERAND_BYTES[GRAPH_FORMS[precision]] * block_chains
 
@@ -98,23 +99,25 @@ def graph_bytes(shape: NetShape, precision: str, tile: GraphTile) -> int:
     return hidden_bytes(shape, precision, tile.block_chains) + per_chain * tile.block_chains
 
 
-def graph_candidates(shape: NetShape, precision: str, most: int = GRAPH_BLOCKS[0]) -> list[GraphTile]:
+def graph_candidates(
+    shape: NetShape, precision: str, most: int = GRAPH_BLOCKS[0], cached: int = CACHED_BYTES[9]
+) -> list[GraphTile]:
     """Tiles worth trying, best first: the largest block whose activations the cache helps, then smaller, then larger.
 
-    ``most``: chains of a block.
+    ``most``: chains of a block; ``cached``: bytes of its activations that the cache helps.
     """
     if precision not in GRAPH_FORMS:
         return []
     if most < GRAPH_BLOCKS[-1]:
         return [GraphTile(most)]
-    fitting = [n for n in GRAPH_BLOCKS if hidden_bytes(shape, precision, n) <= MOST_HIDDEN_BYTES] or [GRAPH_BLOCKS[-1]]
+    fitting = [n for n in GRAPH_BLOCKS if hidden_bytes(shape, precision, n) <= cached] or [GRAPH_BLOCKS[-1]]
     others = [n for n in GRAPH_BLOCKS if n not in fitting]
     return [GraphTile(n) for n in (*fitting, *reversed(others))]
 
 
 def candidates(shape: NetShape, precision: str, facts: GpuFacts) -> list[GraphTile]:
     """Tiles to choose from, best first."""
-    return graph_candidates(shape, precision, facts.graph_block)
+    return graph_candidates(shape, precision, facts.graph_block, CACHED_BYTES[min(max(facts.capability[0], 8), 9)])
 
 
 trials = candidates

@@ -231,7 +231,7 @@ def onchip_kernel(
     bias_ptr,  # (n_layers - 1, padded width) of hidden layers, then (last_tiles * last) of the last one, fp32
     inner_ptr,  # (n_layers - 1,) int32: slots of one half of a hidden layer's outputs
     scratch_ptr,  # (n_programs * 2, in_chunks, group, 64) operands, scratch; of one chunk where it is not used
-    state_ptr,  # (n_programs * 2, group, in_chunks * 64) fp32, scratch
+    state_ptr,  # (n_programs * 2, in_chunks, group * 64) fp32, scratch; a chunk lies in the order of threads
     n_tiles: tl.int32,
     draws_ptr, final_ptr, residual_ptr, start_ptr, chain_ids_ptr, saved_ptr, calm_in_ptr, calm_ptr, halt_ptr,
     shares_ptr, n_chains: tl.int64, first_chain: tl.int64, seed: tl.int64, jitter: tl.float32,

@@ -61,7 +61,7 @@ class OnchipScratch:
 
     Args:
         inputs: (n_programs * 2 * in_chunks * group, 64) operands; one chunk where inputs do not go through memory.
-        state: (n_programs * 2 * group, in_chunks * 64) fp32.
+        state: (n_programs * 2, in_chunks, group * 64) fp32, a chunk in the order of threads.
         n_programs: programs at a time.
     """
 
@@ -116,5 +116,5 @@ def allocate_scratch(packed: PackedOnchip, n_programs: int) -> OnchipScratch:
     layout, device = packed.layout, packed.weights.device
     chunks = n_programs * GROUPS * layout.in_chunks if layout.through_memory else 1
     inputs = torch.empty(chunks * layout.group, CHUNK, dtype=OPERAND_TYPES[packed.precision], device=device)
-    rows = n_programs * GROUPS * layout.group
-    return OnchipScratch(inputs, torch.empty(rows, layout.in_chunks * CHUNK, device=device), n_programs)
+    state = torch.empty(n_programs * GROUPS, layout.in_chunks, layout.group * CHUNK, device=device)
+    return OnchipScratch(inputs, state, n_programs)

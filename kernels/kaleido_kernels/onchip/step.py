@@ -252,7 +252,7 @@ def put_first_input(start_ptr, step, keep, rows, places, timing, noise, MAP: gl.
 @gluon.jit
 def first_held_input(start_ptr, step, keep, rows, places, timing, noise, MAP: gl.constexpr, LAYOUT: gl.constexpr):
     """`put_first_input` for activations in registers: returns the input."""
-    fence_async_shared()  # for the verdict "fenced layers" alone: the compiler's own stores before are for no product
+    fence_async_shared()  # for the verdict "fenced layers" alone: no product reads what the compiler stored before
     first = first_chunk(start_ptr, 0, step, keep, rows, places, timing, noise, MAP, LAYOUT)
     if LAYOUT.in_chunks == 1:
         return (first,)

@@ -103,7 +103,8 @@ def run_layers(
 ):
     """All layers of one step, from the state's blocks in scratch to raw sums in it, ready to be read.
 
-    If the step is ``quiet``, to the next input in the state's blocks instead: nothing reads those in the last layer.
+    If the step is ``quiet``, to the next input in the state's blocks instead: nothing reads those in the last layer if
+    there is a hidden one.
     """
     COLS: tl.constexpr = LAYOUT.cols
     LAST_COLS: tl.constexpr = LAYOUT.last_cols
@@ -210,12 +211,13 @@ def end_step(
 
 
 @triton.jit
-def is_quiet(done, target, timing, noise, stored, MAP: tl.constexpr):
+def is_quiet(done, target, timing, noise, stored, MAP: tl.constexpr, LAYOUT: tl.constexpr):
     """Whether step number ``done``, counted from 1, only makes the next input: no noise, nothing wanted in fp32.
 
-    Its sums need no way through memory, which took 3 (fp32) to 10 % (fp16) of the time of mnist on an H200.
+    Its sums need no way through memory, which took 3 (fp32) to 10 % (fp16) of the time of mnist on an H200. Without a
+    hidden layer the next input would overwrite the one that is being read.
     """
-    if noise.shares_ptr is not None or MAP.jitter == "upstream":
+    if noise.shares_ptr is not None or MAP.jitter == "upstream" or LAYOUT.n_layers == 1:
         return tl.full([], 0, tl.int1)
     else:
         quiet = done < target - 1
@@ -249,7 +251,7 @@ def run_tile(
         step = tl.full([], 0, tl.int32) + done
         done += 1
         is_target = done == target
-        quiet = is_quiet(done, target, timing, noise, stored, MAP)
+        quiet = is_quiet(done, target, timing, noise, stored, MAP, LAYOUT)
         run_layers(net, scratch, quiet, MAP, LAYOUT, USE_ASM, USE_TMA)
         if CHECKS:
             live = calm >= 0

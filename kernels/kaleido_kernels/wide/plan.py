@@ -49,8 +49,10 @@ class WideTile:
             value = getattr(self, name)
             if not 16 <= value <= 256 or value & (value - 1):
                 raise ValueError(f"{name} is {value}: it must be a power of two from 16 to 256")
-        if self.cols % self.inner:
-            raise ValueError(f"cols {self.cols} is no multiple of inner {self.inner}: outputs must fill whole blocks")
+        for name in ("cols", "last_cols"):
+            if getattr(self, name) % self.inner:
+                what = f"{name} {getattr(self, name)} is no multiple of inner {self.inner}"
+                raise ValueError(f"{what}: outputs must fill whole blocks")
         if self.warps not in (4, 8) or not 1 <= self.stages <= 8:
             raise ValueError(f"{self.warps} warps and {self.stages} stages: use 4 or 8 warps and 1 to 8 stages")
 

@@ -21,7 +21,7 @@ from kaleido_kernels.shapes import NetShape
 TILE_BYTES = 2 * CHUNK * SLOT_ROWS
 HIDDEN_EPILOGUE, SPLIT_EPILOGUE, LAST_EPILOGUE = 650.0, 900.0, 1700.0
 """Cycles of a group behind a part's products: 64 chains and 256 outputs of a hidden layer, in split fp32, and 128 of
-the last layer's. Counted in machine code of the first such kernel."""
+the last layer's. Counted in machine code of the first such kernel, which stored all of them in shared memory."""
 FIRST_HALF = 0.6
 """The share of it where the other half of the outputs follows: they are stored together."""
 AHEAD, ISSUE, RELEASE = 2, 27.0, 40.0
