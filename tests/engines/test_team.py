@@ -119,7 +119,7 @@ def test_members_change_no_bit_of_loops_in_bf16(loops, n):
 def test_members_do_take_part():
     """In one of some runs at least: what is shared by nobody would have the right bits too."""
     engine = CpuEngine(MODEL, SampleRequest(n_chains=4, burn_in=400))
-    assert max(run_shared(engine, 4, 3)[1] for _ in range(20)) == 3
+    assert any(run_shared(engine, 4, 3)[1] == 3 for _ in range(20))
 
 
 def test_a_member_that_comes_late_is_not_waited_for_and_leaves_again():

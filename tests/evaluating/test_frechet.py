@@ -153,7 +153,7 @@ def test_the_judge_follows_its_seed_alone_and_knows_digits_it_has_not_seen(digit
     assert measure.accuracy > 0.85 and measure.n_compared == 250
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (7, 5), (40, 33, 3)])
+@pytest.mark.parametrize("shape", [(2, 2), (7, 5), (24, 17, 3)])
 def test_pictures_of_any_shape_are_judged(shape):
     """A bright upper half against a bright lower half."""
     labels = torch.arange(80) % 2
