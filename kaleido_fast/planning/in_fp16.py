@@ -19,8 +19,9 @@ from kaleido_kernels.proving.trials import expected_milliseconds
 from kaleido_kernels.tile import GpuFacts
 
 BY_PARTS = 1.15
-"""How much longer than the model says a flow takes in fp16, against fp32: by parts an H200 took up to 1.14 times as
-long in fp16 (deep128; mnist 1.12), in `wide` 1.23, and 1.05 to 1.08 times in fp32, of which the model knows nothing."""
+"""How much longer than the model says a flow takes in fp16, against fp32. Of steps by parts it knows nothing: an H200
+took up to 1.14 times as long in fp16 (deep128; mnist 1.12; in `wide` 1.16, before its whole steps became 10 % faster),
+and 1.05 to 1.07 times in fp32."""
 MODELLED_GPU = (9, 0)
 """Compute capability of the H100 and the H200, whose rates the cost model has."""
 MODELLED_KERNELS = ("narrow", "onchip", "stream", "wide")

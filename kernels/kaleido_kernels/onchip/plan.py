@@ -37,7 +37,7 @@ class OnchipTile:
         slots: pieces of weights of 32 KB in shared memory: one is multiplied, the others are on their way.
         group_chains: chains of a group of warps, 64 or 128; a program has two groups.
         in_turns: one group multiplies at a time, layer by layer, so that the other's activations fall into that time;
-            else they may multiply at once, and come into step: the matrix units share their time between both.
+            else they may multiply at once, and may come into step.
     """
 
     slots: int
@@ -214,9 +214,9 @@ def is_held(shape: NetShape, tile: OnchipTile, precision: str) -> bool:
 def shared_bytes(shape: NetShape, tile: OnchipTile, precision: str) -> int:
     """Shared memory of a program: activations of its chains where it has them, and slots."""
     item = OPERAND_BYTES[precision]
-    activations = tile.chains * padded_width(shape, tile.group_chains) * item * operand_parts(precision)
-    if is_held(shape, tile, precision):
-        activations = 0
+    held = is_held(shape, tile, precision)
+    values = 0 if held else tile.chains * padded_width(shape, tile.group_chains)
+    activations = values * item * operand_parts(precision)
     return activations + tile.slots * SLOT_ROWS * CHUNK * item + RESERVED_SHARED
 
 

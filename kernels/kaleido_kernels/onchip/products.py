@@ -147,7 +147,8 @@ def multiply(
     act, own, chunk, bias_ptr, n_slots, turn, ring, GROUP_NUMBER: gl.constexpr, COLS: gl.constexpr, USED: gl.constexpr,
     WRAP: gl.constexpr, ONE: gl.constexpr, EARLY: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Products of chunks ``chunk`` .. of a group with the next ``n_slots`` slots, ONE or more; returns (sums, turn).
+    """Products of chunks ``chunk`` .. of a group with the next ``n_slots`` slots, ONE or more, plus bias; returns them
+    and the turn after.
 
     A product always waits behind the running one; a slot is released when the product after its own was issued.
     WRAP: chunks are taken modulo a layer's, as inputs from memory arrive. Where groups take turns, one multiplies while
@@ -162,8 +163,7 @@ def multiply(
             acc, turn = add_number(acc, number, act, own, chunk, turn, ring, COLS, USED, WRAP, False, LAYOUT)
     acc, turn = hand_turn(acc, turn, ring, GROUP_NUMBER, LAYOUT)
     bias_ptrs = bias_ptr + gl.arange(0, COLS, layout=gl.SliceLayout(0, layouts.accumulator(COLS)))
-    # The bias arrives during the last products, where there are registers for it: not beside outputs that wait.
-    if EARLY:
+    if EARLY:  # the bias arrives during the last products; beside outputs that wait there are no registers for it
         bias = gl.load(bias_ptrs)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         release_before(turn, True, ring, LAYOUT)
@@ -179,7 +179,7 @@ def multiply_held(
     held, bias_ptr, turn, ring, GROUP_NUMBER: gl.constexpr, COLS: gl.constexpr, N_SLOTS: gl.constexpr,
     USED: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """`multiply` of operands in registers: ``held``, a tuple of chunks (group, 64), USED of them with a slot."""
+    """`multiply` of operands in registers: ``held``, a tuple of chunks (group, 64), USED of them with each slot."""
     GROUP: gl.constexpr = LAYOUT.group
     acc = gl.zeros([GROUP, COLS], gl.float32, layout=layouts.accumulator(COLS))
     await_turn(turn, ring, GROUP_NUMBER, LAYOUT)
